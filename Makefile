@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up everything first.
+VENV   ?= .venv
+PY     ?= python3
+EXTRAS ?= dev
+PYTHON  = $(VENV)/bin/python
+# uv does not read pip's configuration: hand it what pip knows (all empty on an ordinary machine)
+pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
+FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
+INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
+
+.PHONY: help setup demo test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+
+setup: $(VENV)/.ok ## make the virtual environment and install im2wav with everything the demo and the tests use
+
+$(VENV)/.ok: pyproject.toml constraints.txt src/im2wav/cpu_torch.py
+	$(PY) -m venv $(VENV)
+	$(PYTHON) -m pip install -q "uv>=0.5"
+	$(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(INDEX_URL),UV_DEFAULT_INDEX="$(INDEX_URL)") \
+		VIRTUAL_ENV="$(abspath $(VENV))" $(VENV)/bin/uv pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
+	$(PYTHON) -m im2wav.cpu_torch
+	touch $@
+
+demo: setup ## pictures to sounds in a quarter of an hour: train on the shipped pairs, then open runs/demo/index.html
+	$(PYTHON) -m im2wav.demo $(ARGS)
+
+test: setup ## run the tests (needs nothing but 2 CPU cores)
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+format: setup ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+clean: ## remove caches and build products; runs/ and data/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -exec rm -rf {} +

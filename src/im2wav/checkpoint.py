@@ -1,0 +1,135 @@
+"""A path -> a bare net in eval mode, with what its file says of its origin."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from im2wav.codec import AudioCodec
+from im2wav.hashing import state_sha256
+from im2wav.prior import Prior
+
+# the nets that a checkpoint may ask for: a name from a file is never imported
+NETS: dict[str, type[nn.Module]] = {"im2wav.codec.AudioCodec": AudioCodec, "im2wav.prior.Prior": Prior}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A net and its origin."""
+
+    net: nn.Module
+    kind: str  # vqvae, low_prior or up_prior
+    config: Mapping[str, Any]  # of the net: the arguments that build it
+    data: Mapping[str, Any] = field(default_factory=dict)  # identity of the data set that it was trained on
+    codec_sha256: str | None = None  # of a prior: the codec whose codes it speaks
+    bandwidth: Mapping[str, float] | None = None  # of a codec: what its losses were divided by
+
+
+def net_sha256(net: nn.Module) -> str:
+    """Hash of a net's weights and buffers."""
+    return state_sha256(net.state_dict())
+
+
+def load(path: str | Path, kind: str | None = None) -> Loaded:
+    """Load a net; of a training checkpoint the averaged weights (EMA) where the run kept them.
+
+    Args:
+        path: a .ckpt file of a training run or a .safetensors file.
+        kind: vqvae, low_prior or up_prior, to refuse any other.
+
+    Raises:
+        ValueError: no such file, not a checkpoint of ours, or of another kind.
+    """
+    path = Path(path)
+    expected = f"a {kind} checkpoint" if kind else "a checkpoint of im2wav"
+    if not path.is_file():
+        hint = f"; train one with `python -m im2wav.train model={kind}`, or give its path" if kind else ""
+        raise ValueError(f"{path} does not exist, expected {expected}{hint}")
+    try:
+        about, state = (_read_safetensors if path.suffix == ".safetensors" else _read_training)(path)
+        found, config = about["kind"], {k: v for k, v in about["config"].items() if not k.startswith("_")}
+        build = NETS[about["config"]["_target_"]]
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise ValueError(f"{path} is not {expected} ({type(error).__name__}: {reason})") from error
+    if kind and found != kind:
+        raise ValueError(f"{path} holds a {found}, expected {expected}")
+    with torch.device("meta"):
+        net = build(**config)
+    net.load_state_dict(state, assign=True)
+    about = {k: about.get(k) for k in ("data", "codec_sha256", "bandwidth")}
+    return Loaded(
+        net.eval().requires_grad_(False), found, config, about["data"] or {}, about["codec_sha256"], about["bandwidth"]
+    )
+
+
+def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    prefix = "net."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return {**checkpoint, "config": checkpoint["config"]["net"]}, state
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, "pt") as file:  # memory-mapped: the weights are read once, where they are used
+        about = json.loads(file.metadata()["im2wav"])
+        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def save(loaded: Loaded, path: Path) -> Path:
+    """Write a net as one .safetensors file that says in its header what it is.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    target = next(name for name, kind in NETS.items() if isinstance(loaded.net, kind))
+    about = {
+        "kind": loaded.kind,
+        "config": {"_target_": target, **loaded.config},
+        "data": dict(loaded.data),
+        "codec_sha256": loaded.codec_sha256,
+        "bandwidth": loaded.bandwidth,
+    }
+    temporary = path.with_suffix(".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
+        save_file(state, temporary, {"im2wav": json.dumps(about)})
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    return path
+
+
+def load_net(path: str | Path, kind: str | None = None) -> nn.Module:
+    """The net of a checkpoint, bare, in eval mode. See `load`."""
+    return load(path, kind).net
+
+
+def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:
+    """Refuse nets that do not belong together.
+
+    Raises:
+        ValueError: a prior that speaks the codes of another codec, or priors of different image encoders.
+    """
+    sha256 = net_sha256(codec.net)
+    for name, prior in (("low", low), ("up", up)):
+        if prior.codec_sha256 not in (None, sha256):
+            raise ValueError(
+                f"the {name} prior was trained on the codes of another VQ-VAE (sha256 "
+                f"{prior.codec_sha256[:12]}…, this one is {sha256[:12]}…): give the one of its own run"
+            )
+    one, other = (dict(x.data).get("encoder") for x in (low, up))
+    if one != other:
+        raise ValueError(
+            f"the low prior was trained with encoder={one}, the up prior with encoder={other}: "
+            "both must see the same embeddings"
+        )

@@ -1,0 +1,90 @@
+"""What the entries share: where the configs are, one clear line for an error, and the `im2wav` command."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+VERBS = {
+    "embed": "videos, or pictures and sounds -> a pairs folder",
+    "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
+    "sample": "a photo, a video or a folder -> sounds",
+    "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
+    "demo": "the whole way on the shipped pairs, with a page to look at and hear",
+}
+
+
+def root() -> Path:
+    """The folder that holds `conf/` and `experiments/`: inside the installed package, or the top of the repository."""
+    package = Path(__file__).resolve().parent
+    return package if (package / "conf").is_dir() else package.parents[1]
+
+
+CONF = str(root() / "conf")
+
+
+def register_resolvers() -> None:
+    """Make the functions known that the configs interpolate with. Called before Hydra composes."""
+    from omegaconf import OmegaConf
+
+    def codes_in(num_samples: int, strides: list[list[int]], level: str) -> int:
+        groups = strides if level == "low" else strides[:1]
+        return num_samples // prod(prod(group) for group in groups)
+
+    OmegaConf.register_new_resolver("project_root", lambda: str(root()), replace=True)
+    OmegaConf.register_new_resolver("codes_in", codes_in, replace=True)
+
+
+def run(task: Callable[[Any], Any], config: Any) -> Any:
+    """Run an entry's task; whatever the user can mend ends in one line on stderr and exit code 2.
+
+    IM2WAV_TRACEBACK=1 shows where an error came from.
+    """
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    logging.captureWarnings(True)
+    try:
+        return task(config)
+    except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
+        if os.environ.get("IM2WAV_TRACEBACK"):
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        sys.stderr.write(f"error: {' '.join(str(cause).split())}\n")
+        raise SystemExit(2) from error
+
+
+def instantiate(node: Any, **arguments: Any) -> Any:
+    """Build what a config node describes; containers reach it as plain lists and dicts."""
+    import hydra
+
+    return hydra.utils.instantiate(node, _convert_="all", **arguments)
+
+
+def pick_device(name: str) -> str:
+    """`auto` becomes cuda where there is one, else cpu."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def main() -> None:
+    """`im2wav VERB ...` is `python -m im2wav.VERB ...`."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb not in VERBS:
+        lines = "\n".join(f"  {name:8} {what}" for name, what in VERBS.items())
+        text = f"usage: im2wav VERB [key=value ...]\n\n{lines}\n\n`im2wav VERB --help` lists what can be set.\n"
+        if verb in ("-h", "--help"):
+            sys.stdout.write(text)
+            return
+        sys.exit(f"error: {verb!r} is no verb of im2wav\n{text}")
+    sys.argv = [f"im2wav {verb}", *sys.argv[2:]]
+    importlib.import_module(f"im2wav.{verb}").main()
+
+
+if __name__ == "__main__":
+    main()

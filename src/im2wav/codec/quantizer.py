@@ -1,0 +1,142 @@
+"""A codebook learnt by exponential moving averages, with random restarts of dead codes.
+
+Source: van den Oord et al. 2017 (VQ-VAE), with the restarts of Jukebox (Dhariwal et al., 2020).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What a codebook says of latents [B, C, T]."""
+
+    codes: Tensor  # [B, T], int64
+    latents: Tensor  # [B, C, T], straight-through in training, detached otherwise
+    commit_loss: Tensor  # mean squared distance between latent and code, with gradient to the encoder
+    metrics: dict[str, Tensor]  # scalars, without gradient
+
+
+class Codebook(nn.Module):
+    """`size` vectors of width `dim`, kept in buffers and moved towards the latents that choose them.
+
+    Buffers: `codebook` [size, dim]; `code_sum` [size, dim] and `code_usage` [size], moving averages over training
+    steps of the sum and of the number of latents that chose each code; `initialised`, a flag.
+
+    Args:
+        size: number of codes.
+        dim: width of a code.
+        decay: of the moving averages, for each step.
+        restart_threshold: a code whose `code_usage` (latents a step) is lower is replaced by a random latent.
+        reset_usage_on_restart: give a restarted code the usage `restart_threshold`, so that it has time to find
+            latents. False is the official behaviour: the old, low usage stays and the code is drawn anew at each step.
+    """
+
+    codebook: Tensor
+    code_sum: Tensor
+    code_usage: Tensor
+    initialised: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        decay: float = 0.99,
+        restart_threshold: float = 1.0,
+        reset_usage_on_restart: bool = True,
+    ):
+        super().__init__()
+        self.size, self.dim, self.decay = size, dim, decay
+        self.restart_threshold, self.reset_usage_on_restart = restart_threshold, reset_usage_on_restart
+        self.register_buffer("codebook", torch.zeros(size, dim))
+        self.register_buffer("code_sum", torch.zeros(size, dim))
+        self.register_buffer("code_usage", torch.zeros(size))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""
+        book = self.codebook.t()
+        distance = x.square().sum(1, keepdim=True) - 2 * (x @ book) + book.square().sum(0, keepdim=True)
+        least, codes = distance.min(1)
+        return codes, least
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Latents [B, dim, T] -> codes [B, T]."""
+        codes, _ = self.nearest(self._flatten(latents))
+        return codes.view(latents.shape[0], -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, T] -> latents [B, dim, T]."""
+        return F.embedding(codes, self.codebook).transpose(1, 2)
+
+    def forward(self, latents: Tensor) -> Quantised:
+        """Quantise latents [B, dim, T]; in training also move the codebook, after the codes were chosen."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            flat = self._flatten(latents)
+            if self.training and not self.initialised:
+                self._initialise(flat.detach())
+            codes, distances = self.nearest(flat.detach())
+            quantised = self.decode(codes.view(latents.shape[0], -1))
+            commit_loss = F.mse_loss(latents, quantised.detach())
+            metrics = {"fit": distances.mean(), "latent_norm": self._deviation(flat.detach())}
+            if self.training:
+                metrics |= self._update(flat.detach(), codes)
+                quantised = latents + (quantised - latents).detach()
+        return Quantised(codes.view(latents.shape[0], -1), quantised, commit_loss, metrics)
+
+    @staticmethod
+    def _flatten(latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2).reshape(-1, latents.shape[1])
+
+    @staticmethod
+    def _deviation(x: Tensor) -> Tensor:
+        return (x - x.mean()).norm() / x.numel() ** 0.5
+
+    def random_rows(self, x: Tensor) -> Tensor:
+        """Draw `size` of the latents x [M, dim], the same ones on every process: [size, dim]."""
+        if x.shape[0] < self.size:  # too few: repeat them, apart by a little noise
+            x = x.repeat(-(-self.size // x.shape[0]), 1)
+            x = x + torch.randn_like(x) * (0.01 / self.dim**0.5)
+        rows = x[torch.randperm(x.shape[0], device=x.device)[: self.size]].contiguous()
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(rows, 0)
+        return rows
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        rows = self.random_rows(x)
+        self.codebook.copy_(rows)
+        self.code_sum.copy_(rows)
+        self.code_usage.fill_(1.0)
+        self.initialised.fill_(True)
+
+    @torch.no_grad()
+    def _update(self, x: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        counts = torch.bincount(codes, minlength=self.size).to(x)
+        sums = torch.zeros_like(self.code_sum).index_add_(0, codes, x)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.code_sum.lerp_(sums, 1 - self.decay)
+        self.code_usage.lerp_(counts, 1 - self.decay)
+        rows = self.random_rows(x)
+        alive = self.code_usage >= self.restart_threshold
+        old = self.codebook.clone()
+        mean = self.code_sum / self.code_usage.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
+        self.codebook.copy_(torch.where(alive[:, None], mean, rows))
+        if self.reset_usage_on_restart:
+            usage = torch.where(alive, self.code_usage, self.code_usage.clamp_min(self.restart_threshold))
+            self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, rows * usage[:, None]))
+            self.code_usage.copy_(usage)
+        share = counts / counts.sum()
+        return {
+            "entropy": -(share * (share + 1e-8).log()).sum(),
+            "codes_in_batch": (counts >= self.restart_threshold).sum().to(x),
+            "codes_alive": alive.sum().to(x),
+            "codebook_step": (self.codebook - old).norm() / old.numel() ** 0.5,
+        }

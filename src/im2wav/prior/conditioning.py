@@ -1,0 +1,274 @@
+"""What a prior is told: the picture, the time, and for the up prior the coarse codes.
+
+Letters: B batch, T positions (codes), F frames, D width of the image embedding, W width of the transformer.
+Source: Im2Wav (Sheffer & Adi, 2022); the timing tables and the upsampler come from Jukebox (Dhariwal et al., 2020).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from im2wav.prior.transformer import LayerNorm
+from im2wav.resnet import UpsampleStack
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a window lies in its recording, in samples; each field is [B], float32."""
+
+    total: Tensor  # length of the recording
+    offset: Tensor  # start of the window
+    duration: Tensor  # length of the window
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that a prior is conditioned on, for B sequences.
+
+    Attributes:
+        clip: image embeddings, one for each frame, [B, F, D]; a photo is one frame.
+        timing: for priors with timing tables; None otherwise.
+        codes_low: coarse codes [B, T / ratio], for the up prior; None otherwise.
+        null: [B] booleans; where true the picture is withheld and the learnt null embeddings take its place.
+    """
+
+    clip: Tensor
+    timing: Timing | None = None
+    codes_low: Tensor | None = None
+    null: Tensor | None = None
+
+    @property
+    def is_null(self) -> Tensor:
+        """`null`, all false where it was not given: [B] booleans."""
+        return self.null if self.null is not None else self.clip.new_zeros(len(self.clip), dtype=torch.bool)
+
+    def null_like(self) -> "Conditions":
+        """The same conditions with every picture withheld; timing and coarse codes stay."""
+        return replace(self, null=torch.ones_like(self.is_null))
+
+    def dropped(self, probability: float) -> "Conditions":
+        """Withhold each picture with this probability, for training with classifier-free guidance."""
+        return replace(self, null=torch.rand(len(self.clip), device=self.clip.device) < probability)
+
+    def take(self, rows: Tensor | slice) -> "Conditions":
+        """The conditions of some of the B sequences."""
+        return _map(lambda *x: x[0][rows], self)
+
+    @staticmethod
+    def cat(parts: "Sequence[Conditions]") -> "Conditions":
+        """Join conditions along the batch."""
+        return _map(lambda *x: torch.cat(x), *(replace(p, null=p.is_null) for p in parts))
+
+
+def _map(function, *items):
+    """Apply a function to the corresponding tensors of dataclasses of one kind."""
+    if items[0] is None:
+        return None
+    if isinstance(items[0], Tensor):
+        return function(*items)
+    kind = type(items[0])
+    return kind(**{f.name: _map(function, *(getattr(item, f.name) for item in items)) for f in fields(kind)})
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig:
+    """The network that brings coarse codes to the rate of the fine ones.
+
+    Attributes:
+        strides: their product is the number of fine codes for each coarse one.
+        width, depth: of the residual stacks.
+        dilation_growth, dilation_cycle: dilations are growth^(d mod cycle).
+        expansion: channels inside a residual block, as a multiple of `width`.
+    """
+
+    strides: Sequence[int] = (2, 2)
+    width: int = 512
+    depth: int = 16
+    dilation_growth: int = 3
+    dilation_cycle: int | None = 8
+    expansion: float = 1.0
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """Which conditions a prior takes, and the sizes of the networks that read them.
+
+    Attributes:
+        clip_dim: width D of the image embeddings.
+        clip_scale: the embeddings, of unit norm, are multiplied by it before they are read. 1 in Im2Wav; about
+            sqrt(D) gives their entries unit variance, and a small prior then learns to look at pictures much sooner.
+        map_width: hidden width of the maps from D to the transformer's width.
+        map_dropout: dropout inside the maps.
+        frames: add the embedding of the frame that is seen at each position (low prior); otherwise only the mean of
+            the frames is used, as the start of the sequence.
+        timing: add the tables of total length and absolute and relative position (low prior).
+        guidance: learn embeddings that stand for no picture, which guidance needs.
+        upsampler: read coarse codes (up prior).
+        timing_bins: entries of a timing table.
+        sample_rate: Hz; with it the ranges of the timing tables, in seconds, become samples.
+        total_range: seconds that the table of total lengths covers; the absolute positions begin at 0.
+    """
+
+    clip_dim: int = 512
+    clip_scale: float = 1.0
+    map_width: int = 512
+    map_dropout: float = 0.1
+    frames: bool = False
+    timing: bool = False
+    guidance: bool = False
+    upsampler: UpsamplerConfig | None = None
+    timing_bins: int = 64
+    sample_rate: int = 16000
+    total_range: Sequence[float] = field(default=(2.05, 600.0))
+
+
+class ClipMap(nn.Sequential):
+    """Image embedding [..., D] -> [..., W]."""
+
+    def __init__(self, dim: int, hidden: int, width: int, dropout: float):
+        super().__init__(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+
+
+class TimingTables(nn.Module):
+    """Sum of three embeddings of binned times, [B, T, W]. Times outside a table's range fall into its end bins."""
+
+    def __init__(self, config: ConditioningConfig, width: int, std: float):
+        super().__init__()
+        low, high = (seconds * config.sample_rate for seconds in config.total_range)
+        self.ranges = {"total": (low, high), "absolute": (0.0, high), "relative": (0.0, 1.0)}
+        self.bins = config.timing_bins
+        self.tables = nn.ModuleDict({name: nn.Embedding(config.timing_bins, width) for name in self.ranges})
+        for table in self.tables.values():
+            nn.init.normal_(table.weight, std=std)  # type: ignore[arg-type]
+
+    def bin(self, name: str, value: Tensor) -> Tensor:
+        """Bin numbers of float32 values in the table `name`."""
+        low, high = self.ranges[name]
+        return (self.bins * ((value - low) / (high - low))).floor().long().clamp(0, self.bins - 1)
+
+    def bins_of(self, timing: Timing, length: int) -> dict[str, Tensor]:
+        """Bin numbers in each table of `length` positions spread evenly over each window: [B, 1] or [B, length].
+
+        The relative position of a window's end is at most 1, also where the window outlasts its recording.
+        """
+        total, offset, duration = (x.float()[:, None] for x in (timing.total, timing.offset, timing.duration))
+        share = torch.arange(length, device=total.device, dtype=torch.float32) / length
+
+        def spread(start: Tensor, end: Tensor) -> Tensor:
+            return start + (end - start) * share
+
+        end = offset + duration
+        return {
+            "total": self.bin("total", total),
+            "absolute": self.bin("absolute", spread(offset, end)),
+            "relative": self.bin("relative", spread(offset / total, (end / total).clamp_max(1.0))),
+        }
+
+    def forward(self, timing: Timing, length: int) -> Tensor:
+        """Embeddings of `length` positions."""
+        return sum(self.tables[name](index) for name, index in self.bins_of(timing, length).items())
+
+
+class CodeUpsampler(nn.Module):
+    """Coarse codes [B, T / ratio] -> [B, T, W]."""
+
+    def __init__(self, config: UpsamplerConfig, codebook_size: int, width: int, std: float):
+        super().__init__()
+        self.ratio = prod(config.strides)
+        self.embedding = nn.Embedding(codebook_size, width)
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.stack = UpsampleStack(
+            width,
+            config.width,
+            width,
+            config.strides,
+            depth=config.depth,
+            growth=config.dilation_growth,
+            cycle=config.dilation_cycle,
+            hidden=int(config.expansion * config.width),
+        )
+        self.norm = LayerNorm(width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Embed the codes and raise their rate."""
+        x = self.stack(self.embedding(codes).transpose(1, 2))
+        return self.norm(x.transpose(1, 2))
+
+
+def frame_of_position(length: int, frames: int, device: torch.device | None = None) -> Tensor:
+    """The frame that is seen at each of `length` positions, [length]: evenly spread, first to first, last to last.
+
+    Rounds halves to even; computed in float64. Source: Im2Wav, models/prior.py.
+    """
+    step = torch.arange(length, dtype=torch.float64) * (1 / max(length - 1, 1))
+    if length > 1:
+        step[-1] = 1.0
+    return (step * (frames - 1)).round().long().to(device)
+
+
+class Conditioner(nn.Module):
+    """Turns `Conditions` into what the transformer adds: a start embedding [B, W] and one for each position [B, T, W].
+
+    The position embedding is None where the prior has none of frames, timing and upsampler.
+    """
+
+    def __init__(self, config: ConditioningConfig, codebook_size: int, width: int, init_scale: float):
+        super().__init__()
+        self.config = config
+        std = 0.01 * init_scale
+        maps = (config.clip_dim, config.map_width, width, config.map_dropout)
+        self.start_map = ClipMap(*maps)
+        self.frame_map = ClipMap(*maps) if config.frames else None
+        self.timing = TimingTables(config, width, std) if config.timing else None
+        self.upsampler = (
+            CodeUpsampler(config.upsampler, codebook_size, width, 0.02 * init_scale) if config.upsampler else None
+        )
+        self.null_start = nn.Parameter(torch.randn(width) * std) if config.guidance else None
+        self.null_frame = nn.Parameter(torch.randn(width) * std) if config.guidance and config.frames else None
+
+    def _check(self, conditions: Conditions, length: int) -> None:
+        clip, coarse = conditions.clip, conditions.codes_low
+        if clip.ndim != 3 or clip.shape[2] != self.config.clip_dim or not clip.shape[1]:
+            raise ValueError(
+                f"image embeddings of shape {tuple(clip.shape)}: this prior takes [B, F, {self.config.clip_dim}]; "
+                "were they made with another encoder?"
+            )
+        if self.timing is not None and conditions.timing is None:
+            raise ValueError("this prior has timing tables: conditions.timing is needed")
+        if self.upsampler is not None:
+            if coarse is None:
+                raise ValueError("this prior reads coarse codes: conditions.codes_low is needed")
+            if coarse.shape[1] * self.upsampler.ratio != length:
+                raise ValueError(
+                    f"{coarse.shape[1]} coarse codes give {coarse.shape[1] * self.upsampler.ratio} positions, "
+                    f"but the context has {length}"
+                )
+        if conditions.null is not None and self.null_start is None and conditions.null.any():
+            raise ValueError("this prior has no null embedding (conditioning.guidance=false), so it cannot be guided")
+
+    def forward(self, conditions: Conditions, length: int) -> tuple[Tensor, Tensor | None]:
+        """Start embedding [B, W] and position embedding [B, length, W] or None.
+
+        Raises:
+            ValueError: the conditions lack what this prior reads, or their shapes do not fit.
+        """
+        self._check(conditions, length)
+        clip = conditions.clip.to(self.start_map[0].weight) * self.config.clip_scale
+        null = conditions.is_null
+        start = self.start_map(clip.mean(1))
+        if self.null_start is not None:
+            start = torch.where(null[:, None], self.null_start.to(start), start)
+        parts = []
+        if self.frame_map is not None:
+            frames = self.frame_map(clip)
+            if self.null_frame is not None:
+                frames = torch.where(null[:, None, None], self.null_frame.to(frames), frames)
+            parts.append(frames[:, frame_of_position(length, clip.shape[1], clip.device)])
+        if self.timing is not None and conditions.timing is not None:
+            parts.append(self.timing(conditions.timing, length))
+        if self.upsampler is not None and conditions.codes_low is not None:
+            parts.append(self.upsampler(conditions.codes_low))
+        return start, sum(parts[1:], parts[0]) if parts else None

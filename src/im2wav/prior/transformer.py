@@ -1,0 +1,123 @@
+"""The transformer of a prior: layers of factored attention and a narrow MLP. Tensors are [B, T, W]."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from im2wav.prior.attention import KINDS, Kind, LayerCache, attend
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """`x * sigmoid(1.702 x)`, the approximation of GELU that the official weights were trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        width: of the residual stream.
+        depth: layers; layer d attends by kind [row, column, previous_row][d % 3].
+        heads: attention heads.
+        blocks: rows into which the context is folded.
+        attention_ratio: width of queries, keys and values together over all heads, relative to `width`.
+        mlp_ratio: hidden width of the MLP, relative to `width`.
+        init_scale: factor on the standard deviation 0.02 of fresh weights.
+    """
+
+    width: int = 1024
+    depth: int = 48
+    heads: int = 1
+    blocks: int = 64
+    attention_ratio: float = 0.25
+    mlp_ratio: float = 1.0
+    init_scale: float = 0.7
+
+    @property
+    def attention_width(self) -> int:
+        """Width of the queries of all heads together."""
+        return int(self.attention_ratio * self.width)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that is always computed in fp32 and cast back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class Layer(nn.Module):
+    """`x + a + MLP(LN1(x + a))` with `a = attention(LN0(x))`; both parts read LayerNorms of the residual stream."""
+
+    def __init__(self, config: TransformerConfig, kind: Kind, block: int):
+        super().__init__()
+        width, inner, hidden = config.width, config.attention_width, int(config.mlp_ratio * config.width)
+        self.kind: Kind = kind
+        self.block, self.heads = block, config.heads
+        self.norm_attention = LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.attention_out = nn.Linear(inner, width)
+        self.norm_mlp = LayerNorm(width)
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+        for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out):
+            nn.init.normal_(linear.weight, std=0.02 * config.init_scale)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None, position: int = 0) -> Tensor:
+        """Whole sequence x [B, T, W] from position 0, or with a cache the part of one row that starts at `position`."""
+        q, k, v = rearrange(self.qkv(self.norm_attention(x)), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        out = attend(self.kind, q, k, v, self.block) if cache is None else cache.attend(q, k, v, position)
+        a = self.attention_out(rearrange(out, "b h t d -> b t (h d)"))
+        return x + a + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(x + a))))
+
+
+class Transformer(nn.Module):
+    """A stack of layers without a final norm, [B, T, W] -> [B, T, W].
+
+    Raises:
+        ValueError: the context does not fold into `blocks` rows, or the heads do not divide the attention's width.
+    """
+
+    def __init__(self, config: TransformerConfig, context_length: int):
+        super().__init__()
+        if context_length % config.blocks:
+            raise ValueError(
+                f"context_length={context_length} does not divide into blocks={config.blocks} equal rows: "
+                "change transformer.blocks or the window (data.num_samples)"
+            )
+        if config.attention_width % config.heads:
+            raise ValueError(
+                f"heads={config.heads} does not divide the attention's width {config.attention_width} "
+                "(transformer.attention_ratio * transformer.width)"
+            )
+        self.config, self.context_length, self.block = config, context_length, context_length // config.blocks
+        self.layers = nn.ModuleList(Layer(config, KINDS[d % 3], self.block) for d in range(config.depth))
+
+    def caches(self, batch: int, like: Tensor) -> list[LayerCache]:
+        """Empty caches for `batch` sequences, of the dtype and on the device of `like`."""
+        heads = self.config.heads
+        size = (batch, heads, self.context_length, self.config.attention_width // heads, self.block)
+        return [LayerCache(layer.kind, *size, like=like) for layer in self.layers]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, caches: list[LayerCache] | None = None, position: int = 0) -> Tensor:
+        """Whole sequences x [B, T, W]; or with caches the positions that follow the cached ones, in one row or many."""
+        if caches is None:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+        parts = []
+        while x.shape[1]:
+            room = self.block - position % self.block
+            part, x = x[:, :room], x[:, room:]
+            for layer, cache in zip(self.layers, caches, strict=True):
+                part = layer(part, cache, position)
+            parts.append(part)
+            position += part.shape[1]
+        return torch.cat(parts, 1)

@@ -1,0 +1,57 @@
+"""What the three LightningModules share: optimiser, schedule, and what a checkpoint says of itself."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class NetModule(pl.LightningModule):
+    """A net, an optimiser factory and a schedule factory.
+
+    Checkpoints carry, as plain containers, `kind`, `config` (the resolved model node, from which the net can be built
+    again) and `data` (the identity of the data set), so that they load with `weights_only=True`.
+
+    Args:
+        net: what is trained.
+        optimizer: parameters -> optimiser.
+        scheduler: optimiser -> schedule, stepped at each update; None for a constant rate.
+
+    Attributes:
+        config: the resolved model node; set by whoever builds the module from a configuration.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    ):
+        super().__init__()
+        self.net = net
+        self.config: Mapping[str, Any] = {}
+        self._optimizer, self._scheduler = optimizer, scheduler
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser and its schedule."""
+        optimizer = self._optimizer(self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add `kind`, `config` and `data`."""
+        checkpoint["kind"] = self.kind
+        checkpoint["config"] = dict(self.config)
+        if self._trainer is not None and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            checkpoint["data"] = dict(self.trainer.datamodule.identity())  # type: ignore[attr-defined]
+
+    def log_parts(self, stage: str, parts: Mapping[str, Any], batch_size: int, **options: Any) -> None:
+        """Log each part under `stage/`, averaged over the epoch in validation."""
+        options |= {"batch_size": batch_size, "sync_dist": stage != "train"}
+        self.log_dict({f"{stage}/{name}": value for name, value in parts.items()}, **options)

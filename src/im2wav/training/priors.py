@@ -1,0 +1,103 @@
+"""Training of the priors."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from im2wav.data.datamodule import Batch
+from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.module import NetModule
+
+
+class PriorModule(NetModule):
+    """Trains a `Prior` on the codes of one level, in bits per code.
+
+    Args:
+        net: the prior.
+        optimizer, scheduler: factories.
+        condition_dropout: the share of items whose picture is withheld in training; guidance needs some.
+
+    Raises:
+        ValueError: pictures are to be withheld from a net that has no null embedding, or the reverse.
+    """
+
+    level: ClassVar[str]
+    net: Prior
+
+    def __init__(
+        self,
+        net: Prior,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        condition_dropout: float = 0.0,
+    ):
+        super().__init__(net, optimizer, scheduler)
+        if not 0 <= condition_dropout <= 1 or bool(condition_dropout) != net.can_be_guided:
+            raise ValueError(
+                f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: expected a "
+                "share above 0 (0.5 in Im2Wav) with guidance=true, or 0 with guidance=false"
+            )
+        self.condition_dropout = condition_dropout
+        self.codec_sha256: str | None = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the hash of the codec whose codes this prior speaks."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["codec_sha256"] = self.codec_sha256
+
+    def conditions(self, batch: Batch) -> Conditions:
+        """What the prior is told of a batch."""
+        return Conditions(batch.clip, Timing(**batch.timing))
+
+    def codes(self, batch: Batch, level: str) -> Tensor:
+        """Codes of a level.
+
+        Raises:
+            ValueError: the batch carries none.
+        """
+        if batch.codes is None:
+            raise ValueError(
+                "the batch carries no codes: set `codec=path/to/vqvae.ckpt`, which the data module applies"
+            )
+        return batch.codes[level]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Bits per code, with some pictures withheld."""
+        conditions, codes = self.conditions(batch), self.codes(batch, self.level)
+        if self.condition_dropout:
+            conditions = conditions.dropped(self.condition_dropout)
+        loss = self.net.bits(codes, conditions)
+        self.log_parts("train", {"loss": loss.detach()}, len(batch.wav), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Bits per code with the right conditions, with those of another item, and with no picture."""
+        conditions, codes = self.conditions(batch), self.codes(batch, self.level)
+        parts = {"loss": self.net.bits(codes, conditions)}
+        if len(batch.wav) > 1:
+            neighbours = torch.arange(len(batch.wav), device=batch.wav.device).roll(1)
+            parts["bits_shuffled"] = self.net.bits(codes, conditions.take(neighbours))
+        if self.net.can_be_guided:
+            parts["bits_null"] = self.net.bits(codes, conditions.null_like())
+        self.log_parts("valid", parts, len(batch.wav), prog_bar=True)
+
+
+class LowPrior(PriorModule):
+    """The prior over coarse codes: reads the picture at each position, and the time."""
+
+    kind, level = "low_prior", "low"
+
+
+class UpPrior(PriorModule):
+    """The prior over fine codes: reads the coarse codes, and the picture as the start of the sequence."""
+
+    kind, level = "up_prior", "up"
+
+    def conditions(self, batch: Batch) -> Conditions:
+        """As for any prior, and the coarse codes."""
+        return replace(super().conditions(batch), codes_low=self.codes(batch, "low"))

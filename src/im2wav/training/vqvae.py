@@ -1,0 +1,79 @@
+"""Training of the codec."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from im2wav.codec import AudioCodec, CodecOutput
+from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
+from im2wav.data.datamodule import Batch
+from im2wav.training.module import NetModule
+
+
+class VQVAE(NetModule):
+    """Trains an `AudioCodec`. Losses are divided by the same measures of the training sounds (`Bandwidth`).
+
+    Args:
+        net: the codec.
+        loss: weights of the parts.
+        optimizer, scheduler: factories.
+        bandwidth: l1, l2 and spec, to set them by hand; measured on the training sounds where None.
+    """
+
+    kind = "vqvae"
+    net: AudioCodec
+
+    def __init__(
+        self,
+        net: AudioCodec,
+        loss: CodecLoss,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        bandwidth: Mapping[str, float] | None = None,
+    ):
+        super().__init__(net, optimizer, scheduler)
+        self.objective = loss
+        self.bandwidth = Bandwidth(**bandwidth) if bandwidth else None
+
+    def setup(self, stage: str) -> None:
+        """Measure the training sounds, unless a checkpoint or the configuration said how large they are."""
+        if self.bandwidth is None:
+            self.bandwidth = Bandwidth.measure(self.trainer.datamodule.training_windows())  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add `bandwidth`, so that a resumed run has the same losses."""
+        super().on_save_checkpoint(checkpoint)
+        if self.bandwidth is not None:
+            checkpoint["bandwidth"] = self.bandwidth.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take `bandwidth` back."""
+        if "bandwidth" in checkpoint:
+            self.bandwidth = Bandwidth(**checkpoint["bandwidth"])
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
+        """Total loss, its parts, and what the codec gave."""
+        output = self.net(batch.wav)
+        total, parts = self.objective(batch.wav, output, self.bandwidth)  # type: ignore[arg-type]
+        return total, parts, output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; the codebooks move inside the forward pass."""
+        total, parts, output = self.loss(batch)
+        metrics = {f"{name}/{level}": value for level, m in output.metrics.items() for name, value in m.items()}
+        self.log_parts("train", {"loss": total.detach()}, len(batch.wav), prog_bar=True)
+        self.log_parts("train", parts | metrics, len(batch.wav))
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses and spectral convergence on whole windows."""
+        total, parts, output = self.loss(batch)
+        convergence = {
+            f"spectral_convergence/{level}": spectral_convergence(batch.wav, wav.float()).mean()
+            for level, wav in output.wav.items()
+        }
+        self.log_parts("valid", {"loss": total}, len(batch.wav), prog_bar=True)
+        self.log_parts("valid", parts | convergence, len(batch.wav))

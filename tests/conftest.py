@@ -1,0 +1,148 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once instead of retrying without a network
+os.environ["WANDB_SILENT"] = "true"
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+ASSETS = REPO / "src" / "im2wav" / "assets" / "pairs"
+
+# six shipped pairs: two of one label, one of them held out
+IDS = ("bird_02", "bird_03", "cat_03", "cow_04", "owl_03", "scream_01")
+
+# the real networks, small enough for a second
+TINY = [
+    "encoder=efficientnet_lite2",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "codes.size=32",
+    "data.num_samples=4096",
+    "data.num_workers=0",
+    "data.batch_size=5",
+]
+TINY_NET = {
+    "vqvae": [
+        "model.net.width=8",
+        "model.net.depth=2",
+        "model.net.code_dim=16",
+        "model.net.codebook.restart_threshold=0.1",
+    ],
+    "low_prior": ["model.net.transformer={width: 32, depth: 3, heads: 2, blocks: 8}"],
+    "up_prior": [
+        "model.net.transformer={width: 32, depth: 3, heads: 2, blocks: 8}",
+        "model.net.conditioning.upsampler.width=16",
+        "model.net.conditioning.upsampler.depth=2",
+    ],
+}
+
+
+def command(verb: str, *arguments: str) -> int:
+    """Call an entry as the shell does, in this process: its exit code."""
+    import importlib
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, [verb, *map(str, arguments)]
+    try:
+        importlib.import_module(f"im2wav.{verb}").main()
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def config(name: str, *overrides: str, output: Path | None = None):
+    """Compose a primary config as an entry gets it."""
+    from hydra import compose, initialize_config_dir
+
+    from im2wav.cli import CONF, register_resolvers
+
+    register_resolvers()
+    where = [f"paths.output={output}", f"paths.runs={output}"] if output else []
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(name, [*map(str, overrides), *where])
+
+
+def tiny_config(model: str, root: Path, output: Path, *overrides: str):
+    """Configuration of a tiny training run."""
+    arguments = [f"model={model}", f"data.root={root}", *TINY, *TINY_NET[model], *overrides]
+    return config("train", *arguments, output=output)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """A pairs folder of a few shipped pairs, made by the real `embed`."""
+    import csv
+
+    folder = tmp_path_factory.mktemp("source")
+    with (ASSETS / "manifest.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["id"] in IDS]
+    for row in rows:
+        row |= {"image": str(ASSETS / row["image"]), "audio": str(ASSETS / row["audio"])}
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    out = tmp_path_factory.mktemp("data") / "pairs"
+    assert command("embed", "encoder=efficientnet_lite2", f"input={folder}", f"out={out}", "loudness=-18") == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(pairs, tmp_path_factory) -> Path:
+    """A folder of runs with three tiny models that belong together, trained for a few steps by the real `train`."""
+    from im2wav.train import train
+
+    runs = tmp_path_factory.mktemp("runs")
+    for model in ("vqvae", "low_prior", "up_prior"):
+        codec = f"codec={runs}/base/vqvae/last.ckpt"
+        train(tiny_config(model, pairs, runs / "base" / model, "trainer.max_steps=3", codec))
+    return runs
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here: official examples and golden data are not shipped")
+    return SHARED
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
+    soundfile.write(path, samples, rate)
+    return path
+
+
+def tone(seconds: float = 1.0, rate: int = 16000, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+
+
+def write_mp4(path: Path, seconds: float = 2.0, fps: int = 10, audio: bool = True, rate: int = 44100) -> Path:
+    """A small real H.264 video, dark to bright, with a stereo AAC track: a tone on the left, silence on the right."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("aac", rate=rate, layout="stereo") if audio else None
+        count = int(seconds * fps)
+        for i in range(count):
+            pixels = np.full((48, 64, 3), 20 + 200 * i // max(count - 1, 1), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        if sound is not None:
+            left = tone(seconds, rate).astype(np.float32)
+            for start in range(0, len(left), 1024):
+                part = left[start : start + 1024]
+                frame = av.AudioFrame.from_ndarray(np.stack([part, 0 * part]), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = rate, start
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+    return path

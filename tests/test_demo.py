@@ -1,0 +1,27 @@
+import json
+import shutil
+
+from conftest import ASSETS, command
+
+
+def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
+    """The real demo, cut short: what it learns is another matter, that it holds together is this one's."""
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(ASSETS / "images" / "owl_03.jpg", own / "my owl.jpg")
+    overrides = "demo.overrides=[trainer.max_steps=2,data.batch_size=2,data.num_samples=8192,model.scheduler.steps=1]"
+    assert command("demo", f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", overrides) == 0
+    out = tmp_path / "runs" / "demo"
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["sounds"] == 42
+    assert figures["unseen_sounds"] == 4
+    for name in ("retrieval_train", "retrieval_shuffled", "retrieval_reconstruction", "retrieval_draft"):
+        assert 0 <= figures[name] <= 1
+    for split in ("train", "valid"):
+        for stage in ("low_prior", "up_prior"):
+            assert all(0 < bits < 12 for bits in figures["bits_per_code"][split][stage].values())
+    page = (out / "index.html").read_text()
+    assert page.count("<audio") == 3 * (42 + 4) + 2
+    assert "my owl" in page
+    assert page.count("data:image/jpeg") == 42 + 4 + 1
+    assert "open the page" in capfd.readouterr().out

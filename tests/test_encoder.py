@@ -1,0 +1,103 @@
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ASSETS
+from im2wav.data.encoder import ClipEncoder, EfficientNetLite2Encoder
+from im2wav.data.media import read_image
+
+PICTURE = ASSETS / "images" / "owl_03.jpg"
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    """A CLIP ViT-B/32 of the true layout with random weights: the published ones cannot be fetched in a test."""
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(model.state_dict(), path)
+    return path, model.eval()
+
+
+def test_clip_is_the_quickgelu_tower_with_openai_s_preprocessing(clip_file):
+    path, model = clip_file
+    encoder = ClipEncoder(weights=str(path))
+    image = read_image(PICTURE)
+    embedding = encoder.encode([image])
+    # OpenAI's preprocessing, written out: shorter side to 224 (bicubic), centre, its own mean and deviation
+    scale = 224 / min(image.size)
+    size = [max(224, int(side * scale)) for side in image.size]
+    small = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
+    pixels = np.asarray(small.crop((left, top, left + 224, top + 224))) / 255
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    given = torch.from_numpy((pixels - mean) / std).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.encode_image(given), dim=-1)
+    torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
+    assert embedding.shape == (1, 512)
+    assert embedding.norm().item() == pytest.approx(1, abs=1e-5)
+    activations = {type(m).__name__ for m in encoder.visual.modules()}
+    assert "QuickGELU" in activations
+    assert "GELU" not in activations
+    assert encoder.identity()["name"] == "clip_vit_b32"
+    assert len(encoder.weights_sha256) == 64
+
+
+def test_openai_s_own_torchscript_file_loads(clip_file, tmp_path):
+    path, model = clip_file
+
+    class Archive(torch.nn.Module):
+        """What the published ViT-B-32.pt looks like from outside: fp16 weights under the same names, three sizes."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    archive = Archive()
+    for name, value in model.state_dict().items():
+        owner = archive
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            if not hasattr(owner, parent):
+                owner.add_module(parent, Archive())
+            owner = getattr(owner, parent)
+        owner.register_buffer(leaf, value.half())
+    for name, size in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+        archive.register_buffer(name, torch.tensor(size))
+    torch.jit.script(archive).save(str(tmp_path / "ViT-B-32.pt"))
+    image = [read_image(PICTURE)]
+    official, ours = (ClipEncoder(weights=str(p)).encode(image) for p in (tmp_path / "ViT-B-32.pt", path))
+    assert torch.nn.functional.cosine_similarity(official, ours).item() > 0.9999
+
+
+def test_clip_without_weights_or_network_says_what_to_do(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("open_clip.download_pretrained", offline)
+    with pytest.raises(
+        ValueError, match=r"could not be fetched \(ConnectionError\): give a file with encoder\.weights="
+    ):
+        ClipEncoder()
+    with pytest.raises(ValueError, match="no such file"):
+        ClipEncoder(weights=str(tmp_path / "none.pt"))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"does not hold a CLIP ViT-B-32"):
+        ClipEncoder(weights=str(tmp_path / "other.pt"))
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(ValueError, match=r"does not hold a CLIP ViT-B-32"):
+        ClipEncoder(weights=str(tmp_path / "text.pt"))
+
+
+def test_efficientnet_sees_what_pictures_have_in_common():
+    encoder = EfficientNetLite2Encoder()
+    names = ["didgeridoo_01", "helicopter_01", "helicopter_02", "cat_03", "kitten_01"]
+    embeddings = encoder.encode([read_image(ASSETS / "images" / f"{name}.jpg") for name in names])
+    assert embeddings.shape == (5, 1280)
+    likeness = embeddings @ embeddings.T
+    torch.testing.assert_close(likeness.diagonal(), torch.ones(5))
+    assert likeness[3, 4] > likeness[3, :3].max()  # a cat is like a kitten
+    assert likeness[1, 2] > likeness[1, [0, 3, 4]].max()  # a helicopter like a helicopter
+    assert (encoder.encode([read_image(ASSETS / "images" / "cat_03.jpg")]) - embeddings[3]).abs().max() < 1e-4

@@ -1,0 +1,168 @@
+"""Configs compose, rooms import in one direction, and the package works when it is installed from a wheel."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO, config
+
+SOURCE = REPO / "src" / "im2wav"
+ENTRIES = {"train", "embed", "sample", "demo", "convert", "cli"}
+# room -> what it may import of ours, besides itself
+MAY_IMPORT = {
+    "resnet": set(),
+    "hashing": set(),
+    "codec": {"resnet"},
+    "prior": {"resnet"},
+    "generation": {"codec", "prior"},
+    "data": {"hashing"},
+    "training": {"codec", "prior", "generation", "data"},
+    "evaluation": {"data"},
+    "checkpoint": {"codec", "prior", "hashing"},
+    "official": {"codec", "prior"},
+    "cpu_torch": set(),
+}
+ONLY_IN = {
+    "hydra": ENTRIES,
+    "lightning": ENTRIES | {"training", "data/datamodule.py"},
+    "open_clip": {"data/encoder.py"},
+    "decord": {"data/media.py"},
+}
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_keep_their_direction(path):
+    relative = path.relative_to(SOURCE)
+    room = relative.parts[0].removesuffix(".py")
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "im2wav" and rest and room in MAY_IMPORT:
+            assert rest[0] in MAY_IMPORT[room] | {room}, f"{relative} imports {name}"
+        assert not (top == "im2wav" and rest and rest[0] in ENTRIES - {"cli"}) or room == "cli", (
+            f"{relative} imports {name}"
+        )
+        if top in ONLY_IN:
+            assert {room, str(relative)} & ONLY_IN[top], f"{relative} imports {name}"
+
+
+def test_every_room_has_its_rule():
+    rooms = {
+        p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.name != "__init__.py" and not p.name.startswith("__")
+    }
+    assert rooms == set(MAY_IMPORT) | ENTRIES | {"assets"}
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (REPO / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "encoder", "data", "callbacks", "debug"])
+def test_every_choice_composes_with_every_model(group, model):
+    from omegaconf import OmegaConf
+
+    for choice in choices(group):
+        cfg = config("train", f"model={model}", f"{group}={choice}", "paths.output=x")
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+EXPERIMENTS = sorted((REPO / "experiments" / "experiment").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("sign", ["", "+"])
+def test_every_experiment_composes(path, sign):
+    from omegaconf import OmegaConf
+
+    from im2wav.cli import instantiate
+    from im2wav.train import check_keys
+
+    name = path.relative_to(REPO / "experiments" / "experiment").with_suffix("").as_posix()
+    model = [] if path.stem in ("vqvae", "low_prior", "up_prior") else ["model=low_prior"]
+    cfg = config("train", f"{sign}experiment={name}", *model, "paths.output=x")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    check_keys(cfg)
+    instantiate(cfg.model)
+
+
+@pytest.mark.parametrize("name", ["embed", "sample", "demo"])
+def test_every_entry_composes_and_shows_help(name):
+    from omegaconf import OmegaConf
+
+    OmegaConf.to_container(config(name, "paths.output=x") if name != "embed" else config(name), resolve=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "im2wav.cli", name, "--help"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "encoder" in run.stdout
+
+
+def test_the_command_lists_its_verbs():
+    run = subprocess.run([sys.executable, "-m", "im2wav.cli"], capture_output=True, text=True, check=True)
+    assert all(verb in run.stdout for verb in ("embed", "train", "sample", "demo"))
+    run = subprocess.run([sys.executable, "-m", "im2wav.cli", "sing"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "'sing' is no verb" in run.stderr
+
+
+def test_it_works_from_a_wheel(tmp_path):
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(REPO),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = "import im2wav.cli, im2wav.train; print(im2wav.cli.root()); im2wav.train.main()"
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            "experiment=demo/low_prior",
+            "--cfg",
+            "job",
+            "--resolve",
+            "--package",
+            "model.net",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(tmp_path / "site"))
+    assert "clip_dim: 1280" in run.stdout
+    assert (tmp_path / "site" / "im2wav" / "assets" / "pairs" / "manifest.csv").is_file()
+
+
+@pytest.mark.parametrize("package", ["torchvision", "torchaudio", "lightning.pytorch", "open_clip"])
+def test_set_up_left_packages_that_import(package):
+    code = f"import {package}"
+    if package == "torchaudio":
+        code += ", torch; torchaudio.functional.resample(torch.zeros(1, 100), 44100, 16000)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

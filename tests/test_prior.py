@@ -1,0 +1,188 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from im2wav.generation.decode import sample_codes
+from im2wav.generation.sampling import SamplingOptions, guide, uniforms
+from im2wav.prior import Conditions, Prior, Timing
+from im2wav.prior.conditioning import frame_of_position
+
+SIZES = {"width": 32, "depth": 6, "heads": 2, "blocks": 8}
+
+
+def low_prior(**conditioning) -> Prior:
+    torch.manual_seed(1)
+    options = {"clip_dim": 6, "map_width": 8, "frames": True, "timing": True, "guidance": True, **conditioning}
+    return sharpened(Prior(16, 64, SIZES, options)).eval()
+
+
+def up_prior() -> Prior:
+    torch.manual_seed(1)
+    options = {"clip_dim": 6, "map_width": 8, "upsampler": {"strides": [2, 2], "width": 8, "depth": 3}}
+    return sharpened(Prior(16, 64, SIZES, options)).eval()
+
+
+def sharpened(prior: Prior) -> Prior:
+    """Fresh weights are so small that all logits are nearly equal; larger ones make differences visible."""
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return prior
+
+
+def conditions(batch=3, frames=5, coarse=False) -> Conditions:
+    torch.manual_seed(2)
+    timing = Timing(torch.full((batch,), 1.6e5), torch.arange(batch) * 1e4, torch.full((batch,), 65536.0))
+    codes = torch.randint(16, (batch, 16)) if coarse else None
+    return Conditions(torch.randn(batch, frames, 6), timing, codes)
+
+
+CASES = [(low_prior, conditions()), (up_prior, conditions(coarse=True))]
+
+
+@pytest.mark.parametrize(("make", "given"), CASES)
+def test_logit_t_has_no_gradient_to_codes_from_t_on(make, given):
+    prior = make()
+    codes = torch.randint(16, (3, 64))
+    embedded = []
+    prior.code_embedding.register_forward_hook(
+        lambda m, i, out: embedded.append(out.requires_grad_().retain_grad() or out)
+    )
+    for t in (0, 1, 7, 8, 40, 63):
+        embedded.clear()
+        prior(codes, given)[:, t].sum().backward()
+        gradient = (
+            torch.zeros(64)
+            if embedded[0].grad is None
+            else torch.cat([embedded[0].grad.abs().sum((0, 2)), torch.zeros(1)])
+        )
+        assert (gradient[t:] == 0).all()
+        assert t == 0 or (gradient[:t] > 0).any()
+
+
+@pytest.mark.parametrize(("make", "given"), CASES)
+@pytest.mark.parametrize("prefix", [1, 5, 8, 37])
+def test_step_by_step_equals_the_whole_forward_pass(make, given, prefix):
+    prior, codes = make(), torch.randint(16, (3, 64))
+    with torch.no_grad():
+        whole = prior(codes, given)
+        state = prior.start(given)
+        parts = [prior(codes[:, :prefix], given, state)]
+        parts += [prior.advance(codes[:, t - 1 : t], state) for t in range(prefix, 64)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    assert state.position == 64
+
+
+def test_a_partial_sequence_has_the_logits_of_the_whole_one():
+    prior, codes, given = low_prior(), torch.randint(16, (3, 64)), conditions()
+    torch.testing.assert_close(prior(codes[:, :21], given), prior(codes, given)[:, :21], rtol=1e-4, atol=1e-5)
+
+
+def test_one_doubled_batch_equals_two_passes():
+    prior, codes, given = low_prior(), torch.randint(16, (3, 64)), conditions()
+    both = prior(codes.repeat(2, 1), Conditions.cat([given, given.null_like()]))
+    two = 3 * prior(codes, given) - 2 * prior(codes, given.null_like())
+    torch.testing.assert_close(guide(both, 3.0), two, rtol=1e-4, atol=1e-4)
+
+
+def test_null_hides_the_picture_and_nothing_else():
+    prior, codes, given = low_prior(), torch.randint(16, (3, 64)), conditions()
+    other = replace(given, clip=given.clip + 1)
+    torch.testing.assert_close(prior(codes, given.null_like()), prior(codes, other.null_like()))
+    assert not torch.allclose(prior(codes, given), prior(codes, other))
+    later = replace(given, timing=Timing(given.timing.total, given.timing.offset + 5e4, given.timing.duration))
+    assert not torch.allclose(prior(codes, given.null_like()), prior(codes, later.null_like()))
+
+
+@pytest.mark.parametrize(("make", "given"), CASES)
+def test_greedy_sampling_equals_the_uncached_loop(make, given):
+    prior, options = make(), SamplingOptions(guidance_scale=3.0, top_k=1)
+    codes = torch.zeros(3, 64, dtype=torch.long)
+    with torch.no_grad():
+        for t in range(64):  # the slow way is the specification
+            logits = prior(codes, given)[:, t]
+            if prior.can_be_guided:
+                logits = 3 * logits - 2 * prior(codes, given.null_like())[:, t]
+            codes[:, t] = logits.argmax(1)
+    uniform = uniforms([1, 2, 3], 64, "low")
+    assert (sample_codes(prior, given, uniform, options) == codes).all()
+    for prefix in (1, 8, 29, 64):
+        assert (sample_codes(prior, given, uniform, options, prefix=codes[:, :prefix]) == codes).all()
+
+
+def test_an_item_s_codes_depend_on_its_seed_alone():
+    prior, given, options = low_prior(), conditions(), SamplingOptions()
+    together = sample_codes(prior, given, uniforms([7, 8, 9], 64, "low"), options)
+    for row, seed in enumerate([7, 8, 9]):
+        alone = sample_codes(prior, given.take(slice(row, row + 1)), uniforms([seed], 64, "low"), options)
+        assert (alone[0] == together[row]).all()
+    assert (together[0] != together[1]).any()
+
+
+def test_frames_belong_to_positions_by_even_spacing_and_half_to_even_rounding():
+    assert frame_of_position(5, 3).tolist() == [0, 0, 1, 2, 2]
+    assert frame_of_position(4, 1).tolist() == [0, 0, 0, 0]
+    assert frame_of_position(2048, 123)[[0, -1]].tolist() == [0, 122]
+
+
+def test_timing_bins_by_hand():
+    tables = low_prior().conditioner.timing
+    assert tables.bin("relative", torch.tensor([0.0, 0.5, 0.999, 1.0])).tolist() == [0, 32, 63, 63]
+    assert tables.bin("absolute", torch.tensor([0.0, 149_999.0, 150_001.0, 1e9])).tolist() == [0, 0, 1, 63]
+    assert tables.bin("total", torch.tensor([5_000.0, 160_000.0])).tolist() == [0, 0]
+
+
+def test_fresh_weights_have_the_official_spread():
+    torch.manual_seed(0)
+    prior = Prior(
+        512, 256, {"width": 256, "depth": 3, "blocks": 16}, {"timing": True, "frames": True, "guidance": True}
+    )
+    layer = prior.transformer.layers[0]
+    for weight, std in (
+        (prior.code_embedding.weight, 0.014),
+        (prior.position_embedding, 0.007),
+        (layer.qkv.weight, 0.014),
+        (layer.mlp_out.weight, 0.014),
+        (prior.conditioner.timing.tables["relative"].weight, 0.007),
+    ):
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_official_sizes_have_the_official_numbers_of_parameters():
+    with torch.device("meta"):
+        low = Prior(conditioning={"frames": True, "timing": True, "guidance": True})
+        up = Prior(context_length=8192, conditioning={"upsampler": {}})
+    assert sum(p.numel() for p in low.parameters()) == 157_344_768
+    assert sum(p.numel() for p in up.parameters()) == 203_056_640
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Prior(16, 65, SIZES), "blocks=8"),
+        (lambda: Prior(16, 64, {**SIZES, "heads": 3}), "heads=3"),
+        (lambda: low_prior()(torch.zeros(3, 65, dtype=torch.long), conditions()), "65 codes"),
+        (lambda: low_prior()(torch.zeros(3, 4, dtype=torch.long), Conditions(torch.zeros(3, 1, 7))), "another encoder"),
+        (
+            lambda: low_prior()(torch.zeros(3, 4, dtype=torch.long), Conditions(torch.zeros(3, 1, 6))),
+            "timing is needed",
+        ),
+        (lambda: up_prior()(torch.zeros(3, 4, dtype=torch.long), conditions()), "codes_low is needed"),
+        (
+            lambda: up_prior()(
+                torch.zeros(3, 4, dtype=torch.long),
+                replace(conditions(), codes_low=torch.zeros(3, 3, dtype=torch.long)),
+            ),
+            "3 coarse codes",
+        ),
+        (
+            lambda: up_prior()(torch.zeros(3, 4, dtype=torch.long), conditions(coarse=True).null_like()),
+            "cannot be guided",
+        ),
+        (lambda: sample_codes(low_prior(), conditions(), uniforms([1, 2, 3], 65, "low"), SamplingOptions()), "context"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

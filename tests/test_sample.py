@@ -1,0 +1,118 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from conftest import ASSETS, command, config, write_mp4
+from im2wav.checkpoint import check_same_origin, load
+from im2wav.sample import sample
+
+PICTURES = ("owl_03", "cat_03")
+
+
+def run(trained, tmp_path, *overrides):
+    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path / 'out'}", *overrides]
+    return sample(config("sample", *arguments))
+
+
+def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
+    picture = ASSETS / "images" / "owl_03.jpg"
+    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
+    assert command("sample", *arguments, "num_samples=2", "sampler.top_k=8", "sampler.temperature=0.9") == 0
+    for level in ("up", "low"):
+        names = sorted(p.name for p in (tmp_path / level).iterdir())
+        assert names == ["owl_03_00.wav", "owl_03_01.wav"]
+        samples, rate = soundfile.read(tmp_path / level / names[0])
+        assert (rate, samples.shape) == (16000, (4096,))
+        assert np.abs(samples).max() > 0
+    assert "2 sounds of 0.26 s" in capfd.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_sounds_whatever_the_batch_and_the_company(trained, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in PICTURES:
+        shutil.copy(ASSETS / "images" / f"{name}.jpg", folder)
+    together = run(trained, tmp_path / "a", f"input={folder}", "num_samples=2", "batch_size=4")
+    alone = run(trained, tmp_path / "b", f"input={folder / 'owl_03.jpg'}", "num_samples=2", "batch_size=1")
+    other = run(trained, tmp_path / "c", f"input={folder / 'owl_03.jpg'}", "seed=1")
+    paths = {(r["input"].split("/")[-1], r["number"]): r["up"] for r in together}
+    for result in alone:
+        same = paths["owl_03.jpg", result["number"]]
+        assert Path(result["up"]).read_bytes() == Path(same).read_bytes()
+    assert Path(other[0]["up"]).read_bytes() != Path(alone[0]["up"]).read_bytes()
+
+
+def test_a_folder_with_photos_and_a_video_and_something_broken(trained, tmp_path, caplog):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(ASSETS / "images" / "owl_03.jpg", folder)
+    write_mp4(folder / "clip.mp4", audio=False)  # a silent video is what needs a sound most
+    (folder / "broken.png").write_text("no picture")
+    results = run(trained, tmp_path, f"input={folder}")
+    assert sorted(r["input"].split("/")[-1] for r in results) == ["clip.mp4", "owl_03.jpg"]
+    assert "broken.png" in caplog.text
+
+
+def test_a_real_video(trained, tmp_path, shared):
+    clip = next((shared / "data/vggsound_examples/video").glob("20qZ*.mp4"))
+    (result,) = run(trained, tmp_path, f"input={clip}")
+    assert soundfile.info(result["up"]).frames == 4096
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["input=none.jpg"], "expected a photo, a video"),
+        (["input=EMPTY"], "expected a photo, a video"),
+        (["input=PICTURE", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
+        (["input=PICTURE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
+        (["input=PICTURE", "codec=none.ckpt"], "none.ckpt does not exist"),
+        (["input=PICTURE", "run_name=other"], "does not exist, expected a vqvae checkpoint"),
+        (["input=PICTURE", "num_samples=0"], "num_samples=0"),
+        (["input=PICTURE", "sampler.temperature=0"], "temperature=0"),
+        (["input=BROKEN"], "none of 1 inputs could be read"),
+    ],
+)
+def test_what_cannot_work_is_refused(trained, tmp_path, overrides, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_text("no picture")
+    names = {"EMPTY": tmp_path / "empty", "PICTURE": ASSETS / "images/owl_03.jpg", "RUNS": trained}
+    names["BROKEN"] = tmp_path / "broken.jpg"
+    for name, value in names.items():
+        overrides = [o.replace(name, str(value)) for o in overrides]
+    with pytest.raises(Exception, match=message):
+        run(trained, tmp_path, *overrides)
+
+
+def test_an_output_that_cannot_be_written(trained, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(ValueError, match="cannot write to"):
+        run(trained, tmp_path, f"input={ASSETS / 'images/owl_03.jpg'}")
+
+
+def test_nets_of_different_origin_are_refused(trained):
+    parts = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+    loaded = {k: load(trained / "base" / v / "last.ckpt") for k, v in parts.items()}
+    check_same_origin(**loaded)
+    with torch.no_grad():
+        loaded["codec"].net.codebooks["up"].codebook[0, 0] += 1
+    with pytest.raises(ValueError, match="another VQ-VAE"):
+        check_same_origin(**loaded)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    import pickle
+
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "trace"), "w"))
+
+    with (tmp_path / "bad.ckpt").open("wb") as file:
+        pickle.dump({"kind": "vqvae", "config": Malicious()}, file)
+    with pytest.raises(ValueError, match="is not a vqvae checkpoint"):
+        load(tmp_path / "bad.ckpt", "vqvae")
+    assert not (tmp_path / "trace").exists()

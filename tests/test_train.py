@@ -1,0 +1,153 @@
+import csv
+
+import pytest
+import torch
+
+from conftest import command, config, tiny_config
+from im2wav.checkpoint import load, load_net, net_sha256
+from im2wav.train import train
+from im2wav.training.schedules import warmup
+
+OVERFIT = {
+    "vqvae": ["trainer.max_steps=60", "model.optimizer.lr=0.003", "model.scheduler.steps=5"],
+    "low_prior": [
+        "trainer.max_steps=60",
+        "model.optimizer.lr=0.01",
+        "model.scheduler.steps=5",
+        "model.condition_dropout=0.1",
+    ],
+    "up_prior": ["trainer.max_steps=40", "model.optimizer.lr=0.01", "model.scheduler.steps=5"],
+}
+
+
+@pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
+def test_each_model_overfits_a_batch(pairs, trained, tmp_path, model):
+    cfg = tiny_config(
+        model, pairs, tmp_path, *OVERFIT[model], f"codec={trained}/base/vqvae/last.ckpt", "callbacks.ema=null"
+    )
+    result = train(cfg)
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+    assert result["train/loss"] == pytest.approx(losses[-1], rel=1e-4)
+
+
+def test_checkpoints_are_plain_and_hold_the_averaged_weights(trained):
+    for model in ("vqvae", "low_prior", "up_prior"):
+        path = trained / "base" / model / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint["kind"] == model
+        assert checkpoint["data"]["encoder"] == "efficientnet_lite2"
+        averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
+        assert any((averaged[k] != raw[k]).any() for k in averaged)
+        net = load_net(path, model)
+        assert not net.training
+        for name, value in net.state_dict().items():
+            assert (value == averaged[f"net.{name}"]).all()
+    codec = load_net(trained / "base/vqvae/last.ckpt")
+    state = torch.load(trained / "base/vqvae/last.ckpt", weights_only=True)
+    for level, book in codec.codebooks.items():  # averages of averages would be wrong
+        assert (book.code_usage == state["current_model_state"][f"net.codebooks.{level}.code_usage"]).all()
+    assert load(trained / "base/low_prior/last.ckpt").codec_sha256 == net_sha256(codec)
+
+
+def test_a_run_goes_on_where_it_stopped(pairs, tmp_path):
+    overrides = ["data.windows_per_epoch=5", "trainer.limit_val_batches=0", "model.scheduler.steps=1"]
+    whole = train(tiny_config("vqvae", pairs, tmp_path / "whole", *overrides, "trainer.max_steps=4"))
+    train(tiny_config("vqvae", pairs, tmp_path / "parts", *overrides, "trainer.max_steps=2"))
+    parts = train(tiny_config("vqvae", pairs, tmp_path / "parts", *overrides, "trainer.max_steps=4", "ckpt_path=last"))
+    assert parts["trainer"].global_step == 4
+    one, other = (torch.load(r["checkpoint"], weights_only=True) for r in (whole, parts))
+    assert one["bandwidth"] == other["bandwidth"]
+    for name, value in one["state_dict"].items():
+        if "encoders" in name:  # restarts draw from the global random state, which a new process begins anew
+            torch.testing.assert_close(other["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(trained, pairs):
+    with pytest.raises(ValueError, match="ckpt_path=last to go on"):
+        train(tiny_config("vqvae", pairs, trained / "base" / "vqvae"))
+
+
+def test_a_bare_train_lists_the_models(capfd):
+    assert command("train") == 1
+    printed = "".join(capfd.readouterr())
+    assert all(model in printed for model in ("vqvae", "low_prior", "up_prior"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["codec=none.ckpt"], r"none.ckpt does not exist, expected a vqvae checkpoint; train one with"),
+        (["codec=RUNS/low_prior/last.ckpt"], "holds a low_prior, expected a vqvae"),
+        (["codec=DATA/manifest.csv"], "is not a vqvae checkpoint"),
+        (["codec=RUNS/vqvae/last.ckpt", "model.net.codebook_size=64"], "its codes.size is 32, the prior's is 64"),
+        (["codec=RUNS/vqvae/last.ckpt", "model.net.context_length=64"], "is 128, the prior's is 64"),
+        (["codec=RUNS/vqvae/last.ckpt", "model.condition_dropout=0"], "condition_dropout=0"),
+        (["codec=RUNS/vqvae/last.ckpt", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
+        (["codec=RUNS/vqvae/last.ckpt", "+model.net.transformer.colour=red"], "colour"),
+        (["+colour=red"], "unknown keys .'colour'."),
+        (["ckpt_path=none.ckpt"], "ckpt_path=none.ckpt"),
+        (["codec=RUNS/vqvae/last.ckpt", "data.root=nowhere"], "im2wav.embed"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_data_is_read(pairs, trained, tmp_path, monkeypatch, overrides, message):
+    from im2wav.data.pairs import PairsFolder
+
+    def forbidden(*_):
+        raise AssertionError("sounds were read")
+
+    monkeypatch.setattr(PairsFolder, "read_wav", forbidden)
+    overrides = [o.replace("RUNS", f"{trained}/base").replace("DATA", str(pairs)) for o in overrides]
+    with pytest.raises(Exception, match=message):
+        train(tiny_config("low_prior", pairs, tmp_path, *overrides))
+
+
+def test_the_shell_gets_one_line_and_exit_code_2(pairs, tmp_path, capfd):
+    assert command("train", "model=low_prior", "codec=none.ckpt", f"paths.runs={tmp_path}") == 2
+    assert capfd.readouterr().err.startswith("error: none.ckpt does not exist")
+    assert command("train", "model=vqvae", "colour=red") == 1
+    assert "colour" in capfd.readouterr().err
+    assert command("train", "model=vqvae", "+model.net.colour=red", f"paths.runs={tmp_path}") == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert "colour" in error
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_loggers_need_no_account(pairs, tmp_path, monkeypatch, logger):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train(tiny_config("vqvae", pairs, tmp_path, f"logger={logger}", "trainer.max_steps=1"))
+    wanted = {"csv": "csv/metrics.csv", "tensorboard": "tensorboard/events*", "wandb": "wandb/offline-run*/*.wandb"}
+    assert list(tmp_path.glob(wanted[logger]))
+
+
+def test_a_prior_without_a_tokenizer_names_the_key(pairs, tmp_path):
+    from im2wav.cli import instantiate
+
+    cfg = tiny_config("low_prior", pairs, tmp_path)
+    batch = next(iter(instantiate(cfg.data).train_dataloader()))
+    with pytest.raises(ValueError, match="codec="):
+        instantiate(cfg.model).training_step(batch, 0)
+
+
+def test_schedule_by_hand():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup(optimizer, steps=2, decay_steps=6, floor=0.1)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.5, 1.0, 1.0, 0.1 + 0.9 * 0.8535534, 0.55, 0.1 + 0.9 * 0.1464466, 0.1, 0.1]
+    assert rates == pytest.approx(expected)
+    with pytest.raises(ValueError, match="decay_steps=2"):
+        warmup(optimizer, steps=2, decay_steps=2)
+
+
+def test_the_default_configuration_is_the_official_size():
+    cfg = config("train", "model=up_prior", "paths.output=x")
+    assert (cfg.model.net.context_length, cfg.model.net.transformer.depth, cfg.data.num_samples) == (8192, 48, 65536)
+    cfg = config("train", "model=low_prior", "trainer.devices=8", "paths.output=x")
+    assert (cfg.model.net.context_length, cfg.trainer.devices) == (2048, 8)
