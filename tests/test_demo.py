@@ -9,7 +9,14 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     own = tmp_path / "own"
     own.mkdir()
     shutil.copy(ASSETS / "images" / "owl_03.jpg", own / "my owl.jpg")
-    overrides = "demo.overrides=[trainer.max_steps=2,data.batch_size=2,data.num_samples=8192,model.scheduler.steps=1]"
+    short = (
+        "trainer.max_steps=2",
+        "data.batch_size=2",
+        "data.num_samples=8192",
+        "model.scheduler.steps=1",
+        "trainer.log_every_n_steps=1",
+    )
+    overrides = f"demo.overrides={list(short)}"
     assert command("demo", f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", overrides) == 0
     out = tmp_path / "runs" / "demo"
     figures = json.loads((out / "metrics.json").read_text())

@@ -9,7 +9,7 @@ from im2wav.train import train
 from im2wav.training.schedules import warmup
 
 OVERFIT = {
-    "vqvae": ["trainer.max_steps=60", "model.optimizer.lr=0.003", "model.scheduler.steps=5"],
+    "vqvae": ["trainer.max_steps=100", "model.optimizer.lr=0.003", "model.scheduler.steps=5"],
     "low_prior": [
         "trainer.max_steps=60",
         "model.optimizer.lr=0.01",
@@ -23,7 +23,13 @@ OVERFIT = {
 @pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
 def test_each_model_overfits_a_batch(pairs, trained, tmp_path, model):
     cfg = tiny_config(
-        model, pairs, tmp_path, *OVERFIT[model], f"codec={trained}/base/vqvae/last.ckpt", "callbacks.ema=null"
+        model,
+        pairs,
+        tmp_path,
+        *OVERFIT[model],
+        f"codec={trained}/base/vqvae/last.ckpt",
+        "callbacks.ema=null",
+        "data.crop=start",
     )
     result = train(cfg)
     with (tmp_path / "csv" / "metrics.csv").open() as file:
@@ -67,6 +73,12 @@ def test_a_run_goes_on_where_it_stopped(pairs, tmp_path):
 def test_a_finished_run_is_not_overwritten_by_accident(trained, pairs):
     with pytest.raises(ValueError, match="ckpt_path=last to go on"):
         train(tiny_config("vqvae", pairs, trained / "base" / "vqvae"))
+
+
+def test_experiments_are_chosen_with_and_without_a_plus(capfd):
+    for sign in ("", "+"):
+        assert command("train", f"{sign}experiment=demo/low_prior", "--cfg", "job") == 0
+        assert "depth: 3" in capfd.readouterr().out
 
 
 def test_a_bare_train_lists_the_models(capfd):

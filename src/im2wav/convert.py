@@ -80,7 +80,7 @@ def convert_models(folder: Path, out: Path) -> dict[str, Path]:
             "seconds": 10.0,
         }
         own = {"bandwidth": official.bandwidth} if kind == "vqvae" else {"codec_sha256": sha256}
-        loaded = Loaded(official.net, kind, official.config, data, **own)  # type: ignore[arg-type]
+        loaded = Loaded(official.net, kind, official.config, data, **own)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
     for kind in ("vqvae", "low_prior", "up_prior"):

@@ -17,9 +17,11 @@ import pathlib
 import subprocess
 import sys
 import sysconfig
+from typing import ClassVar
 
 NAME = "_im2wav_cpu_torch"
 PACKAGES = ("torchvision", "torchaudio")
+_kept: list = []
 
 
 class _Loader(importlib.abc.Loader):
@@ -48,7 +50,7 @@ def _declare_torchvision_operators():
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    torch._im2wav_torchvision_operators = library  # they vanish when the library object does
+    _kept.append(library)  # they vanish when the library object does
 
 
 def _without_compiled_part(utils):
@@ -62,7 +64,7 @@ def _without_compiled_part(utils):
 class Finder(importlib.abc.MetaPathFinder):
     """Wraps the loaders of the two modules; every other import passes untouched."""
 
-    hooks = {  # noqa: RUF012
+    hooks: ClassVar[dict] = {
         "torchvision": {"before": _declare_torchvision_operators},
         "torchaudio._extension.utils": {"after": _without_compiled_part},
     }

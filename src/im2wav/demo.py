@@ -262,7 +262,7 @@ def write(
 
 def tables(figures: Mapping[str, Any]) -> dict[str, list[Sequence[Any]]]:
     """The figures as tables for the page."""
-    retrieval = [
+    retrieval: list[Sequence[Any]] = [
         ("sounds", "share", "what it says"),
         ("generated", figures["retrieval_train"], "the demo passes at 0.7"),
         ("generated, pictures shuffled", figures["retrieval_shuffled"], "chance"),

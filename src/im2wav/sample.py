@@ -117,7 +117,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     if not jobs:
         raise ValueError(f"input={cfg.input}: none of {len(inputs)} inputs could be read; first: {failed[0]}")
     jobs.sort(key=lambda job: len(job[2]))  # inputs of the same number of frames share a batch
-    results = []
+    results: list[dict[str, Any]] = []
     steps = low.context_length + up.context_length
     for batch in _batches(jobs, cfg.batch_size):
         seeds = [item_seed(cfg.seed, name, k) for name, k, _, _ in batch]

@@ -1,6 +1,7 @@
 """`python -m im2wav.train model=vqvae|low_prior|up_prior`: train one model on a pairs folder."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
 
     last = Path(cfg.paths.output) / "last.ckpt"
     if cfg.ckpt_path is None:
-        if last.is_file() and rank_zero_only.rank == 0 and not cfg.overwrite:
+        if last.is_file() and getattr(rank_zero_only, "rank", 0) == 0 and not cfg.overwrite:
             raise ValueError(
                 f"{last.parent} already holds a trained model: give ckpt_path=last to go on "
                 "with it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
@@ -108,9 +109,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """Entry; returns the metric that sweeps optimise."""
+def hydra_main(cfg: DictConfig) -> float | None:
+    """Returns the metric that sweeps optimise."""
     return run(train, cfg).get(cfg.optimized_metric)
+
+
+def main() -> None:
+    """Entry. An experiment may be given with a plus or without, as people are used to."""
+    sys.argv = [a.removeprefix("+") if a.startswith("+experiment=") else a for a in sys.argv]
+    hydra_main()
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Bandwidth:
         Raises:
             ValueError: there is no window, or all of them are silent.
         """
-        count, total, absolute, squared, norms = 0, 0.0, 0.0, 0.0, []
+        count, norms = 0, []
+        total = absolute = squared = torch.zeros((), dtype=torch.float64)
         for wav in windows:
             x = wav.double()
             count += x.numel()

@@ -106,23 +106,24 @@ def _decord(path: str | Path, reason: str) -> Iterator[Any]:
 def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
     """Read the sound track of a video, mix its channels and resample it: [N] float32.
 
-    decord does not tell a track's native rate, so the track is also read at a known one and the lengths compared.
+    decord does not tell a track's native rate, so the track is also read at a known one and the lengths compared. Its
+    samples are right only where it mixes the channels itself, which for stereo gives (left + right) / sqrt(2).
 
     Raises:
         MediaError: no sound track, or one that is cut short.
     """
     with _decord(path, "no audio track") as decord:
-        native = decord.AudioReader(str(path), mono=False)
-        probe = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=True)
+        native = decord.AudioReader(str(path), mono=True)
+        channels, probed = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=False).shape
         samples, seconds = native[:].asnumpy(), native.duration()
-    if not samples.shape[1] or not probe.shape[1]:
+    if not samples.shape[1] or not probed:
         raise MediaError("empty audio", f"{path} holds no samples")
-    estimate = samples.shape[1] / probe.shape[1] * _PROBE_RATE
+    estimate = samples.shape[1] / probed * _PROBE_RATE
     rate = min(_RATES, key=lambda r: abs(r - estimate))
     decoded = samples.shape[1] / rate
     if decoded < seconds - max(0.25, 0.02 * seconds):  # decord gives what it could read of a cut file, silently
         raise MediaError("cut audio", f"{path}: {decoded:.2f} s of {seconds:.2f} s could be read")
-    return _mono(samples, rate, sample_rate, path)
+    return _mono(samples / (2**0.5 if channels == 2 else 1.0), rate, sample_rate, path)
 
 
 def read_frames(path: str | Path, fps: float, chunk: int = 32) -> Iterator[list[Image.Image]]:

@@ -68,4 +68,4 @@ def _manifest_sources(manifest: Path) -> Iterator[Source]:
         if not paths.keys() & {"image", "video"}:
             raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
         texts = {k: row[k] for k in ("label", "split", "group") if row.get(k)}
-        yield Source(row["id"], **paths, **texts)
+        yield Source(row["id"], **paths, **texts)  # type: ignore[arg-type]

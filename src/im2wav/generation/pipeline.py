@@ -62,5 +62,6 @@ def generate(
         uniform = uniforms(seeds, prior.context_length, level, clip.device)
         codes[level] = sample_codes(prior, conditions, uniform, chosen, on_step=on_step)
         conditions = replace(conditions, codes_low=codes[level])
-    wav = {level: codec.decode(codes, level).clamp(-1, 1) for level in LEVELS}
+    # one by one: sums over a batch are rounded by its size, and the same seed shall give the same sound to the last bit
+    wav = {level: torch.cat([codec.decode(row[None], level) for row in codes[level]]).clamp(-1, 1) for level in LEVELS}
     return Generated(codes, wav)

@@ -256,7 +256,7 @@ class Conditioner(nn.Module):
             ValueError: the conditions lack what this prior reads, or their shapes do not fit.
         """
         self._check(conditions, length)
-        clip = conditions.clip.to(self.start_map[0].weight) * self.config.clip_scale
+        clip = conditions.clip.to(next(self.start_map.parameters())) * self.config.clip_scale
         null = conditions.is_null
         start = self.start_map(clip.mean(1))
         if self.null_start is not None:

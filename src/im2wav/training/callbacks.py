@@ -15,5 +15,8 @@ def wandb_logger(**options: Any) -> WandbLogger:
     if mode is None:
         import wandb
 
-        mode = "online" if wandb.api.api_key else "offline"
-    return WandbLogger(offline=mode == "offline", **options)
+        try:
+            mode = "online" if wandb.api.api_key else "offline"
+        except wandb.errors.UsageError:  # how recent versions say that there is no key
+            mode = "offline"
+    return WandbLogger(offline=mode == "offline", mode=mode, **options)
