@@ -98,6 +98,9 @@ def main():
     """Install the hook where it is needed, and say what was found."""
     import torch
 
+    site = pathlib.Path(sysconfig.get_paths()["purelib"])
+    for old in site.glob(f"{NAME}.p*"):  # judge anew, without what an earlier version left
+        old.unlink()
     failures = {package: _failure(package) for package in PACKAGES}
     broken = {package: why for package, why in failures.items() if why}
     if not broken:
@@ -105,7 +108,6 @@ def main():
         return
     if torch.version.cuda is not None:
         sys.exit(f"cpu_torch: {broken}, but torch has CUDA: install versions that match torch {torch.__version__}")
-    site = pathlib.Path(sysconfig.get_paths()["purelib"])
     (site / f"{NAME}.py").write_text(pathlib.Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
     (site / f"{NAME}.pth").write_text(f"import {NAME}; {NAME}.activate()\n", encoding="utf-8")
     still = {package: why for package in PACKAGES if (why := _failure(package))}
