@@ -146,3 +146,16 @@ def write_mp4(path: Path, seconds: float = 2.0, fps: int = 10, audio: bool = Tru
                 container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory):
+    """A CLIP ViT-B/32 of the true layout with random weights: the published ones cannot be fetched in a test."""
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(model.state_dict(), path)
+    return path, model.eval()

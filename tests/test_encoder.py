@@ -1,5 +1,4 @@
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -9,16 +8,6 @@ from im2wav.data.encoder import ClipEncoder, EfficientNetLite2Encoder
 from im2wav.data.media import read_image
 
 PICTURE = ASSETS / "images" / "owl_03.jpg"
-
-
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    """A CLIP ViT-B/32 of the true layout with random weights: the published ones cannot be fetched in a test."""
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
-    path = tmp_path_factory.mktemp("clip") / "clip.pt"
-    torch.save(model.state_dict(), path)
-    return path, model.eval()
 
 
 def test_clip_is_the_quickgelu_tower_with_openai_s_preprocessing(clip_file):

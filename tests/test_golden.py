@@ -156,7 +156,7 @@ def same_but_for_ties(codec, level, after, before, wav):
 
 
 def load_codec_parameters(codec, golden, file, prefix):
-    from im2wav.official import codec_name
+    from im2wav.official.weights import codec_name
 
     state = codec.state_dict()
     for name in state:
@@ -167,7 +167,7 @@ def load_codec_parameters(codec, golden, file, prefix):
 
 
 def test_three_training_steps_of_the_codec(golden):
-    from im2wav.official import codec_name
+    from im2wav.official.weights import codec_name
 
     result = golden.net("vqvae")
     codec = AudioCodec(**result.config).train()

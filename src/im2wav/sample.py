@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from im2wav.data.encoder import ImageEncoder
 
 log = logging.getLogger(__name__)
+KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 register_resolvers()
 
 
@@ -38,7 +39,7 @@ def find_inputs(given: Path) -> list[Path]:
     return found
 
 
-def embed_input(path: Path, encoder: ImageEncoder, fps: float | None, seconds: float) -> torch.Tensor:
+def embed_input(path: Path, encoder: ImageEncoder, fps: float, seconds: float) -> torch.Tensor:
     """Embeddings [F, D] of a photo, or of the frames of a video that belong to its first `seconds`.
 
     Raises:
@@ -50,7 +51,6 @@ def embed_input(path: Path, encoder: ImageEncoder, fps: float | None, seconds: f
 
     if path.suffix.lower() in media.IMAGE_SUFFIXES:
         return encoder.encode([media.read_image(path)])
-    fps = fps or 1.0  # the models were trained on photos: a frame a second is enough for the mean
     wanted = int(seconds * fps) + 1
     clip: list[torch.Tensor] = []
     for frames in media.read_frames(path, fps):
@@ -69,14 +69,20 @@ def load_models(cfg: DictConfig, device: str) -> dict[str, Any]:
     from im2wav.checkpoint import check_same_origin, load
     from im2wav.data.pairs import DatasetInfo
 
-    loaded = {"codec": load(cfg.codec, "vqvae"), "low": load(cfg.low, "low_prior"), "up": load(cfg.up, "up_prior")}
+    paths = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
+    if cfg.pretrained:
+        from im2wav.official import fetch
+
+        folder = fetch(Path(cfg.paths.cache)) if cfg.pretrained == "official" else Path(cfg.pretrained)
+        paths = {name: folder / f"{kind}.safetensors" for name, kind in KINDS.items()}
+    loaded = {name: load(paths[name], kind) for name, kind in KINDS.items()}
     check_same_origin(**loaded)
     data = dict(loaded["low"].data)
     total = round(data.pop("seconds") * data["sample_rate"])
     info = DatasetInfo(**data)
-    info.check_encoder(cfg.encoder.name, None, f"the low prior {cfg.low}")
+    info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")
     encoder = instantiate(cfg.encoder).to(device)
-    info.check_encoder(encoder.name, encoder.weights_sha256, f"the low prior {cfg.low}")
+    info.check_encoder(encoder.name, encoder.weights_sha256, f"the low prior {paths['low']}")
     return {**{name: x.net.to(device) for name, x in loaded.items()}, "encoder": encoder, "info": info, "total": total}
 
 
@@ -94,7 +100,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
 
     from im2wav.data.media import MediaError
     from im2wav.data.pairs import wav_bytes, write_atomic
-    from im2wav.generation import generate
+    from im2wav.generation import Request, generate
     from im2wav.generation.sampling import item_seed
 
     options, inputs, out = instantiate(cfg.sampler), find_inputs(Path(cfg.input)), Path(cfg.out)
@@ -103,11 +109,16 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     device = pick_device(cfg.device)
     models = load_models(cfg, device)
     encoder, info, codec, low, up = (models[k] for k in ("encoder", "info", "codec", "low", "up"))
-    seconds = low.context_length * codec.hop_lengths["low"] / info.sample_rate
+    window = low.context_length * codec.hop_lengths["low"]
+    samples = window if cfg.seconds is None else round(cfg.seconds * info.sample_rate)
+    seconds = samples / info.sample_rate
+    if samples < window:
+        raise ValueError(f"seconds={cfg.seconds}: the shortest sound is one window, {window / info.sample_rate:.3f} s")
+    fps = info.fps or 1.0  # models that were trained on photos see a frame a second of a video
     jobs, failed = [], []
     for path in tqdm(inputs, desc="embed", unit="input", disable=None):
         try:
-            clip = embed_input(path, encoder, info.fps, seconds)
+            clip = embed_input(path, encoder, fps, seconds)
         except MediaError as error:
             failed.append(str(error))
             log.warning("skipped: %s", error)
@@ -118,12 +129,13 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ValueError(f"input={cfg.input}: none of {len(inputs)} inputs could be read; first: {failed[0]}")
     jobs.sort(key=lambda job: len(job[2]))  # inputs of the same number of frames share a batch
     results: list[dict[str, Any]] = []
-    steps = low.context_length + up.context_length
+    steps = sum(samples // hop for hop in codec.hop_lengths.values())
     for batch in _batches(jobs, cfg.batch_size):
         seeds = [item_seed(cfg.seed, name, k) for name, k, _, _ in batch]
         clip = torch.stack([job[2] for job in batch]).to(device)
         with tqdm(total=steps, desc=f"{len(results)}/{len(jobs)} sounds", unit="code", disable=None) as bar:
-            generated = generate(codec, low, up, clip, seeds, options, total=models["total"], on_step=bar.update)
+            request = Request(clip, seeds, fps, samples, cfg.overlap, models["total"], info.sample_rate)
+            generated = generate(codec, low, up, request, options, on_step=bar.update)
         for row, (name, k, _, path) in enumerate(batch):
             files = {level: out / level / f"{name}_{k:02d}.wav" for level in generated.wav}
             for level, file in files.items():

@@ -49,6 +49,23 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
     return str(path)
 
 
+def start_from(weights: str, module: Any) -> None:
+    """Begin with the weights of a .safetensors file: no optimiser, no step count, as converted checkpoints have none.
+
+    Raises:
+        ValueError: a file of another kind of model, or one that does not fit the configuration.
+    """
+    from im2wav.checkpoint import load
+
+    loaded = load(weights, module.kind)
+    try:
+        module.net.load_state_dict(loaded.net.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"ckpt_path={weights} does not fit this configuration: {error}") from error
+    if loaded.bandwidth is not None and getattr(module, "bandwidth", None) is None:
+        module.set_bandwidth(loaded.bandwidth)
+
+
 def load_tokenizer(cfg: DictConfig, module: Any) -> Any:
     """The frozen codec whose codes a prior learns; its identity goes into the prior's checkpoints.
 
@@ -85,6 +102,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
     module.config = OmegaConf.to_container(cfg.model, resolve=True)
+    if resume is not None and resume.endswith(".safetensors"):
+        start_from(resume, module)
+        resume = None
     tokenizer = load_tokenizer(cfg, module) if isinstance(module, PriorModule) else None
     datamodule = instantiate(cfg.data)
     if tokenizer is not None:

@@ -4,6 +4,7 @@ Both encoders are chosen by the config group `encoder/` and used in the same way
 a tensor, `forward` a batch of them into embeddings.
 """
 
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -110,6 +111,7 @@ class ClipEncoder(ImageEncoder):
 
     def _fetch(self, open_clip) -> Path:
         config = open_clip.get_pretrained_cfg(self.architecture, "openai")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry; the error below says it once
         try:
             return Path(open_clip.download_pretrained(config, prefer_hf_hub=True))
         except Exception as error:  # whatever the network layer raises

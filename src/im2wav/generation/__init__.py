@@ -1,6 +1,6 @@
 """Inference: from image embeddings to a wave. Neither Lightning nor Hydra."""
 
-from im2wav.generation.pipeline import Generated, generate
+from im2wav.generation.pipeline import Generated, Request, generate
 from im2wav.generation.sampling import SamplingOptions
 
-__all__ = ["Generated", "SamplingOptions", "generate"]
+__all__ = ["Generated", "Request", "SamplingOptions", "generate"]

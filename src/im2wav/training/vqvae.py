@@ -36,7 +36,13 @@ class VQVAE(NetModule):
     ):
         super().__init__(net, optimizer, scheduler)
         self.objective = loss
-        self.bandwidth = Bandwidth(**bandwidth) if bandwidth else None
+        self.bandwidth: Bandwidth | None = None
+        if bandwidth:
+            self.set_bandwidth(bandwidth)
+
+    def set_bandwidth(self, values: Mapping[str, float]) -> None:
+        """Divide losses by these l1, l2 and spec instead of measuring the training sounds."""
+        self.bandwidth = Bandwidth(**values)
 
     def setup(self, stage: str) -> None:
         """Measure the training sounds, unless a checkpoint or the configuration said how large they are."""
@@ -52,7 +58,7 @@ class VQVAE(NetModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take `bandwidth` back."""
         if "bandwidth" in checkpoint:
-            self.bandwidth = Bandwidth(**checkpoint["bandwidth"])
+            self.set_bandwidth(checkpoint["bandwidth"])
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Total loss, its parts, and what the codec gave."""
