@@ -85,12 +85,12 @@ def test_a_second_run_does_only_what_is_missing(pairs, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     shutil.copy(PICTURE, source / "new.jpg")
-    assert command("embed", OFFLINE, f"input={source}", f"out={out}") == 0
+    assert command("embed", OFFLINE, f"input={source}", f"out={out}", "loudness=-18") == 0
     stamp = (out / "clip" / "new.npy").stat().st_mtime_ns
-    assert command("embed", OFFLINE, f"input={source}", f"out={out}") == 0
+    assert command("embed", OFFLINE, f"input={source}", f"out={out}", "loudness=-18") == 0
     assert (out / "clip" / "new.npy").stat().st_mtime_ns == stamp
     (out / "clip" / "new.npy").unlink()
-    assert command("embed", OFFLINE, f"input={source}", f"out={out}") == 0
+    assert command("embed", OFFLINE, f"input={source}", f"out={out}", "loudness=-18") == 0
     folder = PairsFolder(out)
     assert len(folder.pairs) == 7  # what was there before stayed
     new = next(p for p in folder.pairs if p.id == "new")
@@ -153,3 +153,38 @@ def test_empty_or_missing_input_and_a_folder_that_cannot_be_written(tmp_path, ca
     (tmp_path / "file").write_text("in the way")
     assert command("embed", OFFLINE, f"input={PICTURE.parent}", f"out={tmp_path / 'file' / 'out'}") == 2
     assert "cannot write to" in capfd.readouterr().err
+
+
+def test_a_second_run_takes_over_what_the_manifest_now_says(tmp_path, capfd):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(PICTURE, source / "a.jpg")
+    manifest = source / "manifest.csv"
+    manifest.write_text("id,image,audio,split\na,a.jpg,,train\n", encoding="utf-8-sig")  # as a spreadsheet saves it
+    arguments = [OFFLINE, f"input={source}", f"out={out}"]
+    assert command("embed", *arguments) == 0
+    write_wav(source / "a.wav", tone())
+    manifest.write_text("id,image,audio,split\na,a.jpg,a.wav,valid\n")
+    assert command("embed", *arguments) == 0
+    (pair,) = PairsFolder(out).pairs
+    assert (pair.split, pair.samples) == ("valid", 16000)
+    assert command("embed", *arguments, "loudness=-18") == 2
+    assert "loudness=None, now loudness=-18" in capfd.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(PICTURE, other / "a.jpg")
+    assert command("embed", OFFLINE, f"input={other}", f"out={out}") == 2
+    assert "already has a pair 'a'" in capfd.readouterr().err
+    manifest.write_text("id,image,split\na,a.jpg,val\n")
+    assert command("embed", *arguments) == 2
+    assert "split='val'" in capfd.readouterr().err
+
+
+def test_a_huge_picture_costs_itself_alone(tmp_path):
+    from PIL import Image
+
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    shutil.copy(PICTURE, tmp_path / "good.jpg")
+    assert command("embed", OFFLINE, f"input={tmp_path}", f"out={tmp_path / 'out'}") == 1
+    assert [row["id"] for row in read(tmp_path / "out" / "manifest.csv")] == ["good"]
+    assert read(tmp_path / "out" / "skipped.csv")[0]["reason"] == "unreadable image"

@@ -31,7 +31,7 @@ def test_clip_is_the_quickgelu_tower_with_openai_s_preprocessing(clip_file):
     activations = {type(m).__name__ for m in encoder.visual.modules()}
     assert "QuickGELU" in activations
     assert "GELU" not in activations
-    assert encoder.identity()["name"] == "clip_vit_b32"
+    assert encoder.name == "clip_vit_b32"
     assert len(encoder.weights_sha256) == 64
 
 

@@ -116,3 +116,13 @@ def test_a_checkpoint_never_runs_code(tmp_path):
     with pytest.raises(ValueError, match="is not a vqvae checkpoint"):
         load(tmp_path / "bad.ckpt", "vqvae")
     assert not (tmp_path / "trace").exists()
+
+
+def test_inputs_of_one_name_are_kept_apart(tmp_path):
+    from im2wav.sample import name_inputs
+
+    paths = [tmp_path / p for p in ("a.jpg", "a.mp4", "sub/b.png", "c.png")]
+    assert list(name_inputs(paths, tmp_path).values()) == ["a_jpg", "a_mp4", "sub_b", "c"]
+    assert list(name_inputs(paths[:1], paths[0]).values()) == ["a"]
+    with pytest.raises(ValueError, match="'sub_b_png'"):
+        name_inputs([*paths, tmp_path / "sub_b.png"], tmp_path)

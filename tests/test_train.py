@@ -32,7 +32,7 @@ def test_each_model_overfits_a_batch(pairs, trained, tmp_path, model):
         "data.crop=start",
     )
     result = train(cfg)
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
     assert result["train/loss"] == pytest.approx(losses[-1], rel=1e-4)
@@ -131,7 +131,11 @@ def test_loggers_need_no_account(pairs, tmp_path, monkeypatch, logger):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     train(tiny_config("vqvae", pairs, tmp_path, f"logger={logger}", "trainer.max_steps=1"))
-    wanted = {"csv": "csv/metrics.csv", "tensorboard": "tensorboard/events*", "wandb": "wandb/offline-run*/*.wandb"}
+    wanted = {
+        "csv": "csv/version_0/metrics.csv",
+        "tensorboard": "tensorboard/events*",
+        "wandb": "wandb/offline-run*/*.wandb",
+    }
     assert list(tmp_path.glob(wanted[logger]))
 
 
@@ -163,3 +167,40 @@ def test_the_default_configuration_is_the_official_size():
     assert (cfg.model.net.context_length, cfg.model.net.transformer.depth, cfg.data.num_samples) == (8192, 48, 65536)
     cfg = config("train", "model=low_prior", "trainer.devices=8", "paths.output=x")
     assert (cfg.model.net.context_length, cfg.trainer.devices) == (2048, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("RUNS/vqvae/last.ckpt", "holds a vqvae, expected a low_prior"),
+        ("DATA/manifest.csv", "is not a checkpoint of a training run"),
+        ("OTHER", "codes of another VQ-VAE"),
+    ],
+)
+def test_going_on_from_something_else_is_refused(pairs, trained, tmp_path, path, message):
+    other = torch.load(trained / "base/low_prior/last.ckpt", weights_only=True)
+    torch.save({**other, "codec_sha256": "0" * 64}, tmp_path / "other.ckpt")
+    path = (
+        path.replace("RUNS", f"{trained}/base").replace("DATA", str(pairs)).replace("OTHER", f"{tmp_path}/other.ckpt")
+    )
+    codec = f"codec={trained}/base/vqvae/last.ckpt"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config("low_prior", pairs, tmp_path / "out", codec, f"ckpt_path={path}"))
+    with pytest.raises(ValueError, match="already holds a trained model"):  # going on from elsewhere is no licence
+        train(tiny_config("low_prior", pairs, trained / "base/low_prior", codec, f"ckpt_path={tmp_path}/other.ckpt"))
+
+
+def test_a_run_without_a_step_is_no_success(pairs, tmp_path):
+    with pytest.raises(ValueError, match="no step was made"):
+        train(tiny_config("vqvae", pairs, tmp_path, "trainer.limit_train_batches=0"))
+
+
+def test_a_fast_dev_run_leaves_nothing(pairs, tmp_path):
+    train(tiny_config("vqvae", pairs, tmp_path, "debug=fdr"))
+    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.csv"))
+
+
+def test_a_run_keeps_its_resolved_configuration(trained):
+    from omegaconf import OmegaConf
+
+    assert OmegaConf.load(trained / "base/low_prior/config.yaml").model.net.transformer.width == 32

@@ -127,9 +127,16 @@ def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:
                 f"the {name} prior was trained on the codes of another VQ-VAE (sha256 "
                 f"{prior.codec_sha256[:12]}…, this one is {sha256[:12]}…): give the one of its own run"
             )
-    one, other = (dict(x.data).get("encoder") for x in (low, up))
-    if one != other:
+    for name in ("encoder", "weights_sha256", "fps"):
+        one, other = (x.data.get(name) for x in (low, up))
+        if one != other:
+            raise ValueError(
+                f"the low prior was trained with {name}={one}, the up prior with {name}={other}: "
+                "both must see the same embeddings"
+            )
+    hops: Any = codec.net.hop_lengths
+    windows = [x.net.context_length * hops[level] for x, level in ((low, "low"), (up, "up"))]
+    if windows[0] != windows[1]:
         raise ValueError(
-            f"the low prior was trained with encoder={one}, the up prior with encoder={other}: "
-            "both must see the same embeddings"
+            f"the low prior's window is {windows[0]} samples, the up prior's {windows[1]}: they must be equal"
         )

@@ -1,8 +1,8 @@
 """What the entries share: where the configs are, one clear line for an error, and the `im2wav` command."""
 
-import importlib
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from math import prod
@@ -83,7 +83,7 @@ def main() -> None:
             return
         sys.exit(f"error: {verb!r} is no verb of im2wav\n{text}")
     sys.argv = [f"im2wav {verb}", *sys.argv[2:]]
-    importlib.import_module(f"im2wav.{verb}").main()
+    runpy.run_module(f"im2wav.{verb}", run_name="__main__", alter_sys=True)  # so that Lightning can start more of it
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,12 @@ ASSETS = Path(__file__).parent / "assets" / "pairs"
 STAGES = ("vqvae", "low_prior", "up_prior")
 
 
+def quoted(value: object) -> str:
+    """A value as Hydra reads it literally, whatever characters are in it."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
 def verb(name: str, *arguments: str) -> None:
     """Run `python -m im2wav.NAME ...` and show it.
 
@@ -56,18 +63,26 @@ def timed(seconds: dict[str, float], name: str):
 def make(cfg: DictConfig, out: Path) -> dict[str, float]:
     """Embed, train and sample; returns the seconds that each stage took."""
     seconds: dict[str, float] = {}
-    runs = [f"paths.runs={cfg.paths.runs}", f"seed={cfg.seed}"]
+    runs = [f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"]
+    for made in ("pairs", "samples", "own"):  # of an earlier demo
+        shutil.rmtree(out / made, ignore_errors=True)
     with timed(seconds, "embed"):
-        verb("embed", "encoder=efficientnet_lite2", f"input={ASSETS}", f"out={out / 'pairs'}", "loudness=-18")
+        verb(
+            "embed",
+            "encoder=efficientnet_lite2",
+            f"input={quoted(ASSETS)}",
+            f"out={quoted(out / 'pairs')}",
+            "loudness=-18",
+        )
     for stage in STAGES:
         with timed(seconds, stage):
             verb("train", f"experiment=demo/{stage}", "overwrite=true", *runs, *cfg.demo.overrides)
     with timed(seconds, "sample"):
         common = ["run_name=demo", "encoder=efficientnet_lite2", "batch_size=64", *runs]
         common += [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
-        verb("sample", f"input={ASSETS / 'images'}", f"out={out / 'samples'}", *common)
+        verb("sample", f"input={quoted(ASSETS / 'images')}", f"out={quoted(out / 'samples')}", *common)
         if cfg.demo.images:
-            verb("sample", f"input={cfg.demo.images}", f"out={out / 'own'}", *common)
+            verb("sample", f"input={quoted(cfg.demo.images)}", f"out={quoted(out / 'own')}", *common)
     return seconds
 
 
@@ -144,7 +159,8 @@ def read_curves(out: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Loss curves of the three trainings, from their csv logs."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for stage in STAGES:
-        with (out / stage / "csv" / "metrics.csv").open(newline="") as file:
+        newest = max((out / stage / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns)
+        with newest.open(newline="") as file:
             rows = list(csv.DictReader(file))
         curves[stage] = {}
         for name in ("train/loss", "valid/loss"):
@@ -198,6 +214,7 @@ def write(
 ) -> None:
     """Write the page."""
     from im2wav.data.media import IMAGE_SUFFIXES
+    from im2wav.data.sources import item_name
     from im2wav.evaluation.page import Card, Section, curves, write_page
 
     rate, window = data.folder.info.sample_rate, data.windows["train"].num_samples
@@ -235,11 +252,7 @@ def write(
     ]
     if own:
         heard = {level: _read_sounds(out / "own" / level, rate) for level in ("up", "low")}
-        files = {
-            "_".join(p.relative_to(own).with_suffix("").parts): p
-            for p in sorted(Path(own).rglob("*"))
-            if p.suffix.lower() in IMAGE_SUFFIXES
-        }
+        files = {item_name(p, Path(own)): p for p in sorted(Path(own).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES}
         mine = [
             Card(name, files[name], {"generated": wav, "draft (low)": heard["low"][name]})
             for name, wav in heard["up"].items()

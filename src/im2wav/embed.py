@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from im2wav.data.sources import Source
 
 log = logging.getLogger(__name__)
+SAMPLE_RATE = 16000  # Hz; the models know no other
 register_resolvers()
 
 
@@ -35,9 +36,9 @@ def embed_source(source: Source, cfg: DictConfig, encoder: ImageEncoder, out: Pa
 
     wav = None
     if source.audio is not None:
-        wav = media.read_audio(source.audio, cfg.sample_rate)
+        wav = media.read_audio(source.audio, SAMPLE_RATE)
     elif source.video is not None:
-        wav = media.read_video_audio(source.video, cfg.sample_rate)
+        wav = media.read_video_audio(source.video, SAMPLE_RATE)
     if wav is not None:
         media.check_loudness(wav, cfg.silence, source.audio or source.path)
         if cfg.loudness is not None:
@@ -49,7 +50,7 @@ def embed_source(source: Source, cfg: DictConfig, encoder: ImageEncoder, out: Pa
         clip = encoder.encode([media.read_image(source.path)])
     files = {"wav": f"wav/{source.id}.wav" if wav is not None else "", "clip": f"clip/{source.id}.npy"}
     if wav is not None:
-        write_atomic(out / files["wav"], wav_bytes(wav, cfg.sample_rate))
+        write_atomic(out / files["wav"], wav_bytes(wav, SAMPLE_RATE))
     write_atomic(out / files["clip"], npy_bytes(clip.numpy().astype(np.float16)))
     size = {"samples": 0 if wav is None else len(wav), "frames": len(clip), "source": str(source.path)}
     return {"id": source.id, "label": source.label, "split": source.split, "group": source.group, **files, **size}
@@ -69,16 +70,33 @@ def open_dataset(out: Path, info: DatasetInfo) -> dict[str, dict[str, Any]]:
         return {}
     before = DatasetInfo.read(out)
     before.check_encoder(info.encoder, info.weights_sha256, f"out={out}")
-    for name in ("fps", "sample_rate"):
+    for name in ("fps", "sample_rate", "loudness"):
         old, new = getattr(before, name), getattr(info, name)
         if old != new:
             raise ValueError(
-                f"out={out} has {name}={old}, now {name}={new} is asked for (fps is null for photos alone): "
-                "use the same, or another folder"
+                f"out={out} has {name}={old}, now {name}={new} is asked for: use the same, or another folder"
             )
     manifest = out / "manifest.csv"
     rows = read_table(manifest, set(COLUMNS)) if manifest.is_file() else []
     return {row["id"]: row for row in rows if all((out / row[k]).is_file() for k in ("wav", "clip") if row[k])}
+
+
+def _done(source: Source, rows: dict[str, dict[str, Any]], out: Path) -> bool:
+    """Whether an earlier run embedded a source; what the manifest now says of it is taken over.
+
+    Raises:
+        ValueError: the id belongs to another source.
+    """
+    row = rows.get(source.id)
+    if row is None:
+        return False
+    if row["source"] != str(source.path):
+        raise ValueError(
+            f"out={out} already has a pair {source.id!r}, made from {row['source']}, and now {source.path} is given: "
+            "rename one of them, or use another folder"
+        )
+    row.update(label=source.label, split=source.split, group=source.group)
+    return bool(row["wav"]) == bool(source.audio or source.video)
 
 
 def embed(cfg: DictConfig) -> float:
@@ -89,21 +107,24 @@ def embed(cfg: DictConfig) -> float:
     """
     from tqdm.auto import tqdm
 
-    from im2wav.data.media import MediaError
+    from im2wav.data.media import MediaError, read_table
     from im2wav.data.pairs import COLUMNS, DatasetInfo, table_bytes, write_atomic
     from im2wav.data.sources import find_sources
 
     sources, out = find_sources(Path(cfg.input)), Path(cfg.out)
     encoder: ImageEncoder = instantiate(cfg.encoder).to(pick_device(cfg.device))
-    fps = cfg.fps if any(s.video for s in sources) else None
-    identity = (encoder.name, encoder.dim, encoder.weights_sha256)
-    rows = open_dataset(out, DatasetInfo(*identity, fps=fps, sample_rate=cfg.sample_rate))
-    todo = [s for s in sources if rows.get(s.id, {}).get("source") != str(s.path)]
+    fps = cfg.fps if any(s.video for s in sources) else None  # null for photos alone
+    info = DatasetInfo(encoder.name, encoder.dim, encoder.weights_sha256, fps, loudness=cfg.loudness)
+    rows = open_dataset(out, info)
+    todo = [s for s in sources if not _done(s, rows, out)]
+    mine = {s.id for s in sources}
+    report = out / "skipped.csv"
     skipped: list[dict[str, str]] = []
+    before = [row for row in read_table(report, {"id"}) if row["id"] not in mine] if report.is_file() else []
 
     def save() -> None:
         write_atomic(out / "manifest.csv", table_bytes(COLUMNS, [rows[name] for name in sorted(rows)]))
-        write_atomic(out / "skipped.csv", table_bytes(("id", "reason", "detail"), skipped))
+        write_atomic(out / "skipped.csv", table_bytes(("id", "reason", "detail"), [*before, *skipped]))
 
     for number, source in enumerate(tqdm(todo, desc="embed", unit="item", disable=None), 1):
         try:

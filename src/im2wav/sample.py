@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,24 @@ def find_inputs(given: Path) -> list[Path]:
     if not found:
         raise ValueError(f"input={given}: expected a photo, a video, or a folder of them ({', '.join(sorted(known))})")
     return found
+
+
+def name_inputs(inputs: list[Path], given: Path) -> dict[Path, str]:
+    """What the outputs of each input are called; inputs that differ in their suffix alone keep it.
+
+    Raises:
+        ValueError: two inputs would have the same name.
+    """
+    from im2wav.data.sources import item_name
+
+    root = given if given.is_dir() else given.parent
+    names = {path: item_name(path, root) for path in inputs}
+    count = Counter(names.values())
+    names = {p: f"{name}_{p.suffix[1:]}" if count[name] > 1 else name for p, name in names.items()}
+    double = [name for name, n in Counter(names.values()).items() if n > 1]
+    if double:
+        raise ValueError(f"input={given}: several inputs would be called {double[0]!r}; rename them")
+    return names
 
 
 def embed_input(path: Path, encoder: ImageEncoder, fps: float, seconds: float) -> torch.Tensor:
@@ -106,6 +125,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     options, inputs, out = instantiate(cfg.sampler), find_inputs(Path(cfg.input)), Path(cfg.out)
     if cfg.num_samples < 1 or cfg.batch_size < 1:
         raise ValueError(f"num_samples={cfg.num_samples}, batch_size={cfg.batch_size}: expected 1 or more")
+    names = name_inputs(inputs, Path(cfg.input))
     device = pick_device(cfg.device)
     models = load_models(cfg, device)
     encoder, info, codec, low, up = (models[k] for k in ("encoder", "info", "codec", "low", "up"))
@@ -123,8 +143,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
             failed.append(str(error))
             log.warning("skipped: %s", error)
             continue
-        name = path.stem if len(inputs) == 1 else "_".join(path.relative_to(cfg.input).with_suffix("").parts)
-        jobs += [(name, k, clip, path) for k in range(cfg.num_samples)]
+        jobs += [(names[path], k, clip, path) for k in range(cfg.num_samples)]
     if not jobs:
         raise ValueError(f"input={cfg.input}: none of {len(inputs)} inputs could be read; first: {failed[0]}")
     jobs.sort(key=lambda job: len(job[2]))  # inputs of the same number of frames share a batch

@@ -31,22 +31,45 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
     """The checkpoint to go on from, and no silent overwriting of a finished run.
 
     Raises:
-        ValueError: the folder of this run already holds checkpoints, or `ckpt_path` does not exist.
+        ValueError: the folder of this run already holds another checkpoint, or `ckpt_path` does not exist.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
     last = Path(cfg.paths.output) / "last.ckpt"
-    if cfg.ckpt_path is None:
-        if last.is_file() and getattr(rank_zero_only, "rank", 0) == 0 and not cfg.overwrite:
-            raise ValueError(
-                f"{last.parent} already holds a trained model: give ckpt_path=last to go on "
-                "with it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
-            )
-        return None
-    path = last if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
-    if not path.is_file():
+    path = last if cfg.ckpt_path == "last" else cfg.ckpt_path and Path(cfg.ckpt_path)
+    if path and not path.is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path}: {path} does not exist")
-    return str(path)
+    kept = cfg.overwrite or cfg.trainer.fast_dev_run or (path and last.is_file() and path.samefile(last))
+    if last.is_file() and not kept and getattr(rank_zero_only, "rank", 0) == 0:
+        raise ValueError(
+            f"{last.parent} already holds a trained model: give ckpt_path=last to go on "
+            "with it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
+        )
+    return str(path) if path else None
+
+
+def check_resume(path: str, module: Any, datamodule: Any) -> None:
+    """Refuse to go on from a checkpoint of another model, other codes or other embeddings.
+
+    Raises:
+        ValueError: it is one.
+    """
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        kind, data = checkpoint["kind"], checkpoint["data"]
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise ValueError(f"ckpt_path={path} is not a checkpoint of a training run ({type(error).__name__})") from error
+    if kind != module.kind:
+        raise ValueError(f"ckpt_path={path} holds a {kind}, expected a {module.kind}")
+    codec = getattr(module, "codec_sha256", None)
+    if codec != checkpoint.get("codec_sha256"):
+        raise ValueError(f"ckpt_path={path} was trained on the codes of another VQ-VAE: give that one as codec=PATH")
+    now = datamodule.identity()
+    for name in ("encoder", "weights_sha256", "fps") if codec else ():
+        if data[name] != now[name]:
+            raise ValueError(f"ckpt_path={path} was trained on data with {name}={data[name]}, not {now[name]}")
 
 
 def start_from(weights: str, module: Any) -> None:
@@ -94,6 +117,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     import lightning.pytorch as pl
 
+    from im2wav.data.pairs import write_atomic
     from im2wav.training.priors import PriorModule
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
@@ -110,11 +134,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if tokenizer is not None:
         datamodule.folder.info.check_encoder(cfg.encoder.name, None, f"data.root={cfg.data.root}")
     datamodule.tokenizer = tokenizer
+    if resume is not None:
+        check_resume(resume, module, datamodule)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    if not cfg.trainer.fast_dev_run:
+        if trainer.is_global_zero:
+            text = OmegaConf.to_yaml(cfg, resolve=True)
+            write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     log.info(
         "%s: %.2f M parameters, %d pairs to train on",
         module.kind,
@@ -122,9 +152,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         len(datamodule.windows["train"]),
     )
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    if not trainer.global_step:
+        raise ValueError(
+            f"no step was made: data.batch_size={cfg.data.batch_size} on {trainer.world_size} devices leaves no whole "
+            f"batch of {len(datamodule.windows['train'])} pairs; lower it, or raise data.windows_per_epoch"
+        )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     checkpoint = Path(cfg.paths.output) / "last.ckpt"
-    log.info("done: %s", checkpoint)
+    log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
 
 

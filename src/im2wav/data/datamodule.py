@@ -100,7 +100,7 @@ class WindowSampler(Sampler):
 
 
 class PairsDataModule(pl.LightningDataModule):
-    """Batches from a pairs folder; pairs go to training or validation by the manifest's `split` column.
+    """Batches from a pairs folder; pairs go to training, validation or test by the manifest's `split` column.
 
     Args:
         root: the pairs folder.
@@ -143,7 +143,7 @@ class PairsDataModule(pl.LightningDataModule):
         usable = [p for p in self.folder.pairs if p.samples and (short != "drop" or p.samples >= num_samples)]
         self.windows = {
             split: Windows(self.folder, [p for p in usable if p.split == split], num_samples, short)
-            for split in ("train", "valid")
+            for split in ("train", "valid", "test")
         }
         if not self.windows["train"].pairs:
             raise ValueError(
@@ -165,7 +165,7 @@ class PairsDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            drop_last=shuffle and len(sampler) >= self.batch_size,
+            drop_last=shuffle and len(sampler) >= self.batch_size * (self.trainer.world_size if self.trainer else 1),
             collate_fn=collate,
         )
 

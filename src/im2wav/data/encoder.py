@@ -55,10 +55,6 @@ class ImageEncoder(nn.Module):
         device = next(self.parameters()).device
         return self(torch.stack([self.preprocess(image) for image in images]).to(device)).cpu()
 
-    def identity(self) -> dict[str, str | int]:
-        """What `dataset.json` and checkpoints record of it."""
-        return {"name": self.name, "dim": self.dim, "weights_sha256": self.weights_sha256}
-
 
 class ClipEncoder(ImageEncoder):
     """A CLIP image tower through open_clip; by default OpenAI's ViT-B/32 with its preprocessing and QuickGELU.

@@ -42,7 +42,7 @@ def read_image(path: str | Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise MediaError("missing file", str(path)) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise MediaError("unreadable image", f"{path}: {error}") from error
 
 
@@ -79,7 +79,7 @@ def check_loudness(wav: Tensor, threshold: float, path: str | Path) -> None:
         MediaError: no sample of wav exceeds `threshold` (full scale is 1).
     """
     peak = wav.abs().max().item()
-    if peak < threshold:
+    if peak < threshold or peak == 0:
         raise MediaError("silent audio", f"{path}: peak {peak:.2g} is under {threshold:g}")
 
 
@@ -155,7 +155,7 @@ def read_table(path: Path, required: set[str]) -> list[dict[str, str]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first letter
         reader = csv.DictReader(file)
         missing = required - set(reader.fieldnames or ())
         if missing:

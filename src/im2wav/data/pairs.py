@@ -37,7 +37,8 @@ class DatasetInfo:
     dim: int
     weights_sha256: str | None  # None where it is not known
     fps: float | None
-    sample_rate: int = 16000
+    sample_rate: int = 16000  # Hz
+    loudness: float | None = None  # dB of full scale that every sound was brought to
     format: int = FORMAT
 
     @classmethod
@@ -120,7 +121,7 @@ def wav_bytes(wav: Tensor, sample_rate: int, kind: str = "WAV") -> bytes:
 def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
     """Rows as a csv file with a header."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue().encode()

@@ -7,6 +7,13 @@ from pathlib import Path
 
 from im2wav.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_table
 
+SPLITS = ("train", "valid", "test")
+
+
+def item_name(path: Path, root: Path) -> str:
+    """What an input is called: its path below `root` without suffix, folders joined by underscores."""
+    return "_".join(path.relative_to(root).with_suffix("").parts)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -46,7 +53,7 @@ def find_sources(given: Path) -> list[Source]:
             suffix, bare = path.suffix.lower(), path.with_suffix("")
             if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
                 kind = "image" if suffix in IMAGE_SUFFIXES else "video"
-                name, label = "_".join(bare.relative_to(given).parts), "/".join(path.parent.relative_to(given).parts)
+                name, label = item_name(path, given), "/".join(path.parent.relative_to(given).parts)
                 sources.append(Source(name, audio=sounds.get(bare), label=label, **{kind: path}))  # type: ignore[arg-type]
     else:
         raise ValueError(f"input={given} does not exist: expected a folder or a manifest.csv")
@@ -67,5 +74,7 @@ def _manifest_sources(manifest: Path) -> Iterator[Source]:
             raise ValueError(f"{manifest}: id {row['id']!r} cannot be a file name")
         if not paths.keys() & {"image", "video"}:
             raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
+        if row.get("split") and row["split"] not in SPLITS:
+            raise ValueError(f"{manifest}: {row['id']!r} has split={row['split']!r}; expected one of {SPLITS}")
         texts = {k: row[k] for k in ("label", "split", "group") if row.get(k)}
         yield Source(row["id"], **paths, **texts)  # type: ignore[arg-type]

@@ -66,7 +66,6 @@ def generate(
     up: Prior,
     request: Request,
     options: SamplingOptions,
-    up_options: SamplingOptions | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Generated:
     """Generate sound for pictures or clips.
@@ -74,8 +73,7 @@ def generate(
     Args:
         codec, low, up: nets that belong together, in eval mode, on the device of the embeddings.
         request: what is to be heard.
-        options: how low codes are drawn.
-        up_options: how up codes are drawn; those of `options` where None.
+        options: how codes are drawn.
         on_step: called with 1 after each code.
 
     Raises:
@@ -100,8 +98,7 @@ def generate(
             return request.conditions(start * length, context * length, coarse)
 
         uniform = uniforms(request.seeds, samples // length, level, request.clip.device)
-        chosen = options if level == "low" else up_options or options
-        codes[level] = sample_windows(prior, conditions_at, uniform, chosen, hop, on_step)
+        codes[level] = sample_windows(prior, conditions_at, uniform, options, hop, on_step)
     # one by one: sums over a batch are rounded by its size, and the same seed shall give the same sound to the last bit
     wav = {level: torch.cat([codec.decode(row[None], level) for row in codes[level]]).clamp(-1, 1) for level in LEVELS}
     return Generated(codes, wav)
