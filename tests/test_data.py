@@ -8,8 +8,9 @@ import torch
 
 from conftest import tone, write_mp4, write_wav
 from im2wav.data import media
-from im2wav.data.datamodule import PairsDataModule, WindowSampler
+from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import COLUMNS, DatasetInfo, PairsFolder, npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.data.windows import WindowSampler
 
 RATE = 16000
 
@@ -203,3 +204,18 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"before"
     with pytest.raises(ValueError, match="cannot write to"):
         write_atomic(tmp_path / "a" / "b", b"")
+
+
+def test_official_crops(tmp_path):
+    root = make_pairs(tmp_path, (3.0, 2.0, 0.1), splits=("train",) * 3)
+    with pytest.raises(ValueError, match=r"data\.crop=official"):
+        PairsDataModule(str(root), num_samples=8192, crop="official")
+    data = PairsDataModule(str(root), num_samples=8192, crop="official", short="drop", batch_size=4)
+    windows = data.windows["train"]
+    assert len(windows) == 80_000 // 8192
+    assert [windows.locate(0, 0.5), windows.locate(0, 0.0)] == [(windows.pairs[0], 0)] * 2
+    for row in range(len(windows)):
+        for place in (0.0, 0.3, 0.7, 0.999):
+            pair, offset = windows.locate(row, place)
+            assert 0 <= offset <= pair.samples - 8192
+            assert windows[(row, place)].timing["offset"] == offset

@@ -109,20 +109,15 @@ def load_tokenizer(cfg: DictConfig, module: Any) -> Any:
     return codec
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train one model; everything that can be wrong with the configuration is refused before sounds are read.
+def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
+    """Module, data module and the checkpoint to go on from; whatever does not fit is refused before sounds are read.
 
-    Returns:
-        The final metrics, the path of the last checkpoint as `checkpoint`, and the trainer, module and data module.
+    Raises:
+        ValueError: see the functions above.
     """
-    import lightning.pytorch as pl
-
-    from im2wav.data.pairs import write_atomic
     from im2wav.training.priors import PriorModule
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     check_keys(cfg)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
     module.config = OmegaConf.to_container(cfg.model, resolve=True)
@@ -136,6 +131,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     datamodule.tokenizer = tokenizer
     if resume is not None:
         check_resume(resume, module, datamodule)
+    return module, datamodule, resume
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train one model.
+
+    Returns:
+        The final metrics, the path of the last checkpoint as `checkpoint`, and the trainer, module and data module.
+
+    Raises:
+        ValueError: the configuration does not fit the data or the checkpoints, or no step could be made.
+    """
+    import lightning.pytorch as pl
+
+    from im2wav.data.pairs import write_atomic
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -145,17 +159,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    log.info(
-        "%s: %.2f M parameters, %d pairs to train on",
-        module.kind,
-        sum(p.numel() for p in module.parameters()) / 1e6,
-        len(datamodule.windows["train"]),
-    )
+    rows = len(datamodule.windows["train"])
+    millions = sum(p.numel() for p in module.parameters()) / 1e6
+    log.info("%s: %.2f M parameters, %d pairs to train on", module.kind, millions, rows)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:
         raise ValueError(
             f"no step was made: data.batch_size={cfg.data.batch_size} on {trainer.world_size} devices leaves no whole "
-            f"batch of {len(datamodule.windows['train'])} pairs; lower it, or raise data.windows_per_epoch"
+            f"batch of {rows} pairs; lower it, or raise data.windows_per_epoch"
         )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     checkpoint = Path(cfg.paths.output) / "last.ckpt"

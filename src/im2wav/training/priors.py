@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from im2wav.data.datamodule import Batch
+from im2wav.data.windows import Batch
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.training.module import NetModule
 

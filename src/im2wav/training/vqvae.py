@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
-from im2wav.data.datamodule import Batch
+from im2wav.data.windows import Batch
 from im2wav.training.module import NetModule
 
 

@@ -1,0 +1,149 @@
+"""Windows of sound with the frames that belong to them, and the order in which they are drawn."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from im2wav.data.pairs import Pair, PairsFolder
+
+SHORT = ("loop", "pad", "drop")
+CROP = ("random", "start", "official")
+
+
+class Batch(NamedTuple):
+    """What a model is given. N samples, F frames, D width of the image embedding."""
+
+    wav: Tensor  # [B, 1, N] in [-1, 1]
+    clip: Tensor  # [B, F, D], unit norm
+    timing: dict[str, Tensor]  # total, offset, duration: [B] each, in samples
+    id: list[str]
+    codes: dict[str, Tensor] | None = None  # by level [B, N / hop], once a tokenizer is set
+
+
+def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -> tuple[int, int]:
+    """The official crop: window `item`, moved by `shift` samples, of all recordings one after the other.
+
+    The window belongs to the recording that holds its middle, and is moved by half its length where it would cross
+    the recording's border. Source: Jukebox, data/files_dataset.py.
+
+    Args:
+        item: number of the window; unshifted it begins at item * length.
+        shift: samples, from -length / 2 to length / 2 - 1.
+        ends: where each recording ends, in samples from the start of the first one.
+        length: of a window.
+
+    Returns:
+        Number of the recording and the window's offset in it. Where the official code fails (a middle beyond the last
+        recording) it is the end of the last one.
+    """
+    offset = item * length + shift
+    number = min(bisect_left(ends, offset + length // 2), len(ends) - 1)
+    start, end = (ends[number - 1] if number else 0), ends[number]
+    if offset > end - length:
+        offset = max(start, offset - length // 2)
+    elif offset < start:
+        offset = min(end - length, offset + length // 2)
+    return number, min(offset, max(end - length, start)) - start
+
+
+class Windows(Dataset):
+    """Windows of `num_samples`, addressed by (row, place) with place in [0, 1): where in the recording they lie.
+
+    With `concatenated` a row is a window of all recordings one after the other, and the place shifts it by up to half
+    its length, as the official code has it. Otherwise a row is a recording.
+
+    Frames belong to a window by time: frame k of a window is the one shown at its start plus k / fps.
+    """
+
+    def __init__(
+        self, folder: PairsFolder, pairs: list[Pair], num_samples: int, short: str, concatenated: bool = False
+    ):
+        self.folder, self.pairs, self.num_samples, self.short = folder, pairs, num_samples, short
+        self.ends = list(accumulate(pair.samples for pair in pairs)) if concatenated else None
+
+    def __len__(self) -> int:
+        if self.ends is not None and self.ends:
+            return self.ends[-1] // self.num_samples
+        return len(self.pairs)
+
+    def locate(self, row: int, place: float) -> tuple[Pair, int]:
+        """The recording and the offset in it that a key stands for."""
+        if self.ends is not None:
+            shift = int(place * self.num_samples) - self.num_samples // 2
+            number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)
+            return self.pairs[number], offset
+        room = max(self.pairs[row].samples - self.num_samples, 0)
+        return self.pairs[row], min(int(place * (room + 1)), room)
+
+    def __getitem__(self, key: tuple[int, float]) -> Batch:
+        pair, offset = self.locate(*key)
+        wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples))
+        missing = self.num_samples - len(wav)
+        if missing and self.short == "loop":
+            wav = wav.repeat(-(-self.num_samples // len(wav)))[: self.num_samples]
+        elif missing:
+            wav = torch.nn.functional.pad(wav, (0, missing))
+        timing = {"total": float(max(pair.samples, self.num_samples)), "offset": float(offset)}
+        timing["duration"] = float(self.num_samples)
+        clip = self.folder.read_clip(pair, self._frames(pair, offset))
+        return Batch(wav[None], clip, {k: torch.tensor(v) for k, v in timing.items()}, pair.id)  # type: ignore[arg-type]
+
+    def _frames(self, pair: Pair, offset: int) -> np.ndarray | None:
+        info = self.folder.info
+        if info.fps is None:
+            return None
+        count = int(self.num_samples / info.sample_rate * info.fps) + 1
+        frames = int(offset / info.sample_rate * info.fps) + np.arange(count)
+        if self.short == "loop" and pair.samples < self.num_samples:
+            frames %= max(1, int(pair.samples / info.sample_rate * info.fps))
+        return frames.clip(0, pair.frames - 1)
+
+
+class WindowSampler(Sampler):
+    """Draws (row, place) keys: every row once before any comes twice, each time at another place.
+
+    The keys of an epoch depend on the seed and the epoch alone. Without shuffling: rows in order, all at `place`.
+
+    Args:
+        rows: number of recordings.
+        length: keys in an epoch.
+        seed: of order and places.
+        shuffle: whether rows come in random order.
+        place: the same place for all keys; None to draw them.
+    """
+
+    def __init__(self, rows: int, length: int, seed: int, shuffle: bool, place: float | None = None):
+        self.rows, self.length, self.seed, self.shuffle, self.place = rows, length, seed, shuffle, place
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        for start in range(0, self.length, self.rows):
+            count = min(self.rows, self.length - start)
+            order = torch.randperm(self.rows, generator=generator)[:count] if self.shuffle else torch.arange(count)
+            places = torch.rand(count, generator=generator, dtype=torch.float64)
+            for row, place in zip(order.tolist(), places.tolist(), strict=True):
+                yield row, place if self.place is None else self.place
+
+
+def collate(items: list[Batch]) -> Batch:
+    """Stack items to a batch."""
+    return Batch(
+        wav=torch.stack([item.wav for item in items]),
+        clip=torch.stack([item.clip for item in items]),
+        timing=default_collate([item.timing for item in items]),
+        id=[item.id for item in items],  # type: ignore[misc]
+    )
