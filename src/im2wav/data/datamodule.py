@@ -22,8 +22,8 @@ class PairsDataModule(pl.LightningDataModule):
         batch_size: windows in a batch of one device.
         short: what becomes of sounds shorter than the window: `loop` them, `pad` with silence, or `drop` them.
         crop: where in a recording a window lies: `random`, always at its `start` (for overfitting on purpose), or as
-            in the `official` code, where all recordings are one and windows of it are shifted by up to half their length;
-            that wants recordings no shorter than a window (`short=drop`).
+            in the `official` code, where all recordings are one and its windows are shifted by up to half their
+            length; that wants recordings no shorter than a window (`short=drop`).
         windows_per_epoch: how many windows make an epoch; as many as there are pairs where None.
         num_workers: processes that read.
         seed: of the order and of the crops.

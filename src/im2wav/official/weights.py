@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.prior import Prior
 
+_multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+
 KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
 
 # `hps.bandwidth` holds numpy scalars; nothing else than these, tensors and plain containers is ever unpickled.
@@ -24,8 +26,8 @@ _SCALARS: list[Any] = [
     np.dtype,
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtypes.Int64DType,
+    *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 
 # values of `hps` that change the network in ways that no released checkpoint uses
@@ -132,7 +134,8 @@ def prior_config(hps: Mapping[str, Any], kind: str, clip_dim: int, map_width: in
         "timing_bins": hps["t_bins"],
     }
     if kind == "low_prior":
-        conditioning["total_range"] = [hps["min_duration"], hps["max_duration"]]
+        if hps["min_duration"] is not None and hps["max_duration"] is not None:
+            conditioning["total_range"] = [hps["min_duration"], hps["max_duration"]]
     else:
         above = hps["level"] + 1
         conditioning["upsampler"] = {
@@ -252,7 +255,7 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
     left = set(given) - {official for official, _ in names.values()}
     # the output matrix is the code embedding; and a null frame that no frame ever meets is never read
     left -= {"prior.x_out.weight"}
-    if not hps["video_clip_emb"]:
+    if not hps.get("video_clip_emb"):
         left -= {"y_emb.null_video_CLIP"}
     found, missing, misshapen = {}, [], []
     for name, (official, transposed) in names.items():

@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from im2wav.prior.attention import KINDS, Kind, LayerCache, attend
 
 
+def normal(*shape: int, std: float) -> nn.Parameter:
+    """A fresh parameter from N(0, std^2); left empty on the meta device, where drawing would import half of torch."""
+    weight = torch.empty(*shape)
+    return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
+
+
+def embedding(size: int, width: int, std: float) -> nn.Embedding:
+    """A table of `size` vectors from N(0, std^2)."""
+    return nn.Embedding.from_pretrained(normal(size, width, std=std), freeze=False)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """`x * sigmoid(1.702 x)`, the approximation of GELU that the official weights were trained with."""
     return x * torch.sigmoid(1.702 * x)
@@ -67,7 +78,7 @@ class Layer(nn.Module):
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
         for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out):
-            nn.init.normal_(linear.weight, std=0.02 * config.init_scale)
+            linear.weight = normal(*linear.weight.shape, std=0.02 * config.init_scale)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, position: int = 0) -> Tensor:
