@@ -297,3 +297,43 @@ def _shapes(part):
 
 def test_paths_need_no_particular_type(converted):
     assert load(str(converted / "vqvae.safetensors")).kind == load(Path(converted) / "vqvae.safetensors").kind
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("up", {"class_free_guidance_prob": 0.2, "heads": 2}),
+        ("up", {"cond_c_res": 0, "cond_width": 24, "cond_depth": 3, "cond_dilation_cycle": None}),
+        ("low", {"video_clip_emb": False, "prior_depth": 4}),
+        ("low", {"class_free_guidance_prob": -1, "heads": 4, "blocks": 8, "l_bins": 48, "t_bins": 16}),
+        ("low", {"m_attn": 0.5, "m_mlp": 2.0, "prior_width": 64}),
+        ("vqvae", {"downs_t": (2, 1), "strides_t": (2, 4), "width": 12, "depth": 3, "m_conv": 2.0, "l_bins": 64}),
+    ],
+)
+def test_any_size_and_kind_comes_in_by_its_hps(official, tmp_path, name, changes):
+    """Nets of other sizes, given official names and written as an official file, come back the same."""
+    from im2wav.official import weights
+
+    file = {"vqvae": "a.bin", "low": "checkpoint_latest.pth.tar", "up": "c"}[name]
+    hps = {**read(official / file)["hps"], **changes}
+    kind = weights.kind_of(hps)
+    made = weights.codec_config(hps) if kind == "vqvae" else weights.prior_config(hps, kind, 512, 512)
+    net = weights.KINDS[kind](**made)
+    state = {}
+    for key, value in net.state_dict().items():
+        if kind == "vqvae":
+            other, transposed = weights.codec_name(key, made["strides"]), False
+        else:
+            other, transposed = weights.prior_name(key, bool(hps["cond_c_res"]))
+        if other is not None:
+            state[other] = value.t().contiguous() if transposed else value
+    if kind != "vqvae":
+        state["prior.x_out.weight"] = state["prior.x_emb.weight"]
+    torch.save({"hps": hps, "model": state, "opt": {}, "step": 7}, tmp_path / "file")
+    back = convert(tmp_path / "file")
+    assert (back.kind, back.step) == (kind, 7)
+    for key, value in back.net.state_dict().items():
+        if "code_" not in key.rsplit(".", 1)[-1] and "initialised" not in key:
+            assert (value == net.state_dict()[key]).all(), key
+    if kind != "vqvae":
+        assert back.net.can_be_guided == (hps["class_free_guidance_prob"] >= 0)
