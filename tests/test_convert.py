@@ -218,6 +218,7 @@ def test_released_weights_are_fetched_and_converted_once(server, tmp_path):
     place, url = server
     out = fetch(tmp_path / "cache", url)
     assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
         "low_prior.safetensors",
         "up_prior.safetensors",
         "vqvae.safetensors",

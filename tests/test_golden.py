@@ -199,6 +199,17 @@ def test_three_training_steps_of_the_codec(golden):
         for n, level in enumerate(LEVELS):
             after = {k: golden(file, f"step{step}.after.{k}_l{n}") for k in ("k", "k_sum", "k_elem")}
             ties = same_but_for_ties(codec, level, after, before[level], wav) or ties
+        for ours, theirs in (
+            ("fit", "fit"),
+            ("latent_norm", "pn"),
+            ("entropy", "entropy"),
+            ("codes_in_batch", "used_curr"),
+            ("codes_alive", "usage"),
+            ("codebook_step", "dk"),
+        ):
+            mean = torch.stack([output.metrics[level][ours] for level in LEVELS]).mean()
+            close(mean, golden(file, f"step{step}.metric.{theirs}"), 1e-2 if ties else 1e-4)
+        close(sum(output.commit_loss.values()), golden(file, f"step{step}.metric.commit_loss"), 1e-3 if ties else 1e-4)
         for name, parameter in codec.named_parameters():
             close(
                 parameter.grad,
@@ -340,3 +351,29 @@ def test_guidance_formula(golden):
     cond, null = golden("low_eval", "greedy.logits_cond"), golden("low_eval", "greedy.logits_null")
     mixed = guide(torch.cat([cond, null]), 3.0)
     assert (mixed.argmax(-1) == golden("low_eval", "greedy.codes")).all()
+
+
+@pytest.mark.parametrize("name", ["low", "up"])
+def test_loss_and_gradients_of_a_training_step(golden, name):
+    """The first official step, with the picture (dropout in the maps off)."""
+    from im2wav.official.weights import prior_name
+
+    file, prior = f"{name}_train", golden.net(name).net.requires_grad_()
+    names = {key: prior_name(key, True) for key in prior.state_dict()}
+    before = {key: golden(file, f"param_before.{other}") for key, (other, _) in names.items()}
+    prior.load_state_dict({key: value.t() if names[key][1] else value for key, value in before.items()})
+    assert (golden(file, "step0.x") == golden("vqvae_eval", "x")).all()  # so its codes are known, the tied one too
+    codes = {level: golden("vqvae_eval", f"codes_l{n}") for n, level in enumerate(LEVELS)}
+    y = golden(file, "y")
+    y = y if y.ndim == 3 else y[:, None]
+    timing = Timing(*y[:, 0, :3].unbind(1))
+    loss = prior.bits(codes[name], Conditions(y[:, :, 3:], timing, codes["low"] if name == "up" else None))
+    loss.backward()
+    close(loss, golden(file, "step0.metric.bpd"), 1e-4)
+    for key, parameter in prior.named_parameters():
+        other, transposed = names[key]
+        if not golden.has(file, f"step0.grad.{other}"):
+            continue
+        theirs = golden(file, f"step0.grad.{other}")
+        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        close((ours.t() if transposed else ours)[: len(theirs)], theirs, 1e-4)

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "training": {"codec", "prior", "generation", "data"},
     "evaluation": {"data"},
     "checkpoint": {"codec", "prior", "hashing"},
-    "official": {"codec", "prior", "checkpoint"},
+    "official": {"codec", "prior", "data", "checkpoint"},
     "cpu_torch": set(),
 }
 ONLY_IN = {

@@ -1,10 +1,12 @@
 """A folder of official checkpoints -> a folder of safetensors; and where the authors' own files come from."""
 
+import json
 import logging
 import zipfile
 from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
+from im2wav.data.pairs import write_atomic
 from im2wav.official.weights import KINDS, Official, convert
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
         loaded = Loaded(official.net, kind, official.config, data, **own)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
+    about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
+    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())  # to read; the files need it not
     for kind in ("vqvae", "low_prior", "up_prior"):
         if kind not in found:
             log.warning("%s holds no %s: sampling needs all three", folder, kind)
