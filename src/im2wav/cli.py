@@ -54,7 +54,10 @@ def run(task: Callable[[Any], Any], config: Any) -> Any:
         if os.environ.get("IM2WAV_TRACEBACK"):
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        sys.stderr.write(f"error: {' '.join(str(cause).split())}\n")
+        text = " ".join(str(cause).split())
+        if "Could not load this library" in text:  # torchaudio's CUDA build beside a CPU-only torch
+            text += ": run `python -m im2wav.cpu_torch` once in this environment"
+        sys.stderr.write(f"error: {text}\n")
         raise SystemExit(2) from error
 
 
