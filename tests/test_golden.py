@@ -28,10 +28,13 @@ def golden(shared_module):
         def __init__(self, folder):
             self.folder, self.open = folder, {}
 
-        def __call__(self, file, name):
+        def arrays(self, file):
             if file not in self.open:
                 self.open[file] = np.load(self.folder / f"{file}.npz")
-            return torch.from_numpy(np.array(self.open[file][name]))
+            return self.open[file]
+
+        def __call__(self, file, name):
+            return torch.from_numpy(np.array(self.arrays(file)[name]))
 
         def wave(self, file, name):
             return self(file, name).transpose(1, 2)
@@ -40,10 +43,7 @@ def golden(shared_module):
             return convert(self.folder / f"{name}.pth.tar")
 
         def has(self, file, name):
-            self(file, self.open[file].files[0]) if file in self.open else self.open.setdefault(
-                file, np.load(self.folder / f"{file}.npz")
-            )
-            return name in self.open[file].files
+            return name in self.arrays(file).files
 
     return Golden(shared_module / "golden" / "tiny")
 
@@ -175,9 +175,7 @@ def test_three_training_steps_of_the_codec(golden):
     load_codec_parameters(codec, golden, "vqvae_train", "param_before.")
     file = "vqvae_train"
     permutations = {
-        level: [golden(file, f"init_perm_l{n}"), *(golden(file, f"step{s}.update_perm_l{n}") for s in range(3))]
-        if golden.has(file, f"init_perm_l{n}")
-        else [golden(file, f"step0.init_perm_l{n}"), *(golden(file, f"step{s}.update_perm_l{n}") for s in range(3))]
+        level: [golden(file, f"step0.init_perm_l{n}"), *(golden(file, f"step{s}.update_perm_l{n}") for s in range(3))]
         for n, level in enumerate(LEVELS)
     }
     with_given_rows(codec, permutations)

@@ -124,7 +124,7 @@ def embed(cfg: DictConfig) -> float:
 
     def save() -> None:
         write_atomic(out / "manifest.csv", table_bytes(COLUMNS, [rows[name] for name in sorted(rows)]))
-        write_atomic(out / "skipped.csv", table_bytes(("id", "reason", "detail"), [*before, *skipped]))
+        write_atomic(report, table_bytes(("id", "reason", "detail"), [*before, *skipped]))
 
     for number, source in enumerate(tqdm(todo, desc="embed", unit="item", disable=None), 1):
         try:
