@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO, config
 
 SOURCE = REPO / "src" / "im2wav"
-ENTRIES = {"train", "embed", "sample", "demo", "convert", "cli"}
+ENTRIES = {"train", "embed", "sample", "demo", "convert", "bench", "cli"}
 # room -> what it may import of ours, besides itself
 MAY_IMPORT = {
     "resnet": set(),
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "evaluation": {"data"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
+    "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
     "cpu_torch": set(),
 }
 ONLY_IN = {

@@ -1,0 +1,66 @@
+"""`python -m im2wav.bench measure=machine|...`: speed, as ratios to limits that are measured in the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from im2wav.cli import CONF, instantiate, pick_device, register_resolvers, run
+
+if TYPE_CHECKING:
+    from im2wav.benchmarks import Row
+
+log = logging.getLogger(__name__)
+register_resolvers()
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, columns aligned."""
+    cells = [("what", "figure", "limit", "ratio", "bar", "")]
+    for row in rows:
+        mark = {True: "holds", False: "MISSED", None: ""}[row.holds]
+        bar = "" if row.bar is None else f"{'>=' if row.at_least else '<='} {row.bar:g} {mark}"
+        limit = "" if row.limit is None else f"{row.limit:.4g} {row.unit} ({row.limit_name})"
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        cells.append((row.name, f"{row.value:.4g} {row.unit}", limit, ratio, bar, row.note))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(lines)
+
+
+def bench(cfg: DictConfig) -> list[Row]:
+    """Run one measurement, print its table and, where asked, write it as JSON."""
+    import torch
+
+    from im2wav.data.pairs import write_atomic
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    cfg.device = pick_device(cfg.device)
+    device = torch.cuda.get_device_name() if cfg.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    log.info("%s; torch %s, Python %s", device, torch.__version__, platform.python_version())
+    rows: list[Row] = instantiate(cfg.measure)
+    log.info("%s", table(rows))
+    if cfg.out:
+        facts = {"device": device, "torch": torch.__version__, "measure": OmegaConf.to_container(cfg.measure)}
+        results = [{**dataclasses.asdict(row), "ratio": row.ratio, "holds": row.holds} for row in rows]
+        write_atomic(Path(cfg.out), (json.dumps({**facts, "rows": results}, indent=2) + "\n").encode())
+    return rows
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="bench")
+def main(cfg: DictConfig) -> None:
+    """Entry; exit code 1 where a bar is missed."""
+    if any(row.holds is False for row in run(bench, cfg)):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
