@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from im2wav.prior.transformer import LayerNorm, code_table, draw_normal, fresh_vector
+from im2wav.prior.transformer import LayerNorm, code_table, normal
 from im2wav.resnet import UpsampleStack
 
 
@@ -140,9 +140,7 @@ class TimingTables(nn.Module):
         low, high = (seconds * config.sample_rate for seconds in config.total_range)
         self.ranges = {"total": (low, high), "absolute": (0.0, high), "relative": (0.0, 1.0)}
         self.bins = config.timing_bins
-        self.tables = nn.ModuleDict({name: code_table(config.timing_bins, width) for name in self.ranges})
-        for table in self.tables.values():
-            draw_normal(table.weight, std)  # type: ignore[arg-type]
+        self.tables = nn.ModuleDict({name: code_table(config.timing_bins, width, std) for name in self.ranges})
 
     def bin(self, name: str, value: Tensor) -> Tensor:
         """Bin numbers of float32 values in the table `name`."""
@@ -178,8 +176,7 @@ class CodeUpsampler(nn.Module):
     def __init__(self, config: UpsamplerConfig, codebook_size: int, width: int, std: float):
         super().__init__()
         self.ratio = prod(config.strides)
-        self.embedding = code_table(codebook_size, width)
-        draw_normal(self.embedding.weight, std)
+        self.embedding = code_table(codebook_size, width, std)
         self.stack = UpsampleStack(
             width,
             config.width,
@@ -226,8 +223,8 @@ class Conditioner(nn.Module):
         self.upsampler = (
             CodeUpsampler(config.upsampler, codebook_size, width, 0.02 * init_scale) if config.upsampler else None
         )
-        self.null_start = fresh_vector(width, std) if config.guidance else None
-        self.null_frame = fresh_vector(width, std) if config.guidance and config.frames else None
+        self.null_start = normal(width, std=std) if config.guidance else None
+        self.null_frame = normal(width, std=std) if config.guidance and config.frames else None
 
     def _check(self, conditions: Conditions, length: int) -> None:
         clip, coarse = conditions.clip, conditions.codes_low

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from im2wav.prior.attention import LayerCache
 from im2wav.prior.conditioning import Conditioner, ConditioningConfig, Conditions, UpsamplerConfig
-from im2wav.prior.transformer import Transformer, TransformerConfig, code_table, draw_normal
+from im2wav.prior.transformer import Transformer, TransformerConfig, code_table, normal
 
 
 @dataclass
@@ -65,10 +65,8 @@ class Prior(nn.Module):
         if options.get("upsampler") is not None:
             options["upsampler"] = UpsamplerConfig(**options["upsampler"])
         self.codebook_size, self.context_length = codebook_size, context_length
-        self.code_embedding = code_table(codebook_size, sizes.width)
-        self.position_embedding = nn.Parameter(torch.empty(context_length, sizes.width))
-        draw_normal(self.code_embedding.weight, 0.02 * sizes.init_scale)
-        draw_normal(self.position_embedding, 0.01 * sizes.init_scale)
+        self.code_embedding = code_table(codebook_size, sizes.width, 0.02 * sizes.init_scale)
+        self.position_embedding = normal(context_length, sizes.width, std=0.01 * sizes.init_scale)
         self.conditioner = Conditioner(ConditioningConfig(**options), codebook_size, sizes.width, sizes.init_scale)
         self.transformer = Transformer(sizes, context_length)
 

@@ -9,26 +9,20 @@ from torch import Tensor, nn
 
 from im2wav.prior.attention import KINDS, Kind, LayerCache, attend
 
-# On the meta device, where a net is built before its weights are loaded, nothing is drawn: there, drawing would import
-# half of torch.
+
+def normal(*shape: int, std: float) -> nn.Parameter:
+    """A fresh weight from N(0, std^2).
+
+    On the meta device, where a net is built before its weights are loaded, nothing is drawn: there, drawing would
+    import half of torch.
+    """
+    weight = torch.empty(*shape)
+    return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
 
 
-def draw_normal(weight: Tensor, std: float) -> None:
-    """Fill a fresh weight from N(0, std^2)."""
-    if not weight.is_meta:
-        nn.init.normal_(weight, std=std)
-
-
-def fresh_vector(width: int, std: float) -> nn.Parameter:
-    """A parameter [width] from N(0, std^2)."""
-    weight = torch.empty(width)
-    return nn.Parameter(weight if weight.is_meta else torch.randn(width) * std)
-
-
-def code_table(size: int, width: int) -> nn.Embedding:
-    """An embedding table [size, width]."""
-    weight = torch.empty(size, width)
-    return nn.Embedding.from_pretrained(weight, freeze=False) if weight.is_meta else nn.Embedding(size, width)
+def code_table(size: int, width: int, std: float) -> nn.Embedding:
+    """An embedding table [size, width] from N(0, std^2)."""
+    return nn.Embedding.from_pretrained(normal(size, width, std=std), freeze=False)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -88,7 +82,7 @@ class Layer(nn.Module):
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
         for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out):
-            draw_normal(linear.weight, 0.02 * config.init_scale)
+            linear.weight = normal(*linear.weight.shape, std=0.02 * config.init_scale)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, position: int = 0) -> Tensor:
