@@ -11,6 +11,8 @@ from typing import Any
 
 VERBS = {
     "embed": "videos, or pictures and sounds -> a pairs folder",
+    "shard": "a pairs folder -> a few large files, for disks and object stores",
+    "tokenize": "the codes of whole clips, written once for the priors",
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
     "sample": "a photo, a video or a folder -> sounds",
     "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
