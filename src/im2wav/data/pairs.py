@@ -40,6 +40,9 @@ class DatasetInfo:
     fps: float | None
     sample_rate: int = 16000  # Hz
     loudness: float | None = None  # dB of full scale that every sound was brought to
+    data: str | None = None  # name of the data set
+    list_sha256: str | None = None  # of the published list that names its clips and splits
+    resampler: str | None = None
     format: int = FORMAT
 
     @classmethod
@@ -77,20 +80,29 @@ class DatasetInfo:
                 f"{str(weights_sha256)[:12]}…): use the same encoder.weights, or embed the data again"
             )
 
+    def content(self) -> bytes:
+        """The bytes of dataset.json."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
     def write(self, root: Path) -> None:
         """Write `root`/dataset.json."""
-        write_atomic(root / "dataset.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_atomic(root / "dataset.json", self.content())
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, temporary_folder: Path | None = None) -> None:
     """Write a file under a temporary name and rename it: it is there whole, or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        content: of the file.
+        temporary_folder: where it is written first, on the same file system; beside the file where None.
 
     Raises:
         ValueError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        handle, temporary = tempfile.mkstemp(dir=temporary_folder or path.parent, prefix=".writing-")
     except OSError as error:
         raise ValueError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
     try:
