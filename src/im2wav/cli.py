@@ -16,6 +16,7 @@ VERBS = {
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
     "sample": "a photo, a video or a folder -> sounds",
     "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
+    "evaluate": "generated sounds or a model -> figures, beside their floor, ceiling and chance",
     "bench": "speed, as ratios to limits measured in the same run",
     "demo": "the whole way on the shipped pairs, with a page to look at and hear",
 }
