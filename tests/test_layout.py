@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO, config
 
 SOURCE = REPO / "src" / "im2wav"
-ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "cli"}
+ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
 # room -> what it may import of ours, besides itself
 MAY_IMPORT = {
     "resnet": set(),

@@ -11,6 +11,7 @@ from typing import Any
 
 VERBS = {
     "embed": "videos, or pictures and sounds -> a pairs folder",
+    "inspect": "what is in a pairs folder: counts, lengths, loudness, duplicates, and a page",
     "shard": "a pairs folder -> a few large files, for disks and object stores",
     "tokenize": "the codes of whole clips, written once for the priors",
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",

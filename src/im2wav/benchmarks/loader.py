@@ -88,8 +88,7 @@ def anonymous_mb() -> float:
 
 def growth(root: Path, num_samples: int, batches: int) -> float:
     """By how many MB the memory of the loader and its worker grows over so many batches."""
-    options = {"num_samples": num_samples, "batch_size": 2, "num_workers": 1}
-    loader = PairsDataModule(str(root), **options).train_dataloader()
+    loader = PairsDataModule(str(root), num_samples=num_samples, batch_size=2, num_workers=1).train_dataloader()
     through(loader, max(batches // 10, 1))()  # caches and pools fill
     before = anonymous_mb()
     through(loader, batches)()

@@ -11,6 +11,7 @@ read (or one range request) of each array, and the sampler decides the order jus
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ def _litdata() -> Any:
         import litdata.streaming.writer
     except ImportError as error:
         raise ValueError("shards need LitData: pip install 'im2wav[shards]'") from error
+    logging.getLogger("litdata").setLevel(logging.WARNING)  # it would tell of each folder that it opens
     return litdata
 
 

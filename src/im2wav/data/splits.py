@@ -41,10 +41,12 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
     if by not in WAYS:
         raise ValueError(f"data.split={by!r}: expected one of {WAYS}")
     if by == "column":
-        found = np.array(list(pairs.strings("split")), dtype=object)
-        if strange := {str(split) for split in found} - set(SPLITS):
-            raise ValueError(f"the manifest has rows with split={sorted(strange)[0]!r}: expected one of {SPLITS}")
-        return {split: np.flatnonzero(found == split) for split in SPLITS}
+        try:
+            found = np.fromiter(map(SPLITS.index, pairs.strings("split")), np.int8, len(pairs))
+        except ValueError:
+            strange = next(split for split in pairs.strings("split") if split not in SPLITS)
+            raise ValueError(f"the manifest has rows with split={strange!r}: expected one of {SPLITS}") from None
+        return {split: np.flatnonzero(found == i) for i, split in enumerate(SPLITS)}
     shares = dict(SHARES if shares is None else shares)
     if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"data.shares={shares}: expected shares of {SPLITS} that add up to 1")
