@@ -115,6 +115,22 @@ def test_a_worker_that_dies_names_what_it_was_reading(tmp_path, monkeypatch):
         list(data.train_dataloader())
 
 
+def test_training_names_what_a_dead_worker_was_reading(pairs, tmp_path, monkeypatch, caplog):
+    from im2wav.data.pairs import PairsFolder
+
+    read = PairsFolder.read_wav
+
+    def deadly(self, pair, *arguments):
+        if pair.id == "owl_03" and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, pair, *arguments)
+
+    monkeypatch.setattr(PairsFolder, "read_wav", deadly)
+    with pytest.raises((ValueError, RuntimeError)) as caught:  # PyTorch may notice it in the middle of a step
+        train(tiny_config("vqvae", pairs, tmp_path, *STEADY, "data.num_workers=1", "trainer.max_steps=5"))
+    assert "wav/owl_03.wav" in str(caught.value) + caplog.text
+
+
 # a codec whose restarts draw nothing at random, so that what is compared is what the data decides
 STEADY = [
     "data.global_batch_size=4",
@@ -140,8 +156,12 @@ def losses(folder) -> list[str]:
 def test_a_run_stopped_within_an_epoch_goes_on_with_the_very_next_batch(pairs, tmp_path, workers):
     overrides = [*STEADY, f"data.num_workers={workers}"]
     train(tiny_config("vqvae", pairs, tmp_path / "whole", *overrides, "trainer.max_steps=8"))
-    for until in (2, 4, 8):  # within the first epoch of three steps, within the second, past the third
-        goes_on = ["ckpt_path=last"] * (until > 2)
+    for until in (
+        3,
+        5,
+        8,
+    ):  # checkpoints are of steps 2 and 4: within epochs of three steps, and behind the end of the run
+        goes_on = ["ckpt_path=last"] * (until > 3)
         train(tiny_config("vqvae", pairs, tmp_path / "parts", *overrides, f"trainer.max_steps={until}", *goes_on))
     assert len(losses(tmp_path / "whole")) == 8
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

@@ -140,12 +140,67 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
     )
 
 
+def edge_differences(codec: Any, clips: Clips, windows: int) -> dict[str, list[tuple[int, float]]]:
+    """How often codes of whole clips differ from those of windows encoded alone.
+
+    Args:
+        codec: the codec.
+        clips: where the windows are taken, from the middle of clips that are longer than a window.
+        windows: how many, at most.
+
+    Returns:
+        By level (distance from the nearer edge in samples, share that differs) for distances that double; the last
+        one is for all codes that are further away.
+    """
+    import torch
+
+    hop, size = max(codec.hop_lengths.values()), clips.num_samples
+    device = next(codec.parameters()).device
+    differs: dict[str, list[Tensor]] = {level: [] for level in codec.hop_lengths}
+    lengths = clips.pairs.column("samples")
+    for row in [row for row in range(len(clips.pairs)) if lengths[row] > size + 2 * hop][:windows]:
+        wav = clips.folder.read_wav(clips.pairs[row])
+        start = (len(wav) - size) // 2 // hop * hop
+        whole = encode_clip(codec, wav)
+        fresh = codec.encode(wav[None, None, start : start + size].to(device))
+        for level, here in codec.hop_lengths.items():
+            cached = whole[level][start // here : (start + size) // here]
+            differs[level].append(cached != fresh[level][0].cpu())
+    found: dict[str, list[tuple[int, float]]] = {}
+    for level, parts in differs.items():
+        if not parts:
+            continue
+        share, here = torch.stack(parts).float().mean(0), codec.hop_lengths[level]
+        index = torch.arange(len(share))
+        distance = torch.minimum(index, index.flip(0)) * here
+        borders = [0, hop]
+        while borders[-1] <= receptive_radius(codec):
+            borders.append(borders[-1] * 2)
+        spans = zip(borders, [*borders[1:], size], strict=True)
+        means = [(low, share[(distance >= low) & (distance < high)]) for low, high in spans]
+        found[level] = [(low, values.mean().item()) for low, values in means if len(values)]
+        found[level].append((-1, share.mean().item()))
+    return found
+
+
+def report(found: dict[str, list[tuple[int, float]]], rate: int) -> None:
+    """Print what `edge_differences` found."""
+    if not found:
+        log.info("no clip is longer than a window: cached codes are those of the windows")
+    for level, rows in found.items():
+        log.info("level %s: share of cached codes that differ from fresh ones", level)
+        for low, share in rows:
+            where = f"from {low} samples ({low / rate * 1000:.0f} ms) of the edge on" if low >= 0 else "of all"
+            log.info("  %-45s %6.2f %%", where, 100 * share)
+
+
 def tokenize(cfg: DictConfig) -> CodesFolder:
     """Write the codes of all clips that lack them.
 
     Raises:
         ValueError: no codec, no pairs, a cache of another kind, or a file that cannot be read or written.
     """
+    import torch
     from tqdm.auto import tqdm
 
     from im2wav.checkpoint import load
@@ -161,6 +216,10 @@ def tokenize(cfg: DictConfig) -> CodesFolder:
     cache = codes_folder(folder.root, codec, cfg.data.num_samples, cfg.data.short)
     todo = cache.missing(pairs)[number::count]
     clips = Clips(folder, pairs, todo, cfg.data.num_samples, cfg.data.short)
+    if cfg.compare:
+        with torch.inference_mode():
+            report(edge_differences(codec, clips, cfg.compare), folder.info.sample_rate)
+        return cache
     if cfg.dry_run:
         estimate(codec, clips, cache)
         return cache
