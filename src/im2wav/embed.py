@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -249,6 +249,7 @@ def embed(cfg: DictConfig) -> float:
     return summarise(mine, state, out)
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="embed")
 def main(cfg: DictConfig) -> None:
     """Entry; exit code 1 where more than `max_bad` of the inputs had to be skipped."""

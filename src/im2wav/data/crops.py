@@ -25,7 +25,7 @@ def resized_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if box[2] - box[0] == box[3] - box[1] == size:  # nothing to scale
         cut = image.crop(tuple(map(int, box)))  # type: ignore[arg-type]
     else:
