@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +37,13 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"benchmark={cfg.benchmark}: expected imagehear")
     if cfg.export not in (None, "av-benchmark"):
         raise ValueError(f"export={cfg.export}: expected av-benchmark")
-    if (cfg.generated is None) == (cfg.model is None):
+    if (cfg.generated is None) == (cfg.model_dir is None):
         raise ValueError("give either generated=DIR (sounds) or model=DIR (which is sampled first)")
-    if cfg.model and not (cfg.benchmark or cfg.data):
+    if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
         raise ValueError("model=DIR needs data=PAIRS (a pairs folder to hear), or benchmark=imagehear images=DIR")
-    if cfg.model and cfg.benchmark and not cfg.images:
+    if cfg.model_dir and cfg.benchmark and not cfg.images:
         raise ValueError("benchmark=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
-    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data):
+    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data_dir):
         raise ValueError("generated=DIR needs reference=DIR (real sounds of the same names), or benchmark=imagehear")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
@@ -64,8 +65,8 @@ def gather(cfg: DictConfig) -> Inputs:
     if cfg.benchmark:
         found = inputs.imagehear_inputs(Path(cfg.images) if cfg.images else None)
         numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
-    elif cfg.data:
-        found = inputs.pairs_inputs(PairsFolder(cfg.data), cfg.split)
+    elif cfg.data_dir:
+        found = inputs.pairs_inputs(PairsFolder(cfg.data_dir), cfg.split)
         numbers = dict.fromkeys(found.pictures, cfg.num_samples)
     else:
         found = inputs.from_folders(
@@ -73,7 +74,7 @@ def gather(cfg: DictConfig) -> Inputs:
         )
         numbers = {}
     folder = Path(cfg.generated) if cfg.generated else None
-    if cfg.model:
+    if cfg.model_dir:
         samples = Path(cfg.out) / "sounds"
         sample_pictures(cfg, {name: found.pictures[name] for name in numbers}, numbers, samples)
         inputs.add_generated(found, "draft", samples / "low", list(numbers), cfg.missing)
@@ -111,8 +112,8 @@ def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
-        if cfg.model and cfg.ceiling:
-            process = round_trip(cfg.model, reading.rate, pick_device(cfg.device))
+        if cfg.model_dir and cfg.ceiling:
+            process = round_trip(cfg.model_dir, reading.rate, pick_device(cfg.device))
             sets["ceiling"] = replace(found.reference, title="codec", process=process)
     return {name: judge(sounds, networks, reading) for name, sounds in sets.items()}
 
@@ -122,7 +123,7 @@ def rows_of(judged: dict[str, Judged], networks: list[Network], plan: Plan, pair
     from im2wav.evaluation.figures import floor_row, set_row, shuffled_items
 
     reference = judged.get("reference")
-    rows = {
+    rows: dict[str, Row] = {
         name: set_row(judged[name], networks, plan, reference, paired=paired)
         for name in ("generated", "draft")
         if name in judged
@@ -146,7 +147,7 @@ def protocol(cfg: DictConfig, reading: Reading) -> dict[str, Any]:
     facts = {name: cfg[name] for name in names}
     if cfg.benchmark:
         facts["per_class"] = cfg.per_class
-    if cfg.model:
+    if cfg.model_dir:
         facts["sampler"] = {k: v for k, v in cfg.sampler.items() if not k.startswith("_")}
     return {
         **facts,
@@ -213,10 +214,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         shown = items.item_rows(judged["generated"], tagger, plan, partner)
         report["classes"] = items.label_rows(shown, judged["generated"], tagger)
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
-    if cfg.model and cfg.data:
+    if cfg.model_dir and cfg.data_dir:
         from im2wav.evaluation.sampling import measure_codes
 
-        report |= measure_codes(cfg.model, cfg.data, cfg.split, plan, pick_device(cfg.device))
+        report |= measure_codes(cfg.model_dir, cfg.data_dir, cfg.split, plan, pick_device(cfg.device))
     times["figures"] = round(time.monotonic() - start - sum(times.values()), 3)
     examples = Examples(cfg.examples, tagger, plan, found.pictures, reading)
     write_all(Path(cfg.out), report, shown, judged, examples, times, start)
@@ -247,25 +248,36 @@ def main_of_sweep(cfg: DictConfig, sweep: Path, job: int, setting: str) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """Entry."""
+def hydra_main(cfg: DictConfig) -> None:
+    """What Hydra calls."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     about = HydraConfig.get()
     if about.mode == RunMode.MULTIRUN:
-        swept = [x for x in about.overrides.task if x.split("=")[0] in sweep_keys(about)]
+        swept = [x for x in about.overrides.task if x.split("=")[0] in sweep_keys()]
         sweep, job = Path(about.sweep.dir), int(about.job.num)
         run(lambda c: main_of_sweep(c, sweep, job, " ".join(swept) or str(job)), cfg)
     else:
         run(evaluate, cfg)
 
 
-def sweep_keys(about: Any) -> set[str]:
+def sweep_keys() -> set[str]:
     """Options that the command line sweeps over: those with several values."""
-    import sys
-
     return {x.split("=")[0] for x in sys.argv[1:] if "=" in x and "," in x and "=[" not in x}
+
+
+# `model` and `data` are groups of configs to Hydra, which would look for a config of that name
+ALIASES = {"model": "model_dir", "data": "data_dir"}
+
+
+def main() -> None:
+    """Entry: `model=DIR` and `data=DIR` are short for `model_dir=DIR` and `data_dir=DIR`."""
+    for number, argument in enumerate(sys.argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if equals and name in ALIASES:
+            sys.argv[number] = f"{ALIASES[name]}={value}"
+    hydra_main()
 
 
 if __name__ == "__main__":

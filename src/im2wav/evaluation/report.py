@@ -13,7 +13,7 @@ COLOURS = {
     "ceiling": "#c9a227",
     "chance": "#b65a5a",
 }
-BARS = ("fd", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs")
+BARS = ("fd", "fd_half", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs")
 
 
 def bars(rows: Mapping[str, Mapping[str, Any]]) -> str:

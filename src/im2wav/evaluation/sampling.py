@@ -59,7 +59,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
     Raises:
         ValueError: sampling failed, or the folder holds sounds of another model or other options.
     """
-    files = model_files(cfg.model)
+    files = model_files(cfg.model_dir)
     encoder = load(files["low"], "low_prior").data.get("encoder")
     options = [f"{name}={quoted(path)}" for name, path in files.items()]
     options += [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
