@@ -117,7 +117,7 @@ def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
         for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
-    spread = torch.tensor(drawn, dtype=torch.float64).std().item()
+    spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
     return normal_figure(value, spread, len(one.items), len(other.items))
 
 
