@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_two_encoders_do_not_mix(pairs, tmp_path, capfd):
         out = tmp_path / message.replace(" ", "_")
         out.mkdir()
         (out / "dataset.json").write_text(json.dumps({**info, **change}))
-        assert command("embed", OFFLINE, f"input={PICTURE.parent}", f"out={out}") == 2
+        assert command("embed", OFFLINE, f"input={PICTURE.parent}", f"out={out}", "loudness=-18") == 2
         error = capfd.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: out=")
         assert message in error
@@ -116,8 +117,8 @@ def test_a_folder_without_a_manifest(tmp_path):
     for name in ("dogs/a.jpg", "dogs/a.wav", "b.mp4", "c d.png", "notes.txt", ".hidden.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = {s.id: (s.label, s.path.name, s.audio and s.audio.name) for s in find_sources(tmp_path)}
-    assert found == {"dogs_a": ("dogs", "a.jpg", "a.wav"), "b": ("", "b.mp4", None), "c d": ("", "c d.png", None)}
+    found = {s.id: (s.label, Path(s.path).name, s.audio and Path(s.audio).name) for s in find_sources(tmp_path)}
+    assert found == {"dogs_a": ("dogs", "a.jpg", "a.wav"), "b": ("", "b.mp4", ""), "c d": ("", "c d.png", "")}
 
 
 @pytest.mark.parametrize(

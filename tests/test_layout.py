@@ -101,7 +101,7 @@ def test_every_experiment_composes(path):
 def test_every_entry_composes_and_shows_help(name):
     from omegaconf import OmegaConf
 
-    OmegaConf.to_container(config(name, "paths.output=x") if name != "embed" else config(name), resolve=True)
+    OmegaConf.to_container(config(name, "paths.output=x", *(["input=x"] if name == "embed" else [])), resolve=True)
     run = subprocess.run(
         [sys.executable, "-m", "im2wav.cli", name, "--help"], capture_output=True, text=True, check=False
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,140 +12,241 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
     from im2wav.data.encoder import ImageEncoder
+    from im2wav.data.journal import Journal, State
     from im2wav.data.pairs import DatasetInfo
-    from im2wav.data.sources import Source
+    from im2wav.data.sources import Source, Sources
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the models know no other
 register_resolvers()
 
 
-def embed_source(source: Source, cfg: DictConfig, encoder: ImageEncoder, out: Path) -> dict[str, Any]:
-    """Write the wav and the embeddings of one source; returns its row of the manifest.
+def check_dataset(out: Path, info: DatasetInfo) -> None:
+    """Refuse to go on with a pairs folder that was made in another way.
 
     Raises:
-        MediaError: it cannot be used.
+        ValueError: it was made by another encoder, at another rate or loudness, or from another published list.
     """
-    import numpy as np
-    import torch
-
-    from im2wav.data import media
-    from im2wav.data.pairs import npy_bytes, wav_bytes, write_atomic
-
-    wav = None
-    if source.audio is not None:
-        wav = media.read_audio(source.audio, SAMPLE_RATE)
-    elif source.video is not None:
-        wav = media.read_video_audio(source.video, SAMPLE_RATE)
-    if wav is not None:
-        media.check_loudness(wav, cfg.silence, source.audio or source.path)
-        if cfg.loudness is not None:
-            wav = media.set_loudness(wav, cfg.loudness)
-    if source.video is not None:
-        chunks = media.read_frames(source.video, cfg.fps, cfg.batch_size)
-        clip = torch.cat([encoder.encode(frames) for frames in chunks])
-    else:
-        clip = encoder.encode([media.read_image(source.path)])
-    files = {"wav": f"wav/{source.id}.wav" if wav is not None else "", "clip": f"clip/{source.id}.npy"}
-    if wav is not None:
-        write_atomic(out / files["wav"], wav_bytes(wav, SAMPLE_RATE))
-    write_atomic(out / files["clip"], npy_bytes(clip.numpy().astype(np.float16)))
-    size = {"samples": 0 if wav is None else len(wav), "frames": len(clip), "source": str(source.path)}
-    return {"id": source.id, "label": source.label, "split": source.split, "group": source.group, **files, **size}
-
-
-def open_dataset(out: Path, info: DatasetInfo) -> dict[str, dict[str, Any]]:
-    """Begin a pairs folder, or go on with one that the same encoder made: its rows by id.
-
-    Raises:
-        ValueError: it was made by another encoder or at another rate, or cannot be written.
-    """
-    from im2wav.data.media import read_table
-    from im2wav.data.pairs import COLUMNS, DatasetInfo
+    from im2wav.data.pairs import DatasetInfo
 
     if not (out / "dataset.json").is_file():
-        info.write(out)
-        return {}
+        return
     before = DatasetInfo.read(out)
     before.check_encoder(info.encoder, info.weights_sha256, f"out={out}")
-    for name in ("fps", "sample_rate", "loudness"):
+    for name in ("fps", "sample_rate", "loudness", "list_sha256"):
         old, new = getattr(before, name), getattr(info, name)
         if old != new:
             raise ValueError(
                 f"out={out} has {name}={old}, now {name}={new} is asked for: use the same, or another folder"
             )
-    manifest = out / "manifest.csv"
-    rows = read_table(manifest, set(COLUMNS)) if manifest.is_file() else []
-    return {row["id"]: row for row in rows if all((out / row[k]).is_file() for k in ("wav", "clip") if row[k])}
 
 
-def _done(source: Source, rows: dict[str, dict[str, Any]], out: Path) -> bool:
-    """Whether an earlier run embedded a source; what the manifest now says of it is taken over.
+def find_todo(sources: Sources, state: State, out: Path, cfg: DictConfig) -> dict[int, Source]:
+    """Sources that nothing is known of yet, by their number, in this job's share.
 
     Raises:
-        ValueError: the id belongs to another source.
+        ValueError: an id belongs to another source, or there is no such share.
     """
-    row = rows.get(source.id)
-    if row is None:
-        return False
-    if row["source"] != str(source.path):
-        raise ValueError(
-            f"out={out} already has a pair {source.id!r}, made from {row['source']}, and now {source.path} is given: "
-            "rename one of them, or use another folder"
-        )
-    row.update(label=source.label, split=source.split, group=source.group)
-    return bool(row["wav"]) == bool(source.audio or source.video)
+    index, of = cfg.share.index, cfg.share.of
+    if not 0 <= index < of:
+        raise ValueError(f"share.index={index} share.of={of}: expected 0 <= index < of")
+    files = state.files(out)
+    todo = {}
+    for number in range(index, len(sources), of):
+        source = sources[number]
+        row = state.rows.get(source.id)
+        if row is not None and row["source"] != source.path:
+            raise ValueError(
+                f"out={out} already has a pair {source.id!r}, made from {row['source']}, and now {source.path} is "
+                "given: rename one of them, or use another folder"
+            )
+        whole = row is not None and all(row[kind] in files for kind in ("wav", "clip") if row[kind])
+        if whole and bool(row["wav"]) == bool(source.audio or source.video):  # type: ignore[index]
+            continue
+        if source.id in state.skipped and not (cfg.retry_skipped or _worth_another_try(source, state)):
+            continue
+        todo[number] = source
+    return todo
+
+
+def _worth_another_try(source: Source, state: State) -> bool:
+    """Whether a skipped source was missing, or has changed since."""
+    if state.skipped[source.id][0] == "missing file":
+        return True
+    stamps = [os.stat(path) for path in (source.path, source.audio) if path and os.path.exists(path)]
+    return any(max(stamp.st_mtime, stamp.st_ctime) > state.since for stamp in stamps)
+
+
+def build_trainer(cfg: DictConfig, **overrides: Any) -> pl.Trainer:
+    """The trainer that the config describes, for prediction alone."""
+    import warnings
+    from datetime import timedelta
+
+    from lightning.pytorch.strategies import DDPStrategy
+
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # it decodes in workers of its own
+    warnings.filterwarnings("ignore", message="predict returned None")  # clips are handed over, not returned
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = instantiate(cfg.trainer, **quiet, **overrides)
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(days=30)  # the first device to end waits for the last
+    return trainer
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def embed_sources(
+    todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
+) -> float:
+    """Embed sources, each device its part; returns the seconds that it took.
+
+    A source belongs to a device by its number, so all devices agree without talking to each other.
+    """
+    from torch.utils.data import DataLoader
+    from tqdm.auto import tqdm
+
+    from im2wav.data.decoding import Decoder
+    from im2wav.data.packing import PackedFrames
+    from im2wav.data.writing import PairWriter
+    from im2wav.training.embedding import Embedder
+
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    rank, world = trainer.global_rank, trainer.world_size
+    mine = {n: source for n, source in todo.items() if n // cfg.share.of % world == rank}
+    decoder = Decoder(
+        encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, cfg.silence, cfg.loudness, cfg.min_seconds, cfg.still
+    )
+    workers = cfg.workers if cfg.workers is not None else max(1, cores() // max(1, trainer.num_devices))
+    frames = PackedFrames(mine, decoder, cfg.batch_size or (8 if on_cpu else 256), workers, cfg.timeout)
+    with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
+        finish = PairWriter(journal, mine, bar.update)
+        model = Embedder(encoder, finish, journal.release, cfg.threads or cores())
+        start = time.monotonic()
+        trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
+    return time.monotonic() - start
+
+
+def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
+    """What dataset.json says; without an encoder, which takes seconds to load, nothing of its weights."""
+    from im2wav.data.media import RESAMPLER
+    from im2wav.data.pairs import DatasetInfo
+
+    fps = cfg.fps if any(source.video for source in sources) else None  # null for photos alone
+    return DatasetInfo(
+        cfg.encoder.name,
+        cfg.encoder.dim,
+        encoder.weights_sha256 if encoder else None,
+        fps,
+        SAMPLE_RATE,
+        cfg.loudness,
+        data=sources.name,
+        list_sha256=sources.list_sha256,
+        resampler=RESAMPLER,
+    )
+
+
+def dry_run(sources: Sources, todo: dict[int, Source], cfg: DictConfig) -> None:
+    """Say what would be done; how long and how large is measured on a few inputs, in a folder that is removed again."""
+    import random
+    import tempfile
+
+    total = len(range(cfg.share.index, len(sources), cfg.share.of))
+    log.info("%d of %d inputs are to do; nothing is written to %s", len(todo), total, cfg.out)
+    if not todo:
+        return
+    from im2wav.data.journal import Journal
+
+    chosen = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
+    renumbered = {place * cfg.share.of: todo[number] for place, number in enumerate(chosen)}
+    wished = build_trainer(cfg)
+    devices, encoder = wished.world_size, instantiate(cfg.encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        journal = Journal(out)
+        trainer = build_trainer(cfg, devices=1, num_nodes=1, strategy="auto")
+        seconds = embed_sources(renumbered, cfg, encoder, journal, trainer)
+        state = journal.fold({})
+        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*"))
+    for name, (reason, detail) in sorted(state.skipped.items()):
+        log.info("would be skipped: %s, %s (%s)", name, reason, detail)
+    each = seconds / len(chosen)
+    log.info(
+        "measured on %d inputs: %.2f s and %.2f MB each; for all of it %s on %d device(s), %.2f GB",
+        len(chosen),
+        each,
+        size / len(chosen) / 1e6,
+        _duration(each * len(todo) / devices),
+        devices,
+        size / len(chosen) * len(todo) / 1e9,
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def summarise(sources: list[Source], state: State, out: Path) -> float:
+    """Show what became of the inputs; returns the share that could not be used."""
+    mine = {source.id for source in sources}
+    good = mine & state.rows.keys()
+    reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
+    notes = Counter(
+        note.split(":")[0] for name in good for note in (state.rows[name].get("note") or "").split("; ") if note
+    )
+    bad = sum(reasons.values())
+    mended = [(f"of these {what}", n) for what, n in notes.most_common()]
+    for what, count in (("embedded", len(good)), *mended, *reasons.most_common()):
+        log.info("%10s  %6.2f %%  %s", f"{count:,}", 100 * count / len(mine), what)
+    lost = f"; skipped {bad} (see {out / 'skipped.csv'})" if bad else "; nothing skipped"
+    log.info("%d of %d embedded in %s%s", len(good), len(mine), out, lost)
+    return bad / len(mine)
 
 
 def embed(cfg: DictConfig) -> float:
-    """Embed all sources of `input`; what an earlier run finished is kept.
+    """Embed all inputs; what an earlier run finished is kept.
 
     Returns:
-        The share of sources that could not be used; skipped.csv lists them.
+        The share of inputs that could not be used; skipped.csv lists them.
     """
-    from tqdm.auto import tqdm
+    from im2wav.data.journal import Journal, State
 
-    from im2wav.data.media import MediaError, read_table
-    from im2wav.data.pairs import COLUMNS, DatasetInfo, table_bytes, write_atomic
-    from im2wav.data.sources import find_sources
-
-    sources, out = find_sources(Path(cfg.input)), Path(cfg.out)
-    encoder: ImageEncoder = instantiate(cfg.encoder).to(pick_device(cfg.device))
-    fps = cfg.fps if any(s.video for s in sources) else None  # null for photos alone
-    info = DatasetInfo(encoder.name, encoder.dim, encoder.weights_sha256, fps, loudness=cfg.loudness)
-    rows = open_dataset(out, info)
-    todo = [s for s in sources if not _done(s, rows, out)]
-    mine = {s.id for s in sources}
-    report = out / "skipped.csv"
-    skipped: list[dict[str, str]] = []
-    before = [row for row in read_table(report, {"id"}) if row["id"] not in mine] if report.is_file() else []
-
-    def save() -> None:
-        write_atomic(out / "manifest.csv", table_bytes(COLUMNS, [rows[name] for name in sorted(rows)]))
-        write_atomic(report, table_bytes(("id", "reason", "detail"), [*before, *skipped]))
-
-    for number, source in enumerate(tqdm(todo, desc="embed", unit="item", disable=None), 1):
-        try:
-            rows[source.id] = embed_source(source, cfg, encoder, out)
-        except MediaError as error:
-            skipped.append({"id": source.id, "reason": error.reason, "detail": error.detail})
-        if number % 100 == 0:
-            save()
-    save()
-    share = len(skipped) / len(sources)
-    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(s["reason"] for s in skipped).most_common())
-    log.info(
-        "%d of %d embedded in %s%s",
-        len(sources) - len(skipped),
-        len(sources),
-        out,
-        f"; skipped {len(skipped)}: {reasons} (see {out / 'skipped.csv'})" if skipped else "; nothing skipped",
-    )
-    return share
+    sources, out = instantiate(cfg.source), Path(cfg.out)
+    check_dataset(out, describe(sources, cfg))
+    state = State.read(out)
+    todo = find_todo(sources, state, out, cfg)
+    if cfg.dry_run:
+        dry_run(sources, todo, cfg)
+        return 0.0
+    journal = None
+    if todo:
+        encoder = instantiate(cfg.encoder)
+        info = describe(sources, cfg, encoder)
+        check_dataset(out, info)
+        trainer = build_trainer(cfg)
+        journal = Journal(out)
+        journal.write("dataset.json", info.content())
+        embed_sources(todo, cfg, encoder, journal, trainer)
+        if trainer.global_rank:
+            return 0.0
+    mine = sources[cfg.share.index :: cfg.share.of]
+    state = (journal or Journal(out)).fold({source.id: source for source in sources})
+    return summarise(mine, state, out)
 
 
 @one_line

@@ -72,7 +72,7 @@ def embed_input(path: Path, encoder: ImageEncoder, fps: float, seconds: float) -
         return encoder.encode([media.read_image(path)])
     wanted = int(seconds * fps) + 1
     clip: list[torch.Tensor] = []
-    for frames in media.read_frames(path, fps):
+    for frames in media.read_frames(path, fps, size=encoder.size):
         clip.append(encoder.encode(frames[: wanted - sum(map(len, clip))]))
         if sum(map(len, clip)) >= wanted:
             break

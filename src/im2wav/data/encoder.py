@@ -1,13 +1,14 @@
 """Image encoders: photos and video frames -> embeddings of unit norm.
 
-Both encoders are chosen by the config group `encoder/` and used in the same way: `preprocess` turns a PIL image into
-a tensor, `forward` a batch of them into embeddings.
+Both encoders are chosen by the config group `encoder/` and used in the same way: `crop` turns a PIL image into a square
+of bytes, wherever it was decoded; `forward` turns a batch of such squares into embeddings, on the encoder's device.
 """
 
 import logging
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from im2wav.data.crops import resized_centre, resized_square
 from im2wav.hashing import state_sha256
 
 
@@ -33,27 +35,37 @@ class ImageEncoder(nn.Module):
         name: of the encoder, as in `conf/encoder/`.
         dim: width D of its embeddings.
         weights_sha256: hash of the weights; embeddings of other weights do not mix with these.
-        preprocess: PIL image -> tensor [3, H, W].
+        size: side S in pixels of the squares that it sees.
+        crop: PIL image -> uint8 [3, S, S]. It can be sent to another process without the network.
     """
 
     name: str
     dim: int
     weights_sha256: str
-    preprocess: Callable[[Image.Image], Tensor]
+    size: int
+    crop: Callable[[Image.Image], np.ndarray]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Preprocessed images [B, 3, H, W] -> raw embeddings [B, D]."""
+        """Values as the network was trained with [B, 3, S, S] -> raw embeddings [B, D]."""
+        raise NotImplementedError
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """Squares uint8 [B, 3, S, S] -> values as the network was trained with, float32."""
         raise NotImplementedError
 
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images [B, 3, H, W] -> embeddings of unit norm [B, D], float32."""
-        return F.normalize(self.embed(images).float(), dim=-1)
+    def forward(self, squares: Tensor) -> Tensor:
+        """Squares uint8 [B, 3, S, S] -> embeddings of unit norm [B, D], float32.
+
+        In batches of one size and with one number of threads, an image's embedding does not depend on the images
+        beside it or on its row, to the last bit.
+        """
+        return F.normalize(self.embed(self.normalise(squares)).float(), dim=-1)
 
     def encode(self, images: list[Image.Image]) -> Tensor:
         """PIL images -> embeddings of unit norm [B, D] on the CPU."""
         device = next(self.parameters()).device
-        return self(torch.stack([self.preprocess(image) for image in images]).to(device)).cpu()
+        return self(torch.from_numpy(np.stack([self.crop(image) for image in images])).to(device)).cpu()
 
 
 class ClipEncoder(ImageEncoder):
@@ -93,9 +105,7 @@ class ClipEncoder(ImageEncoder):
             )
         script = _is_torchscript(path)
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                self.architecture, pretrained=None if script else str(path)
-            )
+            model = open_clip.create_model(self.architecture, pretrained=None if script else str(path))
             if script:
                 self._load_torchscript(model, path)
         except (RuntimeError, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
@@ -103,7 +113,9 @@ class ClipEncoder(ImageEncoder):
             raise ValueError(f"encoder.weights={weights} does not hold a CLIP {self.architecture}: {first}") from error
         self.visual = model.visual.eval().requires_grad_(False)
         self.weights_sha256 = state_sha256(self.visual.state_dict())
-        self.preprocess = preprocess
+        self.size = model.visual.image_size[0]
+        self.crop = partial(resized_centre, size=self.size)
+        self.mean, self.std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
     def _fetch(self, open_clip) -> Path:
         config = open_clip.get_pretrained_cfg(self.architecture, "openai")
@@ -123,8 +135,13 @@ class ClipEncoder(ImageEncoder):
         sizes = ("input_resolution", "context_length", "vocab_size")
         model.load_state_dict({name: value.float() for name, value in state.items() if name not in sizes})
 
+    def normalise(self, squares: Tensor) -> Tensor:
+        """Scaled to [0, 1], then OpenAI's mean and deviation of each colour."""
+        mean, std = (squares.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return (squares.float() / 255 - mean) / std
+
     def embed(self, images: Tensor) -> Tensor:
-        """Preprocessed images [B, 3, 224, 224] -> projected embeddings [B, 512]."""
+        """Images [B, 3, 224, 224] -> projected embeddings [B, 512]."""
         return self.visual(images)
 
 
@@ -156,15 +173,12 @@ class EfficientNetLite2Encoder(ImageEncoder):
         self.net.load_state_dict(state)
         self.net.eval().requires_grad_(False)
         self.weights_sha256 = state_sha256(state)
-        self.preprocess = self._preprocess
+        self.crop = partial(resized_square, size=self.size)
 
-    def _preprocess(self, image: Image.Image) -> Tensor:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        square = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
-        return (torch.from_numpy(np.array(square)).permute(2, 0, 1).float() - 127) / 128
+    def normalise(self, squares: Tensor) -> Tensor:
+        """(x - 127) / 128."""
+        return (squares.float() - 127) / 128
 
     def embed(self, images: Tensor) -> Tensor:
-        """Preprocessed images [B, 3, 260, 260] -> pooled features [B, 1280]."""
+        """Images [B, 3, 260, 260] -> pooled features [B, 1280]."""
         return self.net.extract_features(images).mean((2, 3))

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v"})
 # rates that recordings have; the native rate of a video's track is found as the nearest of them
 _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000)
 _PROBE_RATE = 16000
+RESAMPLER = "torchaudio.functional.resample: windowed sinc, Hann, 6 zero crossings, roll-off 0.99"
+_DECORD_PREFIX = re.compile(r"^\[[\d:]+\] \S*?:\d+: (Check failed: .*?\) )?(ERROR )?")  # time, line of its source
 
 
 class MediaError(ValueError):
@@ -31,39 +35,51 @@ class MediaError(ValueError):
         self.reason, self.detail = reason, detail
 
 
+def _check_file(path: str | Path) -> None:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MediaError("missing file", f"{path}: {error.strerror}") from None
+    if stat.S_ISREG(status.st_mode) and not status.st_size:
+        raise MediaError("empty file", f"{path} has no bytes")
+
+
 def read_image(path: str | Path) -> Image.Image:
     """Read a photo as RGB, turned upright as its EXIF data say.
 
     Raises:
         MediaError: missing, or not an image.
     """
+    _check_file(path)
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise MediaError("missing file", str(path)) from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise MediaError("unreadable image", f"{path}: {error}") from error
 
 
 def read_audio(path: str | Path, sample_rate: int) -> Tensor:
-    """Read a sound, mix its channels and resample it: [N] float32.
-
-    The resampler is torchaudio's windowed sinc (Hann, 6 zero crossings).
+    """Read a sound file, mix its channels and resample it: [N] float32.
 
     Raises:
         MediaError: missing, unreadable or empty, or with values that are not finite.
     """
-    if not os.path.exists(path):
-        raise MediaError("missing file", str(path))
+    return read_sound(path, sample_rate)[0]
+
+
+def read_sound(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
+    """As `read_audio`, with the rate in Hz that the file has."""
+    _check_file(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError("unreadable audio", f"{path}: {error}") from error
-    return _mono(samples.T, rate, sample_rate, path)
+        text = str(error).replace(f"Error opening {str(path)!r}: ", "")
+        raise MediaError("unreadable audio", f"{path}: {text}") from error
+    return _mono(samples.T, rate, sample_rate, path), rate
 
 
 def _mono(samples: np.ndarray, rate: int, sample_rate: int, path: str | Path) -> Tensor:
+    """Mean of the channels [C, N], resampled once by `RESAMPLER`."""
     wav = torch.from_numpy(np.ascontiguousarray(samples)).mean(0)
     if not len(wav):
         raise MediaError("empty audio", f"{path} holds no samples")
@@ -94,28 +110,36 @@ def _decord(path: str | Path, reason: str) -> Iterator[Any]:
     """decord, with its errors turned into MediaError. Imported here: it must be opened in the process that reads."""
     import decord
 
-    if not os.path.exists(path):
-        raise MediaError("missing file", str(path))
+    _check_file(path)
     try:
         yield decord
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+    except (decord.DECORDError, RuntimeError, IndexError) as error:  # DECORDError is a bare Exception
+        # the first line alone, without the time: what is said of a file must not change from run to run
+        message = _DECORD_PREFIX.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
+        reason = "no video track" if "cannot find video stream" in message else reason
         raise MediaError(reason, f"{path}: {message}") from error
 
 
 def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
     """Read the sound track of a video, mix its channels and resample it: [N] float32.
 
-    decord does not tell a track's native rate, so the track is also read at a known one and the lengths compared. Its
-    samples are right only where it mixes the channels itself, which for stereo gives (left + right) / sqrt(2).
-
     Raises:
         MediaError: no sound track, or one that is cut short.
     """
+    return read_track(path, sample_rate)[0]
+
+
+def read_track(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
+    """As `read_video_audio`, with the rate in Hz that the track has.
+
+    decord does not tell a track's native rate, so the track is also read at a known one and the lengths compared. Its
+    samples are right only where it mixes the channels itself, which for stereo gives (left + right) / sqrt(2).
+    """
     with _decord(path, "no audio track") as decord:
-        native = decord.AudioReader(str(path), mono=True)
         channels, probed = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=False).shape
+        native = decord.AudioReader(str(path), mono=True)
         samples, seconds = native[:].asnumpy(), native.duration()
+        del native  # it holds all samples, too
     if not samples.shape[1] or not probed:
         raise MediaError("empty audio", f"{path} holds no samples")
     estimate = samples.shape[1] / probed * _PROBE_RATE
@@ -123,28 +147,58 @@ def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
     decoded = samples.shape[1] / rate
     if decoded < seconds - max(0.25, 0.02 * seconds):  # decord gives what it could read of a cut file, silently
         raise MediaError("cut audio", f"{path}: {decoded:.2f} s of {seconds:.2f} s could be read")
-    return _mono(samples / (2**0.5 if channels == 2 else 1.0), rate, sample_rate, path)
+    return _mono(samples / (2**0.5 if channels == 2 else 1.0), rate, sample_rate, path), rate
 
 
-def read_frames(path: str | Path, fps: float, chunk: int = 32) -> Iterator[list[Image.Image]]:
-    """Frames of a video at the times 0, 1/fps, 2/fps, ..., in chunks so that memory stays bounded.
+class Video:
+    """A video opened for reading its frames, in the process that reads them.
 
-    At each time the frame is taken that is shown then, by the time stamps: variable frame rates come out right.
+    Args:
+        path: the file.
+        size: the shorter side that the frames are wanted at. Frames at least twice as large come from the decoder at
+            that size, which is twice as fast as scaling them afterwards; None for frames as they are.
+
+    Attributes:
+        seconds: how long it lasts, by its time stamps.
 
     Raises:
         MediaError: unreadable, cut, or without a video stream.
     """
-    with _decord(path, "unreadable video") as decord:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        stamps = reader.get_frame_timestamp(range(len(reader)))
-        starts, end = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
-        times = np.arange(max(1, int(end * fps + 1e-6))) / fps
-        shown = np.searchsorted(starts, times + 1e-6, side="right") - 1
+
+    def __init__(self, path: str | Path, size: int | None = None):
+        self.path = path
+        with _decord(path, "unreadable video") as decord:
+            self._reader = decord.VideoReader(str(path), num_threads=1)
+            stamps = self._reader.get_frame_timestamp(range(len(self._reader)))
+            self._starts = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0]
+            self.seconds = float(stamps[-1, 1] - stamps[0, 0])
+            height, width = self._reader[0].shape[:2]
+            if size and min(height, width) >= 2 * size:
+                # rounded down, as CLIP's preprocessing rounds the longer side
+                wide, high = (size * side // min(height, width) for side in (width, height))
+                self._reader = decord.VideoReader(str(path), num_threads=1, width=wide, height=high)
+
+    def frames(self, fps: float, chunk: int = 32) -> Iterator[list[Image.Image]]:
+        """Frames at the times 0, 1/fps, 2/fps, ..., in chunks so that memory stays bounded.
+
+        At each time the frame is taken that is shown then, by the time stamps: variable frame rates come out right.
+
+        Raises:
+            MediaError: cut.
+        """
+        times = np.arange(max(1, int(self.seconds * fps + 1e-6))) / fps
+        shown = np.searchsorted(self._starts, times + 1e-6, side="right") - 1
         for first in range(0, len(shown), chunk):
             wanted = shown[first : first + chunk]
             unique, where = np.unique(wanted, return_inverse=True)
-            frames = reader.get_batch(unique.tolist()).asnumpy()
+            with _decord(self.path, "unreadable video"):
+                frames = self._reader.get_batch(unique.tolist()).asnumpy()
             yield [Image.fromarray(frames[i]) for i in where]
+
+
+def read_frames(path: str | Path, fps: float, chunk: int = 32, size: int | None = None) -> Iterator[list[Image.Image]]:
+    """`Video(path, size).frames(fps, chunk)`."""
+    yield from Video(path, size).frames(fps, chunk)
 
 
 def read_table(path: Path, required: set[str]) -> list[dict[str, str]]:

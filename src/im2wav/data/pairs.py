@@ -1,7 +1,7 @@
 """A pairs folder: what `embed` writes and training reads.
 
     dataset.json    which encoder (name, dim, sha256 of its weights), frame rate, sample rate, format version
-    manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source
+    manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source, sound, note
     wav/ID.wav      16 kHz mono PCM16; absent where only a picture was given
     clip/ID.npy     image embeddings, float16 [F, D], unit norm; F = 1 for a photo
     skipped.csv     what could not be used: id, reason, detail
@@ -23,10 +23,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from im2wav.data.media import read_table
+from im2wav.data.manifest import COLUMNS, Manifest, Pair
+
+__all__ = ["COLUMNS", "DatasetInfo", "Manifest", "Pair", "PairsFolder"]
 
 FORMAT = 1
-COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class DatasetInfo:
     fps: float | None
     sample_rate: int = 16000  # Hz
     loudness: float | None = None  # dB of full scale that every sound was brought to
+    data: str | None = None  # name of the data set
+    list_sha256: str | None = None  # of the published list that names its clips and splits
+    resampler: str | None = None
     format: int = FORMAT
 
     @classmethod
@@ -76,20 +80,29 @@ class DatasetInfo:
                 f"{str(weights_sha256)[:12]}…): use the same encoder.weights, or embed the data again"
             )
 
+    def content(self) -> bytes:
+        """The bytes of dataset.json."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
     def write(self, root: Path) -> None:
         """Write `root`/dataset.json."""
-        write_atomic(root / "dataset.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_atomic(root / "dataset.json", self.content())
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, temporary_folder: Path | None = None) -> None:
     """Write a file under a temporary name and rename it: it is there whole, or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        content: of the file.
+        temporary_folder: where it is written first, on the same file system; beside the file where None.
 
     Raises:
         ValueError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        handle, temporary = tempfile.mkstemp(dir=temporary_folder or path.parent, prefix=".writing-")
     except OSError as error:
         raise ValueError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
     try:
@@ -134,29 +147,12 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One row of the manifest."""
-
-    id: str
-    label: str
-    split: str
-    group: str  # pairs that share a recording or a picture belong to one group
-    wav: str  # path relative to the folder; empty where there is no sound
-    clip: str
-    samples: int
-    frames: int
-    source: str  # the picture or video that it was made from
-
-    @classmethod
-    def parse(cls, row: Mapping[str, str]) -> "Pair":
-        """From a row of strings."""
-        values = {name: row.get(name, "") for name in COLUMNS}
-        return cls(**{**values, "samples": int(values["samples"] or 0), "frames": int(values["frames"] or 0)})  # type: ignore[arg-type]
-
-
 class PairsFolder:
     """A pairs folder opened for reading; only what is asked for is read from disk.
+
+    Attributes:
+        info: what `dataset.json` says.
+        pairs: the rows of the manifest, a sequence that makes a `Pair` when it is asked for one.
 
     Raises:
         ValueError: not a pairs folder.
@@ -165,7 +161,7 @@ class PairsFolder:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.info = DatasetInfo.read(self.root)
-        self.pairs = [Pair.parse(row) for row in read_table(self.root / "manifest.csv", set(COLUMNS))]
+        self.pairs = Manifest.read(self.root / "manifest.csv")
 
     def read_wav(self, pair: Pair, start: int = 0, length: int = -1) -> Tensor:
         """Samples [N] of a pair, from `start` on; all of them where length is -1.
