@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from conftest import ASSETS, IDS, command, config, write_mp4, write_wav
+from im2wav.data.imagehear import imagehear as lists
 from im2wav.evaluate import evaluate
 from im2wav.evaluation import imagehear, sounds
 from im2wav.evaluation.passt import audioset_labels
@@ -72,10 +73,10 @@ def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
     labels = audioset_labels()
     assert len(labels) == len(set(labels)) == 527
     assert (labels[0], labels[137], labels[283], labels[526]) == ("Speech", "Music", "Wind", "Field recording")
-    every = {name for entry in imagehear.lists()["classes"].values() for name in entry["audioset"]}
+    every = {name for entry in lists().classes for name in entry.audioset}
     assert every <= set(labels)
     assert every - set(yamnet.labels) == {"Male speech, man speaking", "Female speech, woman speaking"}
-    assert set(imagehear.lists()["general"]) - set(yamnet.labels) == {"Funny music"}
+    assert set(lists().audioset_general) - set(yamnet.labels) == {"Funny music"}
 
 
 def test_a_damaged_network_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.evaluation.figures import Plan, Row
@@ -271,6 +271,7 @@ def sweep_keys() -> set[str]:
 ALIASES = {"model": "model_dir", "data": "data_dir"}
 
 
+@one_line
 def main() -> None:
     """Entry: `model=DIR` and `data=DIR` are short for `model_dir=DIR` and `data_dir=DIR`."""
     for number, argument in enumerate(sys.argv[1:], 1):
