@@ -132,12 +132,9 @@ def rows_of(judged: dict[str, Judged], networks: list[Network], plan: Plan, pair
         rows["floor"] = floor_row(reference, networks, plan)
         if "ceiling" in judged:
             rows["ceiling"] = set_row(judged["ceiling"], networks, plan, reference, paired=paired)
-    if paired:
-        other = shuffled_items(judged["generated"].set.targets, plan.seed)
-        if other:
-            rows["chance"] = set_row(
-                judged["generated"], networks, plan, reference, judged_for=other.__getitem__, paired=True
-            )
+    other = shuffled_items(judged["generated"].set.targets, plan.seed)
+    if other:
+        rows["chance"] = set_row(judged["generated"], networks, plan, reference, other.__getitem__, paired)
     return {name: row for name, row in rows.items() if row}
 
 
