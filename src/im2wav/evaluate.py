@@ -156,41 +156,17 @@ def protocol(cfg: DictConfig, reading: Reading) -> dict[str, Any]:
     }
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Judge sounds, print the table and write the report; returns what report.json holds.
-
-    Raises:
-        ValueError: options, folders or sounds that cannot be used.
-    """
+def build(
+    cfg: DictConfig, found: Inputs, judged: dict[str, Judged], networks: list[Network], plan: Plan, reading: Reading
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What report.json holds, and a row for each generated sound."""
     import torch
 
-    from im2wav.evaluation import items, sounds, suites, table
-    from im2wav.evaluation.figures import Plan
-    from im2wav.evaluation.writing import Examples, warnings_for, write_all
+    from im2wav.evaluation import items, sounds
+    from im2wav.evaluation.writing import warnings_for
 
-    check(cfg)
-    start, times = time.monotonic(), {}
-    weights = Path(cfg.weights_dir) if cfg.weights_dir else None
-    networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
-    found = gather(cfg)
-    sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
-    rate = sounds.choose_rate(sets, cfg.resample)
-    seconds = cfg.seconds or min(sound.seconds for sound in found.sets["generated"].sounds)
-    reading = sounds.Reading(rate, seconds, cfg.loudness)
-    times["gather"] = round(time.monotonic() - start, 3)
-    if cfg.export:
-        from im2wav.evaluation.export import av_benchmark
-
-        return av_benchmark(Path(cfg.out), found, reading)
-    paired = cfg.paired and (found.reference is None or not cfg.benchmark)
-    pictures = any("picture" in network.uses for network in networks)
-    plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, embeddings(cfg, found) if pictures else None)
-    judged = judge_all(cfg, found, networks, reading)
-    times["hear"] = round(time.monotonic() - start - times["gather"], 3)
-    rows = {
-        name: {key: figure.to_dict() for key, figure in row.items()}
-        for name, row in rows_of(judged, networks, plan, paired).items()
-    }
+    paired = cfg.paired and not (found.reference and cfg.benchmark)
+    rows = rows_of(judged, networks, plan, paired)
     facts = protocol(cfg, reading)
     hashes = {n.name: {"sha256": n.sha256, "sample_rate": n.sample_rate, "dim": n.dim} for n in networks}
     report: dict[str, Any] = {
@@ -199,26 +175,56 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),
         "networks": hashes,
-        "sets": {name: sounds.describe(found.set) for name, found in judged.items()},
+        "sets": {name: sounds.describe(one.set) for name, one in judged.items()},
         "unmatched": {"generated": found.unmatched.generated, "reference": found.unmatched.reference},
         "warnings": warnings_for(judged, networks, found, reading),
-        "rows": rows,
+        "rows": {name: {key: figure.to_dict() for key, figure in row.items()} for name, row in rows.items()},
     }
     tagger = items.tagger_of(networks)
     shown: list[dict[str, Any]] = []
     if tagger is not None:
-        partner = judged.get("reference") if paired else None
-        shown = items.item_rows(judged["generated"], tagger, plan, partner)
+        shown = items.item_rows(judged["generated"], tagger, plan, judged.get("reference") if paired else None)
         report["classes"] = items.label_rows(shown, judged["generated"], tagger)
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
     if cfg.model_dir and cfg.data_dir:
         from im2wav.evaluation.sampling import measure_codes
 
         report |= measure_codes(cfg.model_dir, cfg.data_dir, cfg.split, plan, pick_device(cfg.device))
+    return report, shown
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Judge sounds, print the table and write the report; returns what report.json holds.
+
+    Raises:
+        ValueError: options, folders or sounds that cannot be used.
+    """
+    from im2wav.evaluation import items, sounds, suites, table
+    from im2wav.evaluation.figures import Plan
+    from im2wav.evaluation.writing import Examples, write_all
+
+    check(cfg)
+    start, times = time.monotonic(), {}
+    weights = Path(cfg.weights_dir) if cfg.weights_dir else None
+    networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
+    found = gather(cfg)
+    sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
+    seconds = cfg.seconds or min(sound.seconds for sound in found.sets["generated"].sounds)
+    reading = sounds.Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
+    times["gather"] = round(time.monotonic() - start, 3)
+    if cfg.export:
+        from im2wav.evaluation.export import av_benchmark
+
+        return av_benchmark(Path(cfg.out), found, reading)
+    pictures = any("picture" in network.uses for network in networks)
+    plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, embeddings(cfg, found) if pictures else None)
+    judged = judge_all(cfg, found, networks, reading)
+    times["hear"] = round(time.monotonic() - start - times["gather"], 3)
+    report, shown = build(cfg, found, judged, networks, plan, reading)
     times["figures"] = round(time.monotonic() - start - sum(times.values()), 3)
-    examples = Examples(cfg.examples, tagger, plan, found.pictures, reading)
+    examples = Examples(cfg.examples, items.tagger_of(networks), plan, found.pictures, reading)
     write_all(Path(cfg.out), report, shown, judged, examples, times, start)
-    log.info("%s", table.as_text(table.figure_rows(rows)))
+    log.info("%s", table.as_text(table.figure_rows(report["rows"])))
     for warning in report["warnings"]:
         log.warning("mind: %s", warning)
     log.info("figures: %s\nopen the page: %s", Path(cfg.out) / "report.json", (Path(cfg.out) / "report.html").resolve())
@@ -234,6 +240,8 @@ def main_of_sweep(cfg: DictConfig, sweep: Path, job: int, setting: str) -> None:
     from im2wav.data.pairs import write_atomic
     from im2wav.evaluation import table
 
+    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # of another sweep
+        earlier.unlink()
     cfg.out = str(sweep / str(job))
     evaluate(cfg)
     write_atomic(Path(cfg.out) / "setting.txt", f"{setting}\n".encode())

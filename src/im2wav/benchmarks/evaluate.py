@@ -50,9 +50,11 @@ def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, g
         taken = time.perf_counter() - start
     if run.returncode:
         raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     what = f"{sounds} sounds of {seconds:g} s and {sounds} references"
     return [
         Row(what, taken / 60, "min", minutes, "what it may take", 1.0, at_least=False),
+        Row("CPU time of all cores", (usage.ru_utime + usage.ru_stime) / 60, "min"),
         Row("peak memory", used, "GB", gigabytes, "what it may take", 1.0, at_least=False),
     ]
