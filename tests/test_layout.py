@@ -97,7 +97,7 @@ def test_every_experiment_composes(path):
     instantiate(cfg.model)
 
 
-@pytest.mark.parametrize("name", ["embed", "sample", "demo"])
+@pytest.mark.parametrize("name", ["embed", "sample", "evaluate", "demo"])
 def test_every_entry_composes_and_shows_help(name):
     from omegaconf import OmegaConf
 

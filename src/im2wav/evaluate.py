@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.evaluation.figures import Plan, Row
@@ -36,13 +37,13 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"benchmark={cfg.benchmark}: expected imagehear")
     if cfg.export not in (None, "av-benchmark"):
         raise ValueError(f"export={cfg.export}: expected av-benchmark")
-    if (cfg.generated is None) == (cfg.model is None):
+    if (cfg.generated is None) == (cfg.model_dir is None):
         raise ValueError("give either generated=DIR (sounds) or model=DIR (which is sampled first)")
-    if cfg.model and not (cfg.benchmark or cfg.data):
+    if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
         raise ValueError("model=DIR needs data=PAIRS (a pairs folder to hear), or benchmark=imagehear images=DIR")
-    if cfg.model and cfg.benchmark and not cfg.images:
+    if cfg.model_dir and cfg.benchmark and not cfg.images:
         raise ValueError("benchmark=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
-    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data):
+    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data_dir):
         raise ValueError("generated=DIR needs reference=DIR (real sounds of the same names), or benchmark=imagehear")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
@@ -64,8 +65,8 @@ def gather(cfg: DictConfig) -> Inputs:
     if cfg.benchmark:
         found = inputs.imagehear_inputs(Path(cfg.images) if cfg.images else None)
         numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
-    elif cfg.data:
-        found = inputs.pairs_inputs(PairsFolder(cfg.data), cfg.split)
+    elif cfg.data_dir:
+        found = inputs.pairs_inputs(PairsFolder(cfg.data_dir), cfg.split)
         numbers = dict.fromkeys(found.pictures, cfg.num_samples)
     else:
         found = inputs.from_folders(
@@ -73,7 +74,7 @@ def gather(cfg: DictConfig) -> Inputs:
         )
         numbers = {}
     folder = Path(cfg.generated) if cfg.generated else None
-    if cfg.model:
+    if cfg.model_dir:
         samples = Path(cfg.out) / "sounds"
         sample_pictures(cfg, {name: found.pictures[name] for name in numbers}, numbers, samples)
         inputs.add_generated(found, "draft", samples / "low", list(numbers), cfg.missing)
@@ -111,8 +112,8 @@ def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
-        if cfg.model and cfg.ceiling:
-            process = round_trip(cfg.model, reading.rate, pick_device(cfg.device))
+        if cfg.model_dir and cfg.ceiling:
+            process = round_trip(cfg.model_dir, reading.rate, pick_device(cfg.device))
             sets["ceiling"] = replace(found.reference, title="codec", process=process)
     return {name: judge(sounds, networks, reading) for name, sounds in sets.items()}
 
@@ -122,7 +123,7 @@ def rows_of(judged: dict[str, Judged], networks: list[Network], plan: Plan, pair
     from im2wav.evaluation.figures import floor_row, set_row, shuffled_items
 
     reference = judged.get("reference")
-    rows = {
+    rows: dict[str, Row] = {
         name: set_row(judged[name], networks, plan, reference, paired=paired)
         for name in ("generated", "draft")
         if name in judged
@@ -131,12 +132,9 @@ def rows_of(judged: dict[str, Judged], networks: list[Network], plan: Plan, pair
         rows["floor"] = floor_row(reference, networks, plan)
         if "ceiling" in judged:
             rows["ceiling"] = set_row(judged["ceiling"], networks, plan, reference, paired=paired)
-    if paired:
-        other = shuffled_items(judged["generated"].set.targets, plan.seed)
-        if other:
-            rows["chance"] = set_row(
-                judged["generated"], networks, plan, reference, judged_for=other.__getitem__, paired=True
-            )
+    other = shuffled_items(judged["generated"].set.targets, plan.seed)
+    if other:
+        rows["chance"] = set_row(judged["generated"], networks, plan, reference, other.__getitem__, paired)
     return {name: row for name, row in rows.items() if row}
 
 
@@ -146,7 +144,7 @@ def protocol(cfg: DictConfig, reading: Reading) -> dict[str, Any]:
     facts = {name: cfg[name] for name in names}
     if cfg.benchmark:
         facts["per_class"] = cfg.per_class
-    if cfg.model:
+    if cfg.model_dir:
         facts["sampler"] = {k: v for k, v in cfg.sampler.items() if not k.startswith("_")}
     return {
         **facts,
@@ -158,41 +156,17 @@ def protocol(cfg: DictConfig, reading: Reading) -> dict[str, Any]:
     }
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Judge sounds, print the table and write the report; returns what report.json holds.
-
-    Raises:
-        ValueError: options, folders or sounds that cannot be used.
-    """
+def build(
+    cfg: DictConfig, found: Inputs, judged: dict[str, Judged], networks: list[Network], plan: Plan, reading: Reading
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What report.json holds, and a row for each generated sound."""
     import torch
 
-    from im2wav.evaluation import items, sounds, suites, table
-    from im2wav.evaluation.figures import Plan
-    from im2wav.evaluation.writing import Examples, warnings_for, write_all
+    from im2wav.evaluation import items, sounds
+    from im2wav.evaluation.writing import warnings_for
 
-    check(cfg)
-    start, times = time.monotonic(), {}
-    weights = Path(cfg.weights_dir) if cfg.weights_dir else None
-    networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
-    found = gather(cfg)
-    sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
-    rate = sounds.choose_rate(sets, cfg.resample)
-    seconds = cfg.seconds or min(sound.seconds for sound in found.sets["generated"].sounds)
-    reading = sounds.Reading(rate, seconds, cfg.loudness)
-    times["gather"] = round(time.monotonic() - start, 3)
-    if cfg.export:
-        from im2wav.evaluation.export import av_benchmark
-
-        return av_benchmark(Path(cfg.out), found, reading)
-    paired = cfg.paired and (found.reference is None or not cfg.benchmark)
-    pictures = any("picture" in network.uses for network in networks)
-    plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, embeddings(cfg, found) if pictures else None)
-    judged = judge_all(cfg, found, networks, reading)
-    times["hear"] = round(time.monotonic() - start - times["gather"], 3)
-    rows = {
-        name: {key: figure.to_dict() for key, figure in row.items()}
-        for name, row in rows_of(judged, networks, plan, paired).items()
-    }
+    paired = cfg.paired and not (found.reference and cfg.benchmark)
+    rows = rows_of(judged, networks, plan, paired)
     facts = protocol(cfg, reading)
     hashes = {n.name: {"sha256": n.sha256, "sample_rate": n.sample_rate, "dim": n.dim} for n in networks}
     report: dict[str, Any] = {
@@ -201,26 +175,56 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),
         "networks": hashes,
-        "sets": {name: sounds.describe(found.set) for name, found in judged.items()},
+        "sets": {name: sounds.describe(one.set) for name, one in judged.items()},
         "unmatched": {"generated": found.unmatched.generated, "reference": found.unmatched.reference},
         "warnings": warnings_for(judged, networks, found, reading),
-        "rows": rows,
+        "rows": {name: {key: figure.to_dict() for key, figure in row.items()} for name, row in rows.items()},
     }
     tagger = items.tagger_of(networks)
     shown: list[dict[str, Any]] = []
     if tagger is not None:
-        partner = judged.get("reference") if paired else None
-        shown = items.item_rows(judged["generated"], tagger, plan, partner)
+        shown = items.item_rows(judged["generated"], tagger, plan, judged.get("reference") if paired else None)
         report["classes"] = items.label_rows(shown, judged["generated"], tagger)
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
-    if cfg.model and cfg.data:
+    if cfg.model_dir and cfg.data_dir:
         from im2wav.evaluation.sampling import measure_codes
 
-        report |= measure_codes(cfg.model, cfg.data, cfg.split, plan, pick_device(cfg.device))
+        report |= measure_codes(cfg.model_dir, cfg.data_dir, cfg.split, plan, pick_device(cfg.device))
+    return report, shown
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Judge sounds, print the table and write the report; returns what report.json holds.
+
+    Raises:
+        ValueError: options, folders or sounds that cannot be used.
+    """
+    from im2wav.evaluation import items, sounds, suites, table
+    from im2wav.evaluation.figures import Plan
+    from im2wav.evaluation.writing import Examples, write_all
+
+    check(cfg)
+    start, times = time.monotonic(), {}
+    weights = Path(cfg.weights_dir) if cfg.weights_dir else None
+    networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
+    found = gather(cfg)
+    sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
+    seconds = cfg.seconds or min(sound.seconds for sound in found.sets["generated"].sounds)
+    reading = sounds.Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
+    times["gather"] = round(time.monotonic() - start, 3)
+    if cfg.export:
+        from im2wav.evaluation.export import av_benchmark
+
+        return av_benchmark(Path(cfg.out), found, reading)
+    pictures = any("picture" in network.uses for network in networks)
+    plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, embeddings(cfg, found) if pictures else None)
+    judged = judge_all(cfg, found, networks, reading)
+    times["hear"] = round(time.monotonic() - start - times["gather"], 3)
+    report, shown = build(cfg, found, judged, networks, plan, reading)
     times["figures"] = round(time.monotonic() - start - sum(times.values()), 3)
-    examples = Examples(cfg.examples, tagger, plan, found.pictures, reading)
+    examples = Examples(cfg.examples, items.tagger_of(networks), plan, found.pictures, reading)
     write_all(Path(cfg.out), report, shown, judged, examples, times, start)
-    log.info("%s", table.as_text(table.figure_rows(rows)))
+    log.info("%s", table.as_text(table.figure_rows(report["rows"])))
     for warning in report["warnings"]:
         log.warning("mind: %s", warning)
     log.info("figures: %s\nopen the page: %s", Path(cfg.out) / "report.json", (Path(cfg.out) / "report.html").resolve())
@@ -236,6 +240,8 @@ def main_of_sweep(cfg: DictConfig, sweep: Path, job: int, setting: str) -> None:
     from im2wav.data.pairs import write_atomic
     from im2wav.evaluation import table
 
+    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # of another sweep
+        earlier.unlink()
     cfg.out = str(sweep / str(job))
     evaluate(cfg)
     write_atomic(Path(cfg.out) / "setting.txt", f"{setting}\n".encode())
@@ -247,25 +253,37 @@ def main_of_sweep(cfg: DictConfig, sweep: Path, job: int, setting: str) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """Entry."""
+def hydra_main(cfg: DictConfig) -> None:
+    """What Hydra calls."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     about = HydraConfig.get()
     if about.mode == RunMode.MULTIRUN:
-        swept = [x for x in about.overrides.task if x.split("=")[0] in sweep_keys(about)]
+        swept = [x for x in about.overrides.task if x.split("=")[0] in sweep_keys()]
         sweep, job = Path(about.sweep.dir), int(about.job.num)
         run(lambda c: main_of_sweep(c, sweep, job, " ".join(swept) or str(job)), cfg)
     else:
         run(evaluate, cfg)
 
 
-def sweep_keys(about: Any) -> set[str]:
+def sweep_keys() -> set[str]:
     """Options that the command line sweeps over: those with several values."""
-    import sys
-
     return {x.split("=")[0] for x in sys.argv[1:] if "=" in x and "," in x and "=[" not in x}
+
+
+# `model` and `data` are groups of configs to Hydra, which would look for a config of that name
+ALIASES = {"model": "model_dir", "data": "data_dir"}
+
+
+@one_line
+def main() -> None:
+    """Entry: `model=DIR` and `data=DIR` are short for `model_dir=DIR` and `data_dir=DIR`."""
+    for number, argument in enumerate(sys.argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if equals and name in ALIASES:
+            sys.argv[number] = f"{ALIASES[name]}={value}"
+    hydra_main()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Plan:
 
     seed: int = 0
     resamples: int = 1000
-    resamples_fd: int = 50
+    resamples_fd: int = 20
     labels: Mapping[str, str] | None = None
     images: Mapping[str, Tensor] | None = None
 
@@ -81,33 +81,57 @@ def normal_figure(value: float, spread: float, n: int, n_reference: int | None, 
     return Figure(value, value - 1.96 * spread, value + 1.96 * spread, how, n, n_reference)
 
 
-def set_distances(
-    one: Heardings, items: Sequence[str], other: Heardings, other_items: Sequence[str], plan: Plan, paired: bool
-) -> Row:
-    """FD, FD at infinite N and KAD of two sets. Paired sets are resampled by the items that they share."""
-    units, other_units = unit_numbers(items)[one.owner], unit_numbers(other_items)[other.owner]
-    counts = [int(u.max()) + 1 for u in (units, other_units)]
-    streams = (0, 0) if paired and sorted(set(items)) == sorted(set(other_items)) else (0, 1)
-    n, m = len(items), len(other_items)
+@dataclass(frozen=True)
+class Side:
+    """The embeddings of a set and the items that its sounds belong to."""
 
-    def weights(count: int) -> tuple[Tensor, Tensor]:
-        u, v = (plan.weights(c, count, stream) for c, stream in zip(counts, streams, strict=True))
-        return u[:, units], v[:, other_units]
+    heard: Heardings
+    items: Sequence[str]
 
-    value = statistics.frechet_distance(one.rows, other.rows)
+    @property
+    def units(self) -> Tensor:
+        """Number of each row's item, [M]."""
+        return unit_numbers(self.items)[self.heard.owner]
+
+
+def side(judged: Judged, network: Network) -> Side:
+    """A set as a network hears it."""
+    return Side(judged.heard[network.name], judged.set.targets)
+
+
+def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Bootstrap counts of the rows of two sets; sets of the same items are resampled together."""
+    streams = (0, 0) if sorted(set(one.items)) == sorted(set(other.items)) else (0, 1)
+    drawn = []
+    for side, stream in zip((one, other), streams, strict=True):
+        units = side.units
+        drawn.append(plan.weights(int(units.max()) + 1, count, stream)[:, units])
+    return drawn[0], drawn[1]
+
+
+def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
+    """Fréchet distance of two sets."""
+    value = statistics.frechet_distance(one.heard.rows, other.heard.rows)
     drawn = [
-        statistics.frechet_distance(one.rows, other.rows, u, v)
-        for u, v in zip(*weights(plan.resamples_fd), strict=True)
+        statistics.frechet_distance(one.heard.rows, other.heard.rows, u, v)
+        for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
-    row = {"fd": normal_figure(value, torch.tensor(drawn, dtype=torch.float64).std().item(), n, m)}
-    far = statistics.frechet_infinity(one.rows, other.rows, plan.seed)
+    spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
+    return normal_figure(value, spread, len(one.items), len(other.items))
+
+
+def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
+    """FD at infinite N, where there are sounds enough, and KAD of two sets: both without the bias of small sets."""
+    counts, row = (len(one.items), len(other.items)), {}
+    far = statistics.frechet_infinity(one.heard.rows, other.heard.rows, plan.seed)
     if far is not None:
-        row["fd_inf"] = normal_figure(far.value, far.spread, n, m, FITTED)
-    sigma = statistics.median_distance(other.rows)
-    value = statistics.kernel_distance(one.rows, other.rows, sigma)[0].item()
-    drawn_kad = statistics.kernel_distance(one.rows, other.rows, sigma, *weights(min(plan.resamples, 200)))
-    row["kad"] = normal_figure(value, drawn_kad.std().item(), n, m)
+        row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
+    sigma = statistics.median_distance(other.heard.rows)
+    value = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma)[0].item()
+    weights = joint_weights(one, other, min(plan.resamples, 200), plan)
+    drawn = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
+    row["kad"] = normal_figure(value, drawn.std().item(), *counts)
     return row
 
 
@@ -197,8 +221,12 @@ def set_row(
     for network in networks:
         heard, suffix = judged.heard[network.name], f"/{network.name}"
         if reference is not None and "distance" in network.uses and not shuffled:
-            found = set_distances(heard, items, reference.heard[network.name], reference.set.targets, plan, paired)
-            row |= {name + suffix: figure for name, figure in found.items()}
+            one, other = side(judged, network), side(reference, network)
+            row["fd" + suffix] = fd_figure(one, other, plan)
+            row |= {name + suffix: figure for name, figure in kernel_figures(one, other, plan).items()}
+            parts = halves(judged, plan.seed), halves(reference, plan.seed)
+            if parts[0] and parts[1]:
+                row["fd_half" + suffix] = fd_figure(side(parts[0][0], network), side(parts[1][1], network), plan)
         if "classes" in network.uses:
             if reference is not None and paired and reference is not judged:
                 for name, values in paired_figures(network, heard, items, reference, plan, wanted).items():
@@ -237,18 +265,28 @@ def part(judged: Judged, numbers: Tensor) -> Judged:
     return Judged(replace(judged.set, sounds=sounds), heard, judged.levels[numbers])
 
 
-def floor_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
-    """Real sounds: distances of one random half from the other, and what is recognised in all of them."""
-    row = set_row(reference, networks, plan)
-    count = len(reference.set.sounds)
+def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
+    """Two random halves by item, without a common item; None with fewer than four."""
+    units = unit_numbers(judged.set.targets)
+    count = int(units.max()) + 1
     if count < 4:
-        return row
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(plan.seed))
-    halves = [part(reference, order[start : start + count // 2].sort().values) for start in (0, count // 2)]
+        return None
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    size = count // 2
+    picks = [torch.isin(units, order[start : start + size]).nonzero()[:, 0] for start in (0, size)]
+    return part(judged, picks[0]), part(judged, picks[1])
+
+
+def floor_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
+    """Real sounds: one random half against the other, and what is recognised in all of them.
+
+    The plain Fréchet distance is left out: with half as many sounds its bias is another. `fd_half` is comparable.
+    """
+    row = set_row(reference, networks, plan)
+    parts = halves(reference, plan.seed)
     for network in networks:
-        if "distance" in network.uses:
-            one, other = (half.heard[network.name] for half in halves)
-            targets = (halves[0].set.targets, halves[1].set.targets)
-            found = set_distances(one, targets[0], other, targets[1], plan, paired=False)
-            row |= {f"{name}/{network.name}": figure for name, figure in found.items()}
+        if parts and "distance" in network.uses:
+            one, other = side(parts[0], network), side(parts[1], network)
+            row[f"fd_half/{network.name}"] = fd_figure(one, other, plan)
+            row |= {f"{name}/{network.name}": figure for name, figure in kernel_figures(one, other, plan).items()}
     return row

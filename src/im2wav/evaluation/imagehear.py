@@ -1,46 +1,36 @@
-"""ImageHear, the benchmark of Im2Wav: 101 photographs of 30 classes, and which sounds count as theirs.
+"""Scoring by ImageHear, the benchmark of Im2Wav: which sounds count as right for a class or a label.
 
 Source: Sheffer and Adi, 2022, and the lists of the official repository. A class has several AudioSet labels and
 classes share labels, so a hit is a label in the class's set; the 30-way score asks which class scores highest.
 """
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from im2wav.data.imagehear import imagehear
 from im2wav.evaluation.metrics import wanted_classes
-
-PATH = Path(__file__).parents[1] / "assets" / "imagehear.json"
-PER_CLASS = 120  # sounds of a class in the paper
-
-
-@lru_cache(maxsize=1)
-def lists() -> dict[str, Any]:
-    """The packaged lists: `classes` (name -> images, vggsound, audioset), `general` labels, `sha256` of the images."""
-    return json.loads(PATH.read_text(encoding="utf-8"))
 
 
 def class_names() -> list[str]:
     """The 30 classes."""
-    return list(lists()["classes"])
+    return [entry.name for entry in imagehear().classes]
 
 
 @lru_cache(maxsize=1)
 def image_classes() -> dict[str, str]:
     """Name of each image without its suffix -> its class."""
-    return {Path(image).stem: name for name, about in lists()["classes"].items() for image in about["images"]}
+    return {Path(image).stem: entry.name for image, entry in imagehear().class_of.items()}
 
 
 def class_of(label: str) -> str | None:
     """The class that a label names: a class itself, or one of the VGGSound labels that belong to it."""
     wanted = label.strip().lower()
-    for name, about in lists()["classes"].items():
-        if wanted == name.lower() or wanted in (x.lower() for x in about["vggsound"]):
-            return name
+    for entry in imagehear().classes:
+        if wanted == entry.name.lower() or wanted in (x.lower() for x in entry.vggsound):
+            return entry.name
     return None
 
 
@@ -48,19 +38,19 @@ def audioset_names(label: str, known: Sequence[str]) -> list[str]:
     """AudioSet classes that count as right for a label: those of its ImageHear class, else the one of its name."""
     found = class_of(label)
     if found is not None:
-        return list(lists()["classes"][found]["audioset"])
+        return next(list(entry.audioset) for entry in imagehear().classes if entry.name == found)
     wanted = label.strip().lower()
     return [name for name in known if name.lower() == wanted]
 
 
 def class_groups(labels: Sequence[str]) -> Tensor:
     """Which of a tagger's classes belong to each of the 30: bool [30, C]."""
-    return wanted_classes([about["audioset"] for about in lists()["classes"].values()], labels)
+    return wanted_classes([entry.audioset for entry in imagehear().classes], labels)
 
 
 def general_mask(labels: Sequence[str]) -> Tensor:
     """Classes too general to count as an answer (`Music`, `Animal`): bool [C]."""
-    return wanted_classes([lists()["general"]], labels)[0]
+    return wanted_classes([imagehear().audioset_general], labels)[0]
 
 
 def shares(per_class: int) -> dict[str, int]:
@@ -72,9 +62,9 @@ def shares(per_class: int) -> dict[str, int]:
     if per_class < 1:
         raise ValueError(f"per_class={per_class}: expected 1 or more (120 in the paper)")
     counts = {}
-    for about in lists()["classes"].values():
-        each, rest = divmod(per_class, len(about["images"]))
-        counts.update({image: each + (i < rest) for i, image in enumerate(about["images"])})
+    for entry in imagehear().classes:
+        each, rest = divmod(per_class, len(entry.images))
+        counts.update({image: each + (i < rest) for i, image in enumerate(entry.images)})
     return {image: count for image, count in counts.items() if count}
 
 
@@ -87,7 +77,7 @@ def find_images(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder; expected the 101 photographs of ImageHear")
     found = {path.name: path for path in sorted(folder.rglob("*"))}
-    names = [image for about in lists()["classes"].values() for image in about["images"]]
+    names = list(imagehear().class_of)
     missing = [name for name in names if name not in found]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

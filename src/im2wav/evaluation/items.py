@@ -1,6 +1,6 @@
 """What was heard in each single sound and for each class, for tables, examples and the table of confusions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network)
     return found
 
 
-def ranked(rows: Sequence[dict[str, Any]], judged: Judged, network: Network, plan: Plan) -> Tensor:
+def ranked(rows: Sequence[Mapping[str, Any]], judged: Judged, network: Network, plan: Plan) -> Tensor:
     """Numbers of the sounds from the best to the worst: by KL beside the reference, else by the label's own score."""
     if rows and "kl" in rows[0]:
         return torch.tensor([row["kl"] for row in rows], dtype=torch.float64).argsort(stable=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ class Heard:
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # [C], probability of each class
 
 
-class Network(Protocol):
+class Network:
     """A network that judges sounds; `labels` are the names of its classes, none where it has no classes.
 
     `uses` says which figures it is for: `distance` of sets, `classes` that are heard, `picture`: cosine with a picture.
@@ -32,7 +31,7 @@ class Network(Protocol):
 
     def hear(self, wav: Tensor) -> Heard:
         """Judge wav [N] at the network's sample rate."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ COLOURS = {
     "ceiling": "#c9a227",
     "chance": "#b65a5a",
 }
-BARS = ("fd", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs")
+BARS = ("fd", "fd_half", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs")
 
 
 def bars(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -29,9 +29,10 @@ def bars(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for axis, name in zip(axes, names, strict=False):
         for place, kind in enumerate(k for k in table.ROWS if name in rows.get(k, {})):
             value = rows[kind][name]
-            spread = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
             axis.bar(place, value["value"], color=COLOURS[kind], label=table.ROWS[kind])
-            axis.errorbar(place, value["value"], yerr=[[max(s[0], 0)] for s in spread], color="black", capsize=3)
+            if value["low"] is not None:
+                spread = [[max(value["value"] - value["low"], 0)], [max(value["high"] - value["value"], 0)]]
+                axis.errorbar(place, value["value"], yerr=spread, color="black", capsize=3)
         axis.set(title=table.title(name), xticks=[])
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)

@@ -59,8 +59,11 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
     Raises:
         ValueError: sampling failed, or the folder holds sounds of another model or other options.
     """
-    files = model_files(cfg.model)
-    encoder = load(files["low"], "low_prior").data.get("encoder")
+    files = model_files(cfg.model_dir)
+    low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
+    nets: Any = {"low": low.net, "codec": codec.net}
+    window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples; also of a longer video
+    encoder, seconds = low.data.get("encoder"), window / low.data.get("sample_rate", 16000)
     options = [f"{name}={quoted(path)}" for name, path in files.items()]
     options += [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
     options += [f"seed={cfg.seed}", *cfg.sample]
@@ -80,6 +83,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
         folder = out / "inputs" / str(number)
         link_pictures({name: pictures[name] for name in todo}, folder)
         arguments = [f"input={quoted(folder)}", f"out={quoted(out)}", f"num_samples={number}", f"encoder={encoder}"]
+        arguments.append(f"seconds={seconds}")
         arguments += [f"batch_size={cfg.batch_size}", f"device={cfg.device}", *options]
         log.info("$ python -m im2wav.sample %s", " ".join(arguments))
         if subprocess.run([sys.executable, "-m", "im2wav.sample", *arguments], check=False).returncode:

@@ -17,6 +17,7 @@ ROWS = {
 # figure -> what it is, which way is better
 METRICS = {
     "fd": ("Fréchet distance", "lower"),
+    "fd_half": ("Fréchet distance of halves", "lower"),
     "fd_inf": ("Fréchet distance at infinite N", "lower"),
     "kad": ("kernel distance (KAD)", "lower"),
     "kl": ("KL, softmax", "lower"),

@@ -9,13 +9,12 @@ import warnings
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.network import Heard
+from im2wav.evaluation.network import Heard, Network
 from im2wav.hashing import file_sha256
 
 PATH = Path(__file__).parents[1] / "assets" / "yamnet" / "yamnet.tflite"
@@ -35,7 +34,7 @@ def labels(path: Path = PATH) -> tuple[str, ...]:
         return tuple(archive.read("yamnet_label_list.txt").decode().splitlines())
 
 
-class Yamnet:
+class Yamnet(Network):
     """The tagger.
 
     Attributes:
@@ -49,10 +48,10 @@ class Yamnet:
         ValueError: the file is not the one that was published, or its interpreter is not installed.
     """
 
-    name: ClassVar[str] = "yamnet"
-    sample_rate: ClassVar[int] = 16000
-    dim: ClassVar[int] = 1024
-    uses: ClassVar[frozenset[str]] = frozenset({"distance", "classes"})
+    name = "yamnet"
+    sample_rate = 16000
+    dim = 1024
+    uses = frozenset({"distance", "classes"})
 
     def __init__(self, path: Path = PATH):
         try:
