@@ -33,3 +33,11 @@ def test_an_unknown_measurement_is_refused():
 def test_an_unknown_precision_is_refused(capsys):
     assert command("bench", "measure.precisions=[fp8]") == 2
     assert "expected one of" in capsys.readouterr().err
+
+
+def test_the_evaluation_is_timed(tmp_path):
+    options = ["measure=evaluate", "measure.sounds=6", "measure.seconds=1", f"out={tmp_path / 'b.json'}"]
+    assert command("bench", *options) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["unit"] for row in rows] == ["min", "min", "GB"]
+    assert all(row["holds"] for row in rows if row["limit"])

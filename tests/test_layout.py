@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO, config
 
 SOURCE = REPO / "src" / "im2wav"
-ENTRIES = {"train", "embed", "sample", "demo", "convert", "bench", "cli"}
+ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
 # room -> what it may import of ours, besides itself
 MAY_IMPORT = {
     "resnet": set(),
@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "generation": {"codec", "prior"},
     "data": {"hashing"},
     "training": {"codec", "prior", "generation", "data"},
-    "evaluation": {"data"},
+    "evaluation": {"data", "prior", "checkpoint", "hashing"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
@@ -97,7 +97,7 @@ def test_every_experiment_composes(path):
     instantiate(cfg.model)
 
 
-@pytest.mark.parametrize("name", ["embed", "sample", "demo"])
+@pytest.mark.parametrize("name", ["embed", "sample", "evaluate", "demo"])
 def test_every_entry_composes_and_shows_help(name):
     from omegaconf import OmegaConf
 

@@ -163,8 +163,8 @@ class PairsFolder:
         self.info = DatasetInfo.read(self.root)
         self.pairs = Manifest.read(self.root / "manifest.csv")
 
-    def read_wav(self, pair: Pair, start: int = 0, length: int = -1) -> Tensor:
-        """Samples [N] of a pair, from `start` on; all of them where length is -1.
+    def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
+        """Samples [N] of a pair, from `start` on; all of them where length is -1; of two channels mix of the left one.
 
         Raises:
             ValueError: the file that the manifest names is missing or shorter than it says.
@@ -174,8 +174,12 @@ class PairsFolder:
             samples, rate = soundfile.read(path, length, start, dtype="float32")
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise ValueError(f"{path}, named in {self.root}/manifest.csv, cannot be read: {error}") from error
+        if samples.ndim == 2 and samples.shape[1] == 2:  # as in the official code, audio_utils.audio_preprocess
+            samples = mix * samples[:, 0] + (1 - mix) * samples[:, 1]
         if rate != self.info.sample_rate or (length >= 0 and len(samples) != length) or samples.ndim != 1:
-            raise ValueError(f"{path} is not {pair.samples} mono samples at {self.info.sample_rate} Hz: embed it again")
+            raise ValueError(
+                f"{path} is not {pair.samples} samples, mono or stereo, at {self.info.sample_rate} Hz: embed it again"
+            )
         return torch.from_numpy(samples)
 
     def read_clip(self, pair: Pair, frames: np.ndarray | None = None) -> Tensor:

@@ -1,16 +1,17 @@
-"""Windows of sound with the frames that belong to them, and the order in which they are drawn."""
+"""Windows of sound with the frames that belong to them."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
-from im2wav.data.pairs import Pair, PairsFolder
+from im2wav.data.codes import CodesFolder
+from im2wav.data.manifest import Manifest, Pair
+from im2wav.data.pairs import PairsFolder
 
 SHORT = ("loop", "pad", "drop")
 CROP = ("random", "start", "official")
@@ -24,6 +25,15 @@ class Batch(NamedTuple):
     timing: dict[str, Tensor]  # total, offset, duration: [B] each, in samples
     id: list[str]
     codes: dict[str, Tensor] | None = None  # by level [B, N / hop], once a tokenizer is set
+    number: Tensor | None = None  # [B], place of each window in the run's stream, whatever the devices
+
+
+class Key(NamedTuple):
+    """Which window."""
+
+    row: int
+    place: float  # in [0, 1): where in the recording
+    mix: float = 0.5  # weight of the left channel, where there are two
 
 
 def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -> tuple[int, int]:
@@ -52,6 +62,16 @@ def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -
     return number, min(offset, max(end - length, start)) - start
 
 
+def filled_up(wav: Tensor, length: int, short: str) -> Tensor:
+    """A sound [N] that is shorter than `length`, repeated (`loop`) or followed by silence up to it; else as it is."""
+    missing = length - len(wav)
+    if missing <= 0:
+        return wav
+    if short == "loop":
+        return wav.repeat(-(-length // len(wav)))[:length]
+    return torch.nn.functional.pad(wav, (0, missing))
+
+
 class Windows(Dataset):
     """Windows of `num_samples`, addressed by (row, place) with place in [0, 1): where in the recording they lie.
 
@@ -59,40 +79,49 @@ class Windows(Dataset):
     its length, as the official code has it. Otherwise a row is a recording.
 
     Frames belong to a window by time: frame k of a window is the one shown at its start plus k / fps.
+
+    Attributes:
+        codes: cached codes; once set, windows carry them and begin where a code does.
     """
 
-    def __init__(
-        self, folder: PairsFolder, pairs: list[Pair], num_samples: int, short: str, concatenated: bool = False
-    ):
+    def __init__(self, folder: PairsFolder, pairs: Manifest, num_samples: int, short: str, concatenated: bool = False):
         self.folder, self.pairs, self.num_samples, self.short = folder, pairs, num_samples, short
-        self.ends = list(accumulate(pair.samples for pair in pairs)) if concatenated else None
+        self.ends = np.cumsum(pairs.column("samples")) if concatenated else None
+        self.codes: CodesFolder | None = None
 
     def __len__(self) -> int:
-        if self.ends is not None and self.ends:
-            return self.ends[-1] // self.num_samples
+        if self.ends is not None and len(self.ends):
+            return int(self.ends[-1]) // self.num_samples
         return len(self.pairs)
 
     def locate(self, row: int, place: float) -> tuple[Pair, int]:
         """The recording and the offset in it that a key stands for."""
         if self.ends is not None:
             shift = int(place * self.num_samples) - self.num_samples // 2
-            number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)
-            return self.pairs[number], offset
-        room = max(self.pairs[row].samples - self.num_samples, 0)
-        return self.pairs[row], min(int(place * (room + 1)), room)
+            number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)  # type: ignore[arg-type]
+            pair = self.pairs[number]
+        else:
+            pair = self.pairs[row]
+            room = max(pair.samples - self.num_samples, 0)
+            offset = min(int(place * (room + 1)), room)
+        grid = self.codes.grid if self.codes else 1
+        return pair, int(offset) // grid * grid
 
-    def __getitem__(self, key: tuple[int, float]) -> Batch:
-        pair, offset = self.locate(*key)
-        wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples))
-        missing = self.num_samples - len(wav)
-        if missing and self.short == "loop":
-            wav = wav.repeat(-(-self.num_samples // len(wav)))[: self.num_samples]
-        elif missing:
-            wav = torch.nn.functional.pad(wav, (0, missing))
+    def describe(self, key: Key) -> str:
+        """The pair and the files that a key stands for."""
+        pair, _ = self.locate(key.row, key.place)
+        return f"{pair.id!r} ({self.folder.root / pair.wav}, {self.folder.root / pair.clip})"
+
+    def __getitem__(self, key: tuple[int, float] | tuple[int, float, float]) -> Batch:
+        row, place, mix = Key(*key)
+        pair, offset = self.locate(row, place)
+        wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
+        wav = filled_up(wav, self.num_samples, self.short)
         timing = {"total": float(max(pair.samples, self.num_samples)), "offset": float(offset)}
         timing["duration"] = float(self.num_samples)
         clip = self.folder.read_clip(pair, self._frames(pair, offset))
-        return Batch(wav[None], clip, {k: torch.tensor(v) for k, v in timing.items()}, pair.id)  # type: ignore[arg-type]
+        codes = self.codes.read(pair, offset, self.num_samples) if self.codes else None
+        return Batch(wav[None], clip, {k: torch.tensor(v) for k, v in timing.items()}, pair.id, codes)  # type: ignore[arg-type]
 
     def _frames(self, pair: Pair, offset: int) -> np.ndarray | None:
         info = self.folder.info
@@ -105,40 +134,6 @@ class Windows(Dataset):
         return frames.clip(0, pair.frames - 1)
 
 
-class WindowSampler(Sampler):
-    """Draws (row, place) keys: every row once before any comes twice, each time at another place.
-
-    The keys of an epoch depend on the seed and the epoch alone. Without shuffling: rows in order, all at `place`.
-
-    Args:
-        rows: number of recordings.
-        length: keys in an epoch.
-        seed: of order and places.
-        shuffle: whether rows come in random order.
-        place: the same place for all keys; None to draw them.
-    """
-
-    def __init__(self, rows: int, length: int, seed: int, shuffle: bool, place: float | None = None):
-        self.rows, self.length, self.seed, self.shuffle, self.place = rows, length, seed, shuffle, place
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        for start in range(0, self.length, self.rows):
-            count = min(self.rows, self.length - start)
-            order = torch.randperm(self.rows, generator=generator)[:count] if self.shuffle else torch.arange(count)
-            places = torch.rand(count, generator=generator, dtype=torch.float64)
-            for row, place in zip(order.tolist(), places.tolist(), strict=True):
-                yield row, place if self.place is None else self.place
-
-
 def collate(items: list[Batch]) -> Batch:
     """Stack items to a batch."""
     return Batch(
@@ -146,4 +141,5 @@ def collate(items: list[Batch]) -> Batch:
         clip=torch.stack([item.clip for item in items]),
         timing=default_collate([item.timing for item in items]),
         id=[item.id for item in items],  # type: ignore[misc]
+        codes=None if items[0].codes is None else default_collate([item.codes for item in items]),
     )

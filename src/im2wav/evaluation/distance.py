@@ -38,3 +38,19 @@ def si_sdr(target: Tensor, output: Tensor) -> Tensor:
     projection = (output * target).sum(-1, keepdim=True) / energy * target
     noise = (output - projection).square().sum(-1).clamp_min(1e-12)
     return 10 * (projection.square().sum(-1).clamp_min(1e-12) / noise).log10()
+
+
+def log_stft_distance(target: Tensor, output: Tensor, floor: float = 1e-5) -> Tensor:
+    """Mean absolute difference of log-magnitude spectrograms in dB, over three resolutions: waves [B, N] -> [B].
+
+    Windows of 2048, 1024 and 512 samples, a quarter of which is the hop; magnitudes under `floor` count as it.
+    """
+    distances = []
+    for size in (2048, 1024, 512):
+        window = torch.hann_window(size, device=target.device, dtype=target.dtype)
+        logs = [
+            20 * torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp_min(floor).log10()
+            for x in (target, output)
+        ]
+        distances.append((logs[0] - logs[1]).abs().mean((1, 2)))
+    return torch.stack(distances).mean(0)

@@ -34,10 +34,10 @@ audio { width: 100%; height: 32px }
 
 @dataclass
 class Card:
-    """One picture with its sounds: caption -> wave [N]."""
+    """One picture, where there is one, with its sounds: caption -> wave [N]."""
 
     title: str
-    image: Path
+    image: Path | None
     sounds: Mapping[str, Tensor]
     note: str = ""
 
@@ -80,27 +80,38 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> s
         axis.set(title=name, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
+    return svg(figure)
+
+
+def svg(figure: Any) -> str:
+    """A matplotlib figure as a data URI; the same figure gives the same text."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+    with rc_context({"svg.hashsalt": "im2wav"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _uri("image/svg+xml", buffer.getvalue())
 
 
-def _card(card: Card, sample_rate: int) -> str:
-    with Image.open(card.image) as image:
+def _thumbnail(path: Path, title: str) -> str:
+    with Image.open(path) as image:
         thumb = ImageOps.exif_transpose(image).convert("RGB")
     thumb.thumbnail((480, 480))
     buffer = io.BytesIO()
     thumb.save(buffer, "JPEG", quality=80)
+    return f'<img alt="{html.escape(title)}" src="{_uri("image/jpeg", buffer.getvalue())}">'
+
+
+def _card(card: Card, sample_rate: int) -> str:
+    picture = _thumbnail(card.image, card.title) if card.image else ""
     rows = "".join(
         f'<div class="sound"><span>{html.escape(caption)}</span><img alt="mel spectrogram" '
         f'src="{_png(mel_image(wav, sample_rate))}"><span></span>'
         f'<audio controls preload="none" src="{_uri("audio/flac", wav_bytes(wav, sample_rate, "FLAC"))}"></audio></div>'
         for caption, wav in card.sounds.items()
     )
-    return (
-        f'<div class="card"><img alt="{html.escape(card.title)}" src="{_uri("image/jpeg", buffer.getvalue())}">'
-        f'<h3>{html.escape(card.title)}</h3><p class="note">{html.escape(card.note)}</p>{rows}</div>'
-    )
+    words = f'<h3>{html.escape(card.title)}</h3><p class="note">{html.escape(card.note)}</p>'
+    return f'<div class="card">{picture}{words}{rows}</div>'
 
 
 def _cell(value: Any) -> str:
@@ -109,11 +120,34 @@ def _cell(value: Any) -> str:
     return f"<td>{html.escape(str(value))}</td>"
 
 
-def _table(heading: str, rows: Sequence[Sequence[Any]]) -> str:
+def table(heading: str, rows: Sequence[Sequence[Any]]) -> str:
+    """A table under its heading; the first row holds the column names."""
     names, *rest = rows
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rest)
     return f"<h2>{html.escape(heading)}</h2><table><tr>{head}</tr>{body}</table>"
+
+
+def cards(section: Section, sample_rate: int) -> str:
+    """A section with its pictures and sounds."""
+    shown = "".join(_card(card, sample_rate) for card in section.cards)
+    return f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p><div class='cards'>{shown}</div>"
+
+
+def plot(heading: str, text: str, figure: str) -> str:
+    """A heading, a sentence and a plot that is given as a data URI."""
+    words = f"<p>{html.escape(text)}</p>" if text else ""
+    return f'<h2>{html.escape(heading)}</h2>{words}<img class="wide" alt="{html.escape(heading)}" src="{figure}">'
+
+
+def write_html(path: Path, title: str, text: str, parts: Sequence[str]) -> None:
+    """Write a page of a title, a paragraph and parts made by `table`, `cards` and `plot`."""
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        f"</head><body><h1>{html.escape(title)}</h1><p>{html.escape(text)}</p>{''.join(parts)}</body></html>"
+    )
+    write_atomic(path, page.encode())
 
 
 def write_page(
@@ -135,17 +169,6 @@ def write_page(
         sections: pictures and sounds.
         sample_rate: of all sounds, Hz.
     """
-    first, *others = [_table(heading, rows) for heading, rows in tables.items()]
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(text)}</p>", first]
-    for section in sections:
-        cards = "".join(_card(card, sample_rate) for card in section.cards)
-        parts.append(
-            f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p><div class='cards'>{cards}</div>"
-        )
-    parts += [*others, f'<h2>Loss curves</h2><img class="wide" alt="loss curves" src="{figure}">']
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-        f"</head><body>{''.join(parts)}</body></html>"
-    )
-    write_atomic(path, page.encode())
+    first, *others = [table(heading, rows) for heading, rows in tables.items()]
+    shown = [cards(section, sample_rate) for section in sections]
+    write_html(path, title, text, [first, *shown, *others, plot("Loss curves", "", figure)])

@@ -1,0 +1,60 @@
+"""How long the whole evaluation takes, and how much memory: the command line in a process of its own."""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from im2wav.benchmarks.row import Row
+from im2wav.data.media import read_audio
+from im2wav.data.pairs import wav_bytes, write_atomic
+
+ASSETS = Path(__file__).parents[1] / "assets" / "pairs" / "audio"
+RATE = 16000
+
+
+def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -> None:
+    """Two folders of `count` sounds: windows of the shipped recordings, and the same with noise."""
+    recordings = [read_audio(path, RATE) for path in sorted(ASSETS.iterdir())]
+    samples, generator = round(seconds * RATE), torch.Generator().manual_seed(0)
+    for number in range(count):
+        wav = recordings[number % len(recordings)]
+        start = int(torch.randint(max(1, len(wav) - samples), (), generator=generator))
+        window = wav[start:].repeat(-(-samples // len(wav[start:])))[:samples]
+        noise = 0.02 * torch.randn(samples, generator=generator)
+        write_atomic(reference / f"{number:05d}.wav", wav_bytes(window, RATE))
+        write_atomic(generated / f"{number:05d}.wav", wav_bytes(window + noise, RATE))
+
+
+def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, gigabytes: float = 2.0) -> list[Row]:
+    """Time `python -m im2wav.evaluate` on as many sounds as ImageHear has, beside as many references.
+
+    Args:
+        sounds: in each of the two folders.
+        seconds: of each.
+        minutes, gigabytes: what it may take.
+
+    Raises:
+        ValueError: the evaluation failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        generated, reference, out = (Path(folder) / name for name in ("generated", "reference", "out"))
+        write_sounds(generated, reference, sounds, seconds)
+        command = [sys.executable, "-m", "im2wav.evaluate", f"generated={generated}", f"reference={reference}"]
+        start = time.perf_counter()
+        run = subprocess.run([*command, f"out={out}"], capture_output=True, text=True, check=False)
+        taken = time.perf_counter() - start
+    if run.returncode:
+        raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    what = f"{sounds} sounds of {seconds:g} s and {sounds} references"
+    return [
+        Row(what, taken / 60, "min", minutes, "what it may take", 1.0, at_least=False),
+        Row("CPU time of all cores", (usage.ru_utime + usage.ru_stime) / 60, "min"),
+        Row("peak memory", used, "GB", gigabytes, "what it may take", 1.0, at_least=False),
+    ]

@@ -1,0 +1,64 @@
+"""Folders as other benchmarks expect them."""
+
+import csv
+import io
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from im2wav.data.media import VIDEO_SUFFIXES
+from im2wav.data.pairs import wav_bytes, write_atomic
+from im2wav.evaluation.inputs import Inputs
+from im2wav.evaluation.sounds import Reading, Sound
+
+log = logging.getLogger(__name__)
+
+
+def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
+    """Write the folders that av-benchmark reads, with names that match in all of them.
+
+    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` where the pictures are videos;
+    `captions.csv` (name, caption) where there are labels. av-benchmark takes one sound for each reference: of several
+    the first is taken.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    if found.reference is None:
+        raise ValueError("export=av-benchmark needs a reference: reference=DIR, or model=DIR with data=PAIRS")
+    taken: dict[str, Sound] = {}
+    for sound in found.sets["generated"].sounds:
+        taken.setdefault(sound.target, sound)
+    for folder in ("gt_audio", "pred_audio", "video"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    real = {sound.name: sound for sound in found.reference.sounds}
+    videos = 0
+    for name, sound in taken.items():
+        flat = name.replace("/", "_")
+        write_atomic(out / "gt_audio" / f"{flat}.wav", wav_bytes(reading.raw(real[name]), reading.rate))
+        write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(sound), reading.rate))
+        video = found.pictures.get(name)
+        if video is not None and video.suffix.lower() in VIDEO_SUFFIXES:
+            (out / "video").mkdir(exist_ok=True)
+            shutil.copyfile(video, out / "video" / f"{flat}{video.suffix.lower()}")
+            videos += 1
+    if any(found.labels.get(name) for name in taken):
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([("name", "caption"), *((n.replace("/", "_"), found.labels.get(n, "")) for n in taken)])
+        write_atomic(out / "captions.csv", buffer.getvalue().encode())
+    left = sum(Counter(s.target for s in found.sets["generated"].sounds).values()) - len(taken)
+    log.info(
+        "%d pairs, %d videos in %s%s\nnext, in av-benchmark: python evaluate.py --gt_audio %s --gt_cache %s "
+        "--pred_audio %s --pred_cache %s --audio_length=%g%s",
+        len(taken),
+        videos,
+        out,
+        f"; {left} further sounds of the same references were left out" if left else "",
+        *(out / name for name in ("gt_audio", "gt_cache", "pred_audio", "pred_cache")),
+        reading.seconds,
+        "" if videos else " --skip_video_related",
+    )
+    return {"pairs": len(taken), "videos": videos, "left_out": left, "seconds": reading.seconds, "rate": reading.rate}

@@ -1,0 +1,292 @@
+"""Figures with intervals: what the networks heard in a set of sounds, as numbers that can be compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2wav.evaluation import imagehear, statistics
+from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
+from im2wav.evaluation.network import Heardings, Network
+from im2wav.evaluation.sounds import Judged
+
+PERCENTILE = "95 %, percentile bootstrap over items"
+NORMAL = "95 %, 1.96 standard deviations of bootstrap resamples over items"
+FITTED = "95 %, 1.96 standard deviations of the fit's intercept over resampled points"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its interval, and from how many sounds it comes."""
+
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int  # sounds judged
+    n_reference: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; numbers that are not finite become None, which JSON can hold."""
+        values = asdict(self)
+        for name in ("value", "low", "high"):
+            values[name] = round(values[name], 9) if abs(values[name]) < float("inf") else None
+        return values
+
+
+Row = dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How figures are computed.
+
+    Attributes:
+        seed: of resamples and of random halves.
+        resamples: of means and kernel distances.
+        resamples_fd: of Fréchet distances, which are dear.
+        labels: item -> its label; may lack items.
+        images: item -> embedding of its picture, where CS is to be computed.
+    """
+
+    seed: int = 0
+    resamples: int = 1000
+    resamples_fd: int = 20
+    labels: Mapping[str, str] | None = None
+    images: Mapping[str, Tensor] | None = None
+
+    def weights(self, units: int, count: int, stream: int = 0) -> Tensor:
+        """Bootstrap counts [count, units]; another stream gives independent ones."""
+        return statistics.resamples(units, count, self.seed * 1_000_003 + stream)
+
+
+def unit_numbers(items: Sequence[str]) -> Tensor:
+    """Number of each sound's item [S]: sounds of one item are resampled together."""
+    number = {item: i for i, item in enumerate(sorted(set(items)))}
+    return torch.tensor([number[item] for item in items])
+
+
+def mean_figure(values: Tensor, items: Sequence[str], plan: Plan, n_reference: int | None = None) -> Figure:
+    """Mean of values [S] with its percentile interval."""
+    units = unit_numbers(items)
+    weights = plan.weights(int(units.max()) + 1, plan.resamples)[:, units]
+    low, high = statistics.bootstrap_interval(values, weights)
+    return Figure(values.double().mean().item(), low, high, PERCENTILE, len(values), n_reference)
+
+
+def normal_figure(value: float, spread: float, n: int, n_reference: int | None, how: str = NORMAL) -> Figure:
+    """A figure whose interval is 1.96 standard deviations to both sides."""
+    return Figure(value, value - 1.96 * spread, value + 1.96 * spread, how, n, n_reference)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The embeddings of a set and the items that its sounds belong to."""
+
+    heard: Heardings
+    items: Sequence[str]
+
+    @property
+    def units(self) -> Tensor:
+        """Number of each row's item, [M]."""
+        return unit_numbers(self.items)[self.heard.owner]
+
+
+def side(judged: Judged, network: Network) -> Side:
+    """A set as a network hears it."""
+    return Side(judged.heard[network.name], judged.set.targets)
+
+
+def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Bootstrap counts of the rows of two sets; sets of the same items are resampled together."""
+    streams = (0, 0) if sorted(set(one.items)) == sorted(set(other.items)) else (0, 1)
+    drawn = []
+    for side, stream in zip((one, other), streams, strict=True):
+        units = side.units
+        drawn.append(plan.weights(int(units.max()) + 1, count, stream)[:, units])
+    return drawn[0], drawn[1]
+
+
+def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
+    """Fréchet distance of two sets."""
+    value = statistics.frechet_distance(one.heard.rows, other.heard.rows)
+    drawn = [
+        statistics.frechet_distance(one.heard.rows, other.heard.rows, u, v)
+        for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
+        if (u > 0).sum() > 1 and (v > 0).sum() > 1
+    ]
+    spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
+    return normal_figure(value, spread, len(one.items), len(other.items))
+
+
+def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
+    """FD at infinite N, where there are sounds enough, and KAD of two sets: both without the bias of small sets."""
+    counts, row = (len(one.items), len(other.items)), {}
+    far = statistics.frechet_infinity(one.heard.rows, other.heard.rows, plan.seed)
+    if far is not None:
+        row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
+    sigma = statistics.median_distance(other.heard.rows)
+    value = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma)[0].item()
+    weights = joint_weights(one, other, min(plan.resamples, 200), plan)
+    drawn = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
+    row["kad"] = normal_figure(value, drawn.std().item(), *counts)
+    return row
+
+
+def variety(heard: Heardings, items: Sequence[str], plan: Plan) -> Row:
+    """Inception score: over ten parts from 1,000 sounds on, else over the whole set."""
+    units, probabilities = unit_numbers(items), heard.logits.double().softmax(-1)
+    splits = 10 if len(items) >= 1000 else 1
+    value = statistics.inception_score(probabilities, splits)[0].item()
+    weights = plan.weights(int(units.max()) + 1, min(plan.resamples, 200))[:, units]
+    drawn = statistics.inception_score(probabilities, splits, weights=weights)
+    return {"is": normal_figure(value, drawn.std().item(), len(items), None)}
+
+
+def paired_figures(
+    network: Network, heard: Heardings, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
+) -> dict[str, Tensor]:
+    """What can be said of each sound beside the reference of the item that it is judged for: name -> [S]."""
+    reference = other.heard[network.name]
+    place = {item: i for i, item in enumerate(other.set.targets)}
+    partner = torch.tensor([place[item] for item in judged_for])
+    masked = imagehear.general_mask(network.labels)
+    top = reference.scores.masked_fill(masked, -torch.inf).argmax(1)[partner]
+    wanted = torch.nn.functional.one_hot(top, len(network.labels)).bool()
+    return {
+        "kl": divergence(heard.logits, reference.logits[partner]),
+        "kl_sigmoid": divergence(heard.logits, reference.logits[partner], "sigmoid"),
+        "agree@1": hits(heard.scores, wanted, 1, masked),
+        "agree@5": hits(heard.scores, wanted, 5, masked),
+    }
+
+
+def recognised(
+    network: Network, heard: Heardings, judged_for: Sequence[str], plan: Plan
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Whether the label of the item is heard: name -> (which sounds have an answer [S] bool, their values)."""
+    labels = plan.labels or {}
+    names = [imagehear.audioset_names(labels.get(item, ""), network.labels) for item in judged_for]
+    wanted = wanted_classes(names, network.labels)
+    known = wanted.any(1)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    if known.any():
+        masked = imagehear.general_mask(network.labels)
+        for top in (1, 5):
+            found[f"acc@{top}"] = (known, hits(heard.scores[known], wanted[known], top, masked))
+    classes = [imagehear.class_of(labels.get(item, "")) for item in judged_for]
+    of_class = torch.tensor([c is not None for c in classes])
+    if of_class.any():
+        order = imagehear.class_names()
+        target = torch.tensor([order.index(c) for c in classes if c is not None])
+        groups = imagehear.class_groups(network.labels)
+        found["acc_30way"] = (of_class, group_hits(heard.scores[of_class], groups, target))
+    return found
+
+
+def picture_scores(heard: Heardings, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
+    """CS of each sound with the picture of the item that it is judged for, [S]."""
+    pictures = torch.stack([images[item] for item in judged_for])
+    return CosineScore().values(heard.rows, pictures)
+
+
+def set_row(
+    judged: Judged,
+    networks: Sequence[Network],
+    plan: Plan,
+    reference: Judged | None = None,
+    judged_for: Callable[[str], str] = lambda item: item,
+    paired: bool = True,
+) -> Row:
+    """All figures of one set.
+
+    Args:
+        judged: the set.
+        networks: that heard it.
+        plan: how figures are computed.
+        reference: what it is compared with.
+        judged_for: item of a sound -> the item that it is compared with; anything else than the same gives chance.
+        paired: whether sounds belong to single references.
+    """
+    items, row = judged.set.targets, {}
+    wanted = [judged_for(item) for item in items]
+    shuffled = wanted != items
+
+    def add(name: str, values: Tensor, of: Tensor | None = None, n_reference: int | None = None) -> None:
+        picked = items if of is None else [item for item, keep in zip(items, of.tolist(), strict=True) if keep]
+        row[name] = mean_figure(values, picked, plan, n_reference)
+
+    for network in networks:
+        heard, suffix = judged.heard[network.name], f"/{network.name}"
+        if reference is not None and "distance" in network.uses and not shuffled:
+            one, other = side(judged, network), side(reference, network)
+            row["fd" + suffix] = fd_figure(one, other, plan)
+            row |= {name + suffix: figure for name, figure in kernel_figures(one, other, plan).items()}
+            parts = halves(judged, plan.seed), halves(reference, plan.seed)
+            if parts[0] and parts[1]:
+                row["fd_half" + suffix] = fd_figure(side(parts[0][0], network), side(parts[1][1], network), plan)
+        if "classes" in network.uses:
+            if reference is not None and paired and reference is not judged:
+                for name, values in paired_figures(network, heard, items, reference, plan, wanted).items():
+                    add(name + suffix, values, n_reference=len(reference.set.sounds))
+            if not shuffled:
+                row |= {name + suffix: figure for name, figure in variety(heard, items, plan).items()}
+            for name, (of, values) in recognised(network, heard, wanted, plan).items():
+                add(name + suffix, values, of)
+        if "picture" in network.uses and plan.images:
+            add("cs" + suffix, picture_scores(heard, wanted, plan.images))
+    if not shuffled:
+        for number, name in enumerate(("loudness_db", "silent", "clipped")):
+            add(name, judged.levels[:, number])
+    return row
+
+
+def shuffled_items(items: Sequence[str], seed: int) -> dict[str, str]:
+    """Item -> another item, each taken once: what chance is judged by. Empty with fewer than two items."""
+    units = sorted(set(items))
+    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {units[a]: units[b] for a, b in zip(order, [*order[1:], *order[:1]], strict=True)} if len(units) > 1 else {}
+
+
+def part(judged: Judged, numbers: Tensor) -> Judged:
+    """Some of the sounds of a set."""
+    picked = numbers.tolist()
+    heard = {}
+    for name, found in judged.heard.items():
+        place = torch.full((len(judged.set.sounds),), -1)
+        place[numbers] = torch.arange(len(numbers))
+        keep = place[found.owner] >= 0
+        heard[name] = Heardings(
+            found.rows[keep], place[found.owner[keep]], found.logits[numbers], found.scores[numbers]
+        )
+    sounds = tuple(judged.set.sounds[i] for i in picked)
+    return Judged(replace(judged.set, sounds=sounds), heard, judged.levels[numbers])
+
+
+def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
+    """Two random halves by item, without a common item; None with fewer than four."""
+    units = unit_numbers(judged.set.targets)
+    count = int(units.max()) + 1
+    if count < 4:
+        return None
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    size = count // 2
+    picks = [torch.isin(units, order[start : start + size]).nonzero()[:, 0] for start in (0, size)]
+    return part(judged, picks[0]), part(judged, picks[1])
+
+
+def floor_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
+    """Real sounds: one random half against the other, and what is recognised in all of them.
+
+    The plain Fréchet distance is left out: with half as many sounds its bias is another. `fd_half` is comparable.
+    """
+    row = set_row(reference, networks, plan)
+    parts = halves(reference, plan.seed)
+    for network in networks:
+        if parts and "distance" in network.uses:
+            one, other = side(parts[0], network), side(parts[1], network)
+            row[f"fd_half/{network.name}"] = fd_figure(one, other, plan)
+            row |= {f"{name}/{network.name}": figure for name, figure in kernel_figures(one, other, plan).items()}
+    return row

@@ -1,0 +1,87 @@
+"""Scoring by ImageHear, the benchmark of Im2Wav: which sounds count as right for a class or a label.
+
+Source: Sheffer and Adi, 2022, and the lists of the official repository. A class has several AudioSet labels and
+classes share labels, so a hit is a label in the class's set; the 30-way score asks which class scores highest.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from im2wav.data.imagehear import imagehear
+from im2wav.evaluation.metrics import wanted_classes
+
+
+def class_names() -> list[str]:
+    """The 30 classes."""
+    return [entry.name for entry in imagehear().classes]
+
+
+@lru_cache(maxsize=1)
+def image_classes() -> dict[str, str]:
+    """Name of each image without its suffix -> its class."""
+    return {Path(image).stem: entry.name for image, entry in imagehear().class_of.items()}
+
+
+def class_of(label: str) -> str | None:
+    """The class that a label names: a class itself, or one of the VGGSound labels that belong to it."""
+    wanted = label.strip().lower()
+    for entry in imagehear().classes:
+        if wanted == entry.name.lower() or wanted in (x.lower() for x in entry.vggsound):
+            return entry.name
+    return None
+
+
+def audioset_names(label: str, known: Sequence[str]) -> list[str]:
+    """AudioSet classes that count as right for a label: those of its ImageHear class, else the one of its name."""
+    found = class_of(label)
+    if found is not None:
+        return next(list(entry.audioset) for entry in imagehear().classes if entry.name == found)
+    wanted = label.strip().lower()
+    return [name for name in known if name.lower() == wanted]
+
+
+def class_groups(labels: Sequence[str]) -> Tensor:
+    """Which of a tagger's classes belong to each of the 30: bool [30, C]."""
+    return wanted_classes([entry.audioset for entry in imagehear().classes], labels)
+
+
+def general_mask(labels: Sequence[str]) -> Tensor:
+    """Classes too general to count as an answer (`Music`, `Animal`): bool [C]."""
+    return wanted_classes([imagehear().audioset_general], labels)[0]
+
+
+def shares(per_class: int) -> dict[str, int]:
+    """How many sounds each image is to have, so that each class has `per_class`: image name -> number.
+
+    Raises:
+        ValueError: fewer than one sound a class.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class={per_class}: expected 1 or more (120 in the paper)")
+    counts = {}
+    for entry in imagehear().classes:
+        each, rest = divmod(per_class, len(entry.images))
+        counts.update({image: each + (i < rest) for i, image in enumerate(entry.images)})
+    return {image: count for image, count in counts.items() if count}
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """The 101 images in a folder, by file name.
+
+    Raises:
+        ValueError: the folder or some of the images are missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"images={folder}: no such folder; expected the 101 photographs of ImageHear")
+    found = {path.name: path for path in sorted(folder.rglob("*"))}
+    names = list(imagehear().class_of)
+    missing = [name for name in names if name not in found]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ValueError(
+            f"images={folder}: {len(missing)} of the {len(names)} images of ImageHear are missing: {shown}"
+        )
+    return {name: found[name] for name in names}

@@ -1,0 +1,108 @@
+"""What was heard in each single sound and for each class, for tables, examples and the table of confusions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2wav.evaluation import imagehear
+from im2wav.evaluation.figures import Plan, paired_figures, recognised
+from im2wav.evaluation.metrics import GroupAccuracy, wanted_classes
+from im2wav.evaluation.network import Network
+from im2wav.evaluation.sounds import Judged
+
+
+def tagger_of(networks: Sequence[Network]) -> Network | None:
+    """The first network that names what it hears."""
+    return next((network for network in networks if "classes" in network.uses), None)
+
+
+def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | None) -> list[dict[str, Any]]:
+    """A row for each sound: its item, label, figures and what is heard in it."""
+    heard, targets = judged.heard[network.name], judged.set.targets
+    labels = plan.labels or {}
+    rows: list[dict[str, Any]] = [
+        {"name": sound.name, "item": sound.target, "label": labels.get(sound.target, "")} for sound in judged.set.sounds
+    ]
+    if reference is not None:
+        for name, values in paired_figures(network, heard, targets, reference, plan, targets).items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = round(value, 6)
+    for name, (of, values) in recognised(network, heard, targets, plan).items():
+        answers = iter(values.tolist())
+        for row, known in zip(rows, of.tolist(), strict=True):
+            row[name] = round(next(answers), 6) if known else ""
+    masked = imagehear.general_mask(network.labels)
+    best = heard.scores.masked_fill(masked, -torch.inf).topk(3, dim=1)
+    for row, level, values, places in zip(
+        rows, judged.levels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+    ):
+        row["loudness_db"], row["silent"], row["clipped"] = round(level[0], 3), int(level[1]), int(level[2])
+        row["heard"] = "; ".join(f"{network.labels[p]} {v:.2f}" for v, p in zip(values, places, strict=True))
+    return rows
+
+
+def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | None:
+    """Which label is heard for which, among the labels of the data that name AudioSet classes.
+
+    All 30 classes where the labels are ImageHear's. Labels that stand for the same AudioSet classes are one.
+
+    Returns:
+        `labels` and `table` (rows: what it was; columns: the label whose classes score highest, ties shared); None
+        with fewer than two labels.
+    """
+    labels = plan.labels or {}
+    said = [labels.get(target, "") for target in judged.set.targets]
+    if all(imagehear.class_of(label) for label in said):
+        said, names = [imagehear.class_of(label) or "" for label in said], imagehear.class_names()
+    else:
+        names = sorted(set(said))
+    groups: dict[tuple[str, ...], str] = {}
+    place: dict[str, str] = {}
+    for name in names:
+        classes = tuple(sorted(imagehear.audioset_names(name, network.labels)))
+        if wanted_classes([classes], network.labels).any():
+            place[name] = groups.setdefault(classes, name)
+    if len(groups) < 2:
+        return None
+    order = list(groups.values())
+    keep = torch.tensor([label in place for label in said])
+    target = torch.tensor([order.index(place[label]) for label in said if label in place])
+    if not len(target):
+        return None
+    metric = GroupAccuracy(wanted_classes([list(classes) for classes in groups], network.labels))
+    metric.update(judged.heard[network.name].scores[keep], target)
+    return {"labels": order, "table": [[round(x, 6) for x in row] for row in metric.table.tolist()]}
+
+
+def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network) -> list[dict[str, Any]]:
+    """A row for each label: its number of sounds, the means of its figures, what is heard most."""
+    by_label: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_label.setdefault(row["label"] or "(no label)", []).append(number)
+    masked = imagehear.general_mask(network.labels)
+    scores = judged.heard[network.name].scores.masked_fill(masked, 0.0)
+    found = []
+    for label, numbers in sorted(by_label.items()):
+        line: dict[str, Any] = {"label": label, "sounds": len(numbers)}
+        for name in ("acc_30way", "acc@1", "acc@5", "agree@1", "kl"):
+            values = [rows[i][name] for i in numbers if isinstance(rows[i].get(name), int | float)]
+            if values:
+                line[name] = round(sum(values) / len(values), 6)
+        top = scores[torch.tensor(numbers)].mean(0).topk(3)
+        line["heard"] = "; ".join(
+            f"{network.labels[p]} {v:.2f}" for v, p in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        )
+        found.append(line)
+    return found
+
+
+def ranked(rows: Sequence[Mapping[str, Any]], judged: Judged, network: Network, plan: Plan) -> Tensor:
+    """Numbers of the sounds from the best to the worst: by KL beside the reference, else by the label's own score."""
+    if rows and "kl" in rows[0]:
+        return torch.tensor([row["kl"] for row in rows], dtype=torch.float64).argsort(stable=True)
+    labels = plan.labels or {}
+    names = [imagehear.audioset_names(labels.get(t, ""), network.labels) for t in judged.set.targets]
+    own = judged.heard[network.name].scores.masked_fill(~wanted_classes(names, network.labels), 0.0).amax(1)
+    return own.argsort(descending=True, stable=True)

@@ -1,0 +1,149 @@
+"""A model that is to be evaluated: sampled first, resumably, and its codec and priors measured."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio.functional
+from torch import Tensor
+
+from im2wav.checkpoint import check_same_origin, load
+from im2wav.data.pairs import PairsFolder, write_atomic
+from im2wav.evaluation.codes import batches, codec_figures, prior_figures
+from im2wav.evaluation.figures import Plan
+from im2wav.hashing import file_sha256
+
+log = logging.getLogger(__name__)
+KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra reads it literally, whatever characters are in it."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def model_files(model: str | Path) -> dict[str, Path]:
+    """The three checkpoints of a model: of a folder of runs, or of one that `convert` wrote.
+
+    Raises:
+        ValueError: the folder does not hold them.
+    """
+    folder = Path(model)
+    for pattern in ("{kind}/last.ckpt", "{kind}.safetensors"):
+        paths = {name: folder / pattern.format(kind=kind) for name, kind in KINDS.items()}
+        if all(path.is_file() for path in paths.values()):
+            return paths
+    raise ValueError(
+        f"model={folder}: expected vqvae/last.ckpt, low_prior/last.ckpt and up_prior/last.ckpt (runs/RUN_NAME), or "
+        "vqvae.safetensors, low_prior.safetensors and up_prior.safetensors"
+    )
+
+
+def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:
+    """Hear pictures with `python -m im2wav.sample`: out/up/NAME_00.wav and on. What is there already is kept.
+
+    Args:
+        cfg: the options of the entry: model, sampler, seed, batch_size, device and further ones for sample.
+        pictures: name -> photo or video.
+        numbers: name -> how many sounds it is to have.
+        out: folder of the sounds.
+
+    Raises:
+        ValueError: sampling failed, or the folder holds sounds of another model or other options.
+    """
+    files = model_files(cfg.model_dir)
+    low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
+    nets: Any = {"low": low.net, "codec": codec.net}
+    window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples; also of a longer video
+    encoder, seconds = low.data.get("encoder"), window / low.data.get("sample_rate", 16000)
+    options = [f"{name}={quoted(path)}" for name, path in files.items()]
+    options += [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
+    options += [f"seed={cfg.seed}", *cfg.sample]
+    state = {"files": {name: file_sha256(path) for name, path in files.items()}, "options": options[len(files) :]}
+    settings, text = out / "settings.json", json.dumps(state, indent=1, sort_keys=True) + "\n"
+    if settings.is_file() and settings.read_text() != text:
+        raise ValueError(
+            f"{out} holds sounds that were made by another model or with other options ({settings}): choose another "
+            "out=DIR, or remove it"
+        )
+    write_atomic(settings, text.encode())
+    for number in sorted(set(numbers.values())):
+        names = [name for name, count in numbers.items() if count == number]
+        todo = [name for name in names if not _done(out, name, number)]
+        if not todo:
+            continue
+        folder = out / "inputs" / str(number)
+        link_pictures({name: pictures[name] for name in todo}, folder)
+        arguments = [f"input={quoted(folder)}", f"out={quoted(out)}", f"num_samples={number}", f"encoder={encoder}"]
+        arguments.append(f"seconds={seconds}")
+        arguments += [f"batch_size={cfg.batch_size}", f"device={cfg.device}", *options]
+        log.info("$ python -m im2wav.sample %s", " ".join(arguments))
+        if subprocess.run([sys.executable, "-m", "im2wav.sample", *arguments], check=False).returncode:
+            raise ValueError("sampling failed; see above. The same command goes on where it stopped")
+    shutil.rmtree(out / "inputs", ignore_errors=True)
+
+
+def _done(out: Path, name: str, number: int) -> bool:
+    return all((out / level / f"{name}_{k:02d}.wav").is_file() for level in ("up", "low") for k in range(number))
+
+
+def link_pictures(pictures: Mapping[str, Path], folder: Path) -> None:
+    """A folder of the pictures under the names of their items: links, or copies where links cannot be made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, path in pictures.items():
+        target = folder / f"{name}{path.suffix.lower()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.symlink(path.resolve(), target)
+        except OSError:
+            shutil.copyfile(path, target)
+
+
+def round_trip(model: str | Path, rate: int, device: str) -> Callable[[Tensor], Tensor]:
+    """What the model's codec makes of a wave [N] at `rate`: encoded, decoded at its fine level, cut to the length."""
+    loaded = load(model_files(model)["codec"], "vqvae")
+    codec: Any = loaded.net.to(device)
+    own = int(load(model_files(model)["low"], "low_prior").data.get("sample_rate", rate))
+    hop = codec.hop_lengths["low"]
+
+    @torch.inference_mode()
+    def process(wav: Tensor) -> Tensor:
+        inside = torchaudio.functional.resample(wav, rate, own)
+        padded = torch.nn.functional.pad(inside, (0, -len(inside) % hop))[None, None].to(device)
+        back = codec.decode(codec.encode(padded)["up"], "up")[0, 0, : len(inside)].cpu().clamp(-1, 1)
+        return torchaudio.functional.resample(back, own, rate)[: len(wav)]
+
+    return process
+
+
+def measure_codes(model: str | Path, data: str | Path, split: str, plan: Plan, device: str) -> dict[str, Any]:
+    """Figures of a model's codec and priors on a pairs folder: `codec` and `priors`, each by level.
+
+    Raises:
+        ValueError: nets that do not belong together, embeddings of another encoder, or an empty split.
+    """
+    folder, loaded = PairsFolder(data), {name: load(path) for name, path in model_files(model).items()}
+    check_same_origin(**loaded)
+    about = loaded["low"].data
+    folder.info.check_encoder(about["encoder"], about.get("weights_sha256"), f"model={model}")
+    nets: dict[str, Any] = {name: x.net.to(device) for name, x in loaded.items()}
+    codec = nets["codec"]
+    num_samples = nets["low"].context_length * codec.hop_lengths["low"]
+
+    def data_again() -> Any:
+        return batches(folder, split, num_samples, 4)
+
+    priors = {level: nets[level] for level in ("low", "up")}
+    return {
+        "codec": codec_figures(codec, data_again(), plan),
+        "priors": prior_figures(codec, priors, data_again(), plan),
+    }

@@ -1,0 +1,220 @@
+"""Distances between sets of embeddings, and how sure a figure is. Everything is computed in float64.
+
+Letters: N, M rows of two sets, D width of an embedding, C classes, R resamples. Weights say how often a row counts: a
+bootstrap resample is a vector of counts, so nothing is copied.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 512  # rows of a kernel matrix that are in memory at once
+MEDIAN_ROWS = 5000  # rows among which the median distance is looked for
+
+
+def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean [D] and unbiased covariance [D, D] of rows [N, D], each counted `weights` [N] times.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    mean, centred = _centred(rows, weights)
+    return mean, centred.T @ centred
+
+
+def _centred(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean, and rows scaled so that their Gram matrix is the covariance."""
+    rows = rows.double()
+    weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
+    rows, weights = rows[weights > 0], weights[weights > 0]
+    total = weights.sum()
+    if total < 2:
+        raise ValueError(f"{len(rows)} sounds: a spread needs at least two")
+    mean = weights @ rows / total
+    return mean, (rows - mean) * (weights / (total - 1)).sqrt()[:, None]
+
+
+def factor(covariance: Tensor) -> Tensor:
+    """A [D, D] with A^T A the covariance: by Cholesky, or by its eigenvectors where it is singular."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return lower.T
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()).T
+
+
+def trace_of_root(one: Tensor, other: Tensor) -> Tensor:
+    """Tr (S T)^(1/2) of two covariances S = A^T A and T = B^T B, given A [N, D] and B [M, D].
+
+    S T has the eigenvalues of the symmetric matrix (A B^T)(A B^T)^T, so one `eigvalsh` gives the trace: real for any
+    rank, and small where there are few rows.
+    """
+    product = one @ other.T
+    if product.shape[0] > product.shape[1]:
+        product = product.T
+    return torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt().sum()
+
+
+def frechet(mean: Tensor, covariance: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
+    """Fréchet distance of two Gaussians: |m - m2|^2 + Tr(S + S2 - 2 (S S2)^(1/2)) (Heusel et al., 2017)."""
+    root = trace_of_root(factor(covariance), factor(covariance_2))
+    return (mean - mean_2).square().sum() + covariance.trace() + covariance_2.trace() - 2 * root
+
+
+def frechet_distance(
+    rows: Tensor, rows_2: Tensor, weights: Tensor | None = None, weights_2: Tensor | None = None
+) -> float:
+    """Fréchet distance of two sets of embeddings [N, D] and [M, D], each row counted as often as its weight says.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    (mean, x), (mean_2, y) = _centred(rows, weights), _centred(rows_2, weights_2)
+    trace = x.square().sum() + y.square().sum()
+    x, y = (a if len(a) <= a.shape[1] else factor(a.T @ a) for a in (x, y))
+    return ((mean - mean_2).square().sum() + trace - 2 * trace_of_root(x, y)).item()
+
+
+def in_order(rows: Tensor) -> Tensor:
+    """An order [N] of rows [N, D] that depends on what they hold and not on how they are sorted."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(rows.shape[1], dtype=torch.float64, generator=generator)
+    return (rows.double() * direction).sum(1).argsort()
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """A Fréchet distance extrapolated to infinitely many sounds."""
+
+    value: float
+    spread: float  # standard deviation of `value` over resamples of the fitted points
+    sizes: tuple[int, ...]
+
+
+def frechet_infinity(
+    rows: Tensor, rows_2: Tensor, seed: int = 0, points: int = 10, repeats: int = 200
+) -> Extrapolated | None:
+    """Fréchet distance at N -> infinity: a line through distances of subsets over 1 / N, read at 0.
+
+    The idea is FID_infinity (Chong and Forsyth, 2020). Both sets are subsampled to the same size, without
+    replacement, at sizes spread evenly in 1 / N from a fifth of the smaller set to all of it.
+
+    Returns:
+        None where the sets are too small for five sizes.
+    """
+    largest = min(len(rows), len(rows_2))
+    smallest = max(largest // 5, 10)
+    if largest < smallest + 5:
+        return None
+    rows, rows_2 = rows[in_order(rows)], rows_2[in_order(rows_2)]
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [round(1 / x) for x in torch.linspace(1 / largest, 1 / smallest, points, dtype=torch.float64).tolist()]
+    distances = []
+    for size in sizes:
+        picks = [torch.randperm(len(x), generator=generator)[:size] for x in (rows, rows_2)]
+        distances.append(frechet_distance(rows[picks[0]], rows_2[picks[1]]))
+    x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(distances, dtype=torch.float64)
+
+    def intercept(x: Tensor, y: Tensor) -> Tensor:
+        mean_x, mean_y = x.mean(-1, keepdim=True), y.mean(-1, keepdim=True)
+        slope = ((x - mean_x) * (y - mean_y)).sum(-1) / (x - mean_x).square().sum(-1).clamp_min(1e-30)
+        return mean_y[..., 0] - slope * mean_x[..., 0]
+
+    drawn = torch.randint(points, (repeats, points), generator=generator)
+    return Extrapolated(intercept(x, y).item(), intercept(x[drawn], y[drawn]).std().item(), tuple(sizes))
+
+
+def median_distance(rows: Tensor) -> float:
+    """Median Euclidean distance between two rows of [N, D]; of at most 5,000 rows, evenly picked.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} sounds: a distance between sounds needs at least two")
+    rows = rows[in_order(rows)].double()
+    rows = rows[:: -(-len(rows) // MEDIAN_ROWS)]
+    return torch.pdist(rows).median().item()
+
+
+def kernel_distance(
+    rows: Tensor,
+    rows_2: Tensor,
+    bandwidth: float | None = None,
+    weights: Tensor | None = None,
+    weights_2: Tensor | None = None,
+) -> Tensor:
+    """Kernel audio distance: 100 times the unbiased squared MMD of two sets under a Gaussian kernel.
+
+    Source: Chung et al., 2025 (kadtk). It has no bias from the number of sounds and can be negative.
+
+    Args:
+        rows, rows_2: embeddings [N, D] of the judged set and [M, D] of the reference.
+        bandwidth: of the kernel; the median distance within the reference where None.
+        weights, weights_2: counts [R, N] and [R, M] of R resamples. A row is never compared with its own copies.
+
+    Returns:
+        [R] distances; one where there are no weights.
+    """
+    sigma = bandwidth or median_distance(rows_2)
+    sigma = sigma or 1.0  # a reference of equal sounds
+    x, y = rows.double(), rows_2.double()
+    u = torch.ones(1, len(x), dtype=torch.float64) if weights is None else weights.double()
+    v = torch.ones(1, len(y), dtype=torch.float64) if weights_2 is None else weights_2.double()
+
+    def form(a: Tensor, p: Tensor, b: Tensor, q: Tensor) -> Tensor:
+        """sum_ij p_i k(a_i, b_j) q_j for each resample."""
+        total = torch.zeros(len(p), dtype=torch.float64)
+        for i in range(0, len(a), BLOCK):
+            kernel = torch.exp(-torch.cdist(a[i : i + BLOCK], b).square() / (2 * sigma**2))
+            total += (p[:, i : i + BLOCK] @ kernel * q).sum(1)
+        return total
+
+    def within(a: Tensor, p: Tensor) -> Tensor:
+        own = p.square().sum(1)
+        return (form(a, p, a, p) - own) / (p.sum(1).square() - own).clamp_min(1e-12)
+
+    return 100 * (within(x, u) + within(y, v) - 2 * form(x, u, y, v) / (u.sum(1) * v.sum(1)))
+
+
+def inception_score(probabilities: Tensor, splits: int = 10, seed: int = 2020, weights: Tensor | None = None) -> Tensor:
+    """Inception score: exp of the mean divergence of each sound's classes from all sounds' classes.
+
+    Args:
+        probabilities: [N, C], each row a distribution.
+        splits: the score is the mean over this many parts of the set (10, seed 2020 in the field's tools).
+        seed: of the parts. They depend on what the rows hold, not on their order.
+        weights: counts [R, N] of R resamples.
+
+    Returns:
+        [R] scores; one where there are no weights.
+    """
+    p = probabilities.double()
+    counts = torch.ones(1, len(p), dtype=torch.float64) if weights is None else weights.double()
+    order = in_order(p)[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
+    negative_entropy = -torch.special.entr(p).sum(1)
+    scores = []
+    for part in order.chunk(splits):
+        w = counts[:, part]
+        total = w.sum(1, keepdim=True).clamp_min(1e-12)
+        marginal = w @ p[part] / total
+        gain = (w @ negative_entropy[part]) / total[:, 0] + torch.special.entr(marginal).sum(1)
+        scores.append(gain.exp())
+    return torch.stack(scores).mean(0)
+
+
+def resamples(units: int, count: int, seed: int) -> Tensor:
+    """Bootstrap resamples of `units` items as counts [count, units]; each row sums to `units`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(units, (count, units), generator=generator)
+    ones = torch.ones(count, units, dtype=torch.float64)
+    return torch.zeros(count, units, dtype=torch.float64).scatter_add_(1, drawn, ones)
+
+
+def bootstrap_interval(values: Tensor, weights: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean of values [N] over resamples with counts [R, N]."""
+    means = (weights @ values.double()) / weights.sum(1).clamp_min(1e-12)
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,119 @@
+"""A report's figures as text: the table that is printed, Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# row -> what it is
+ROWS = {
+    "generated": "generated",
+    "draft": "draft (low prior)",
+    "floor": "real / real (floor)",
+    "ceiling": "codec (ceiling)",
+    "chance": "shuffled (chance)",
+}
+# figure -> what it is, which way is better
+METRICS = {
+    "fd": ("Fréchet distance", "lower"),
+    "fd_half": ("Fréchet distance of halves", "lower"),
+    "fd_inf": ("Fréchet distance at infinite N", "lower"),
+    "kad": ("kernel distance (KAD)", "lower"),
+    "kl": ("KL, softmax", "lower"),
+    "kl_sigmoid": ("KL, sigmoid", "lower"),
+    "is": ("inception score", "higher"),
+    "agree@1": ("top tag as the reference's", "higher"),
+    "agree@5": ("reference's top tag in 5", "higher"),
+    "acc@1": ("label is the top tag", "higher"),
+    "acc@5": ("label in the top 5", "higher"),
+    "acc_30way": ("ImageHear, right of 30", "higher"),
+    "cs": ("CS, CLIP picture and sound", "higher"),
+    "loudness_db": ("RMS level, dB", ""),
+    "silent": ("share silent", ""),
+    "clipped": ("share clipped", ""),
+}
+
+
+def number(value: float | None) -> str:
+    """A figure with three significant digits, never in powers of ten."""
+    if value is None:
+        return "-"
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}"
+
+
+def cell(figure: Mapping[str, Any] | None) -> str:
+    """A figure with its interval."""
+    if figure is None:
+        return "-"
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
+
+
+def title(name: str) -> str:
+    """What a figure is called: `fd/yamnet` -> Fréchet distance, yamnet."""
+    metric, _, network = name.partition("/")
+    text, better = METRICS[metric]
+    arrow = {"lower": " ↓", "higher": " ↑", "": ""}[better]
+    return f"{text}{', ' + network if network else ''}{arrow}"
+
+
+def figure_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The main table: a line for each figure, a column for each set; the first line holds the column names."""
+    sets = [name for name in ROWS if name in rows]
+    found = {name: None for row in rows.values() for name in row}
+    order = list(METRICS)
+    names = sorted(found, key=lambda n: (n.partition("/")[2] or "~", order.index(n.partition("/")[0])))
+    lines = [["figure [95 % interval]", *(ROWS[s] for s in sets)]]
+    for name in names:
+        lines.append([title(name), *(cell(rows[s].get(name)) for s in sets)])
+    counts = [[f["n"] for f in rows[s].values()] for s in sets]
+    return [*lines, ["sounds", *(str(max(c, default=0)) for c in counts)]]
+
+
+def as_text(lines: Sequence[Sequence[str]]) -> str:
+    """Lines as text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines as a Markdown table."""
+    head, *rest = lines
+    text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*text, *("| " + " | ".join(line) + " |" for line in rest)]) + "\n"
+
+
+def as_json(report: Mapping[str, Any]) -> bytes:
+    """The report as JSON; the same report gives the same bytes."""
+    return (json.dumps(report, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def as_csv(items: Sequence[Mapping[str, Any]]) -> bytes:
+    """One line for each sound."""
+    buffer = io.StringIO(newline="")
+    columns = list(dict.fromkeys(name for item in items for name in item))
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(items)
+    return buffer.getvalue().encode()
+
+
+def sweep_lines(reports: Mapping[str, Mapping[str, Any]], row: str = "generated") -> list[list[str]]:
+    """Several reports side by side: a line for each, a column for each figure of one row."""
+    found = {name: None for report in reports.values() for name in report["rows"].get(row, {})}
+    order = list(METRICS)
+    names = sorted(found, key=lambda n: (n.partition("/")[2] or "~", order.index(n.partition("/")[0])))
+    names = [n for n in names if n not in ("silent", "clipped")]
+    lines = [["setting", *map(title, names)]]
+    for setting, report in reports.items():
+        for kind in (row, "draft"):
+            figures = report["rows"].get(kind)
+            if figures:
+                said = setting if kind == row else f"{setting}, draft of the low prior"
+                lines.append([said, *(cell(figures.get(name)) for name in names)])
+    for kind in ("chance", "floor", "ceiling"):
+        figures = next(iter(reports.values()))["rows"].get(kind)
+        if figures:
+            lines.append([f"{ROWS[kind]}, first setting", *(cell(figures.get(name)) for name in names)])
+    return lines

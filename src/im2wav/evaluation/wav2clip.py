@@ -1,0 +1,73 @@
+"""Wav2CLIP, which puts sounds among CLIP's pictures: half of the score CS.
+
+Source: Wu et al., 2022 (lyrebird-wav2clip): a ResNet-18 on the logarithm of a power spectrogram, then two linear
+layers. Each sound is normalised by itself, so that its company does not matter.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torchaudio.transforms
+from torch import Tensor, nn
+
+from im2wav.evaluation.network import Heard, Network
+from im2wav.evaluation.weights import checked_file, load_into, read_state
+
+N_FFT, HOP = 512, 353  # samples
+ENCODER, TRANSFORM = "audio_encoder.", "audio_transform."
+# what the file holds besides: a buffer of the spectrogram, and the head of the pre-training
+UNUSED = ("audio_encoder.spectrogram.", "audio_encoder.fc.", "image_transform.")
+
+
+class Wav2ClipNet(nn.Module):
+    """Waves [B, N] at 16 kHz -> embeddings [B, 512].
+
+    Raises:
+        ValueError: torchvision is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torchvision.models import resnet18
+        except ImportError as error:
+            raise ValueError(f"Wav2CLIP needs torchvision ({error}): pip install 'im2wav[clip]'") from error
+        self.audio_encoder = resnet18(weights=None)
+        self.audio_encoder.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        self.audio_encoder.fc = nn.Identity()
+        self.audio_transform = nn.ModuleDict(
+            {"sequential": nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.1), nn.Linear(512, 512))}
+        )
+        self._spectrogram = torchaudio.transforms.Spectrogram(N_FFT, hop_length=HOP)
+        self._spectrogram.register_buffer("window", self._spectrogram.window, persistent=False)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Embed."""
+        logs = (self._spectrogram(wav[:, None]) + 1e-7).log()
+        mean, spread = logs.mean((1, 2, 3), keepdim=True), logs.std((1, 2, 3), keepdim=True)
+        return self.audio_transform["sequential"](self.audio_encoder((logs - mean) / (spread + 1e-9)))
+
+
+class Wav2Clip(Network):
+    """The network with its weights.
+
+    Raises:
+        ValueError: the file is missing, wrong, or of another layout.
+    """
+
+    name = "wav2clip"
+    sample_rate = 16000
+    dim = 512
+    uses = frozenset({"picture"})
+    labels: Sequence[str] = ()
+
+    def __init__(self, folder: Path, check: bool = True):
+        path, self.sha256 = checked_file(folder, "wav2clip", check)
+        self.net = Wav2ClipNet()
+        load_into(self.net, {k: v for k, v in read_state(path).items() if not k.startswith(UNUSED)}, path)
+
+    @torch.inference_mode()
+    def hear(self, wav: Tensor) -> Heard:
+        """Embed wav [N] at 16 kHz, all of it at once."""
+        return Heard(self.net(wav[None]))

@@ -1,0 +1,103 @@
+"""YAMNet, a tagger of 521 AudioSet classes whose weights ship with the package.
+
+Its 8-bit file gives scores in steps of 1/256, most of them exactly zero, which divergences cannot use. So the inner
+embedding is read, and the last layer is computed from its stored weights in full precision.
+"""
+
+import io
+import warnings
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from im2wav.evaluation.network import Heard, Network
+from im2wav.hashing import file_sha256
+
+PATH = Path(__file__).parents[1] / "assets" / "yamnet" / "yamnet.tflite"
+SHA256 = "10c95ea3eb9a7bb4cb8bddf6feb023250381008177ac162ce169694d05c317de"
+FRAME = 15600  # samples that the network reads at once: 0.975 s
+HOP = 7680  # 0.48 s, as in YAMNet's own code
+# what the tensors are called; the numbers change with the tool that wrote the file
+EMBEDDING = "tower0/network/layer28/reduce_mean"
+WEIGHTS = "tower0/network/layer29/fc/MatMul"
+BIASES = "network/layer29/fc/biases"
+
+
+@lru_cache(maxsize=1)
+def labels(path: Path = PATH) -> tuple[str, ...]:
+    """Names of the 521 classes, from the archive at the end of the file."""
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        return tuple(archive.read("yamnet_label_list.txt").decode().splitlines())
+
+
+class Yamnet(Network):
+    """The tagger.
+
+    Attributes:
+        name, sha256: which weights these are.
+        uses: which figures it is for.
+        sample_rate: Hz.
+        dim: width of the embedding.
+        labels: names of the classes.
+
+    Raises:
+        ValueError: the file is not the one that was published, or its interpreter is not installed.
+    """
+
+    name = "yamnet"
+    sample_rate = 16000
+    dim = 1024
+    uses = frozenset({"distance", "classes"})
+
+    def __init__(self, path: Path = PATH):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise ValueError(f"suite=offline needs ai-edge-litert ({error}): pip install 'im2wav[eval]'") from error
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: expected YAMNet's weights, which ship with im2wav")
+        self.sha256 = file_sha256(path)
+        if self.sha256 != SHA256:
+            raise ValueError(
+                f"{path} has sha256 {self.sha256[:12]}…, expected {SHA256[:12]}…: it is damaged or another network"
+            )
+        self.labels = labels(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that keeping inner tensors takes memory: it takes little
+            self._net = Interpreter(str(path), num_threads=1, experimental_preserve_all_tensors=True)
+            self._net.allocate_tensors()
+        details = {d["name"]: d for d in self._net.get_tensor_details()}
+        self._embedding = details[EMBEDDING]
+        self._input = self._net.get_input_details()[0]["index"]
+        self._weights = self._read(details[WEIGHTS])  # [521, 1024]
+        self._biases = self._read(details[BIASES])  # [521]
+
+    def _read(self, detail: dict) -> np.ndarray:
+        """A tensor as the numbers that it stands for."""
+        scale, zero = detail["quantization"]
+        return (self._net.get_tensor(detail["index"]).astype(np.float64) - zero) * scale
+
+    def hear(self, wav: Tensor) -> Heard:
+        """Tag wav [N] at 16 kHz: its embedding is the mean over frames; a frame that is not full is left out.
+
+        A sound shorter than a frame is followed by silence.
+        """
+        samples = wav.float().numpy()
+        if len(samples) < FRAME:
+            samples = np.pad(samples, (0, FRAME - len(samples)))
+        frames = []
+        for start in range(0, len(samples) - FRAME + 1, HOP):
+            self._net.set_tensor(self._input, samples[start : start + FRAME])
+            self._net.invoke()
+            frames.append(self._read(self._embedding).reshape(-1))
+        embedding = np.stack(frames)  # [frames, 1024]
+        logits = torch.from_numpy(embedding @ self._weights.T + self._biases)  # [frames, 521]
+        return Heard(
+            rows=torch.from_numpy(embedding.mean(0, keepdims=True)).float(),
+            logits=logits.mean(0).float(),
+            scores=logits.sigmoid().mean(0).float(),
+        )

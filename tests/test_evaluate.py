@@ -1,0 +1,345 @@
+"""The real evaluation: YAMNet on real sounds, the command line, the report, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from conftest import ASSETS, IDS, command, config, write_mp4, write_wav
+from im2wav.data.imagehear import imagehear as lists
+from im2wav.evaluate import evaluate
+from im2wav.evaluation import imagehear, sounds
+from im2wav.evaluation.passt import audioset_labels
+from im2wav.evaluation.yamnet import PATH, Yamnet
+
+FAST = ("resamples=50", "resamples_fd=3", "examples=1", "seconds=1.2")
+NAMES = (*IDS, "rock_band_01", "helicopter_01")
+
+
+@pytest.fixture(scope="module")
+def yamnet() -> Yamnet:
+    return Yamnet()
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """Eight real sounds, and the same with noise as `generated`."""
+    generated, reference = tmp_path / "generated", tmp_path / "reference"
+    generated.mkdir()
+    reference.mkdir()
+    random = np.random.default_rng(0)
+    for name in NAMES:
+        samples, rate = soundfile.read(ASSETS / "audio" / f"{name}.flac", dtype="float32", always_2d=True)
+        wav = samples.mean(1)[: 2 * rate]
+        write_wav(reference / f"{name}.wav", wav, rate)
+        write_wav(generated / f"{name}_00.wav", 0.5 * wav + 0.02 * random.standard_normal(len(wav)), rate)
+    for path in reference.parent.rglob("*.wav"):  # as they are stored, the sounds have several rates
+        wav = sounds.read_audio(path, 16000)
+        write_wav(path, wav.numpy())
+    return generated, reference
+
+
+def judged(folders, tmp_path, *overrides):
+    generated, reference = folders
+    arguments = (f"generated={generated}", f"reference={reference}", f"out={tmp_path / 'out'}", *FAST, *overrides)
+    return evaluate(config("evaluate", *arguments))
+
+
+def test_yamnet_hears_the_two_vggsound_clips(yamnet, shared):
+    """The tags that evaluation.md, section 4.1, measured."""
+    expected = {
+        "0nYltlo90Zc_147000_157000": {"Music": 0.89, "Percussion": 0.39, "Drum": 0.37, "Musical instrument": 0.31},
+        "20qZLse0acs_30000_40000": {"Animal": 0.51, "Dog": 0.48, "Domestic animals, pets": 0.47, "Howl": 0.45},
+    }
+    for name, tags in expected.items():
+        wav = sounds.read_audio(shared / "data/vggsound_examples/wav" / f"{name}.wav", 16000)
+        heard = yamnet.hear(wav)
+        top = heard.scores.topk(len(tags)).indices.tolist()
+        assert [yamnet.labels[i] for i in top] == list(tags)
+        for label, score in tags.items():
+            assert heard.scores[yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
+
+
+def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
+    wav = 0.1 * torch.randn(15600, generator=torch.Generator().manual_seed(0))
+    heard = yamnet.hear(wav)
+    output = yamnet._net.get_tensor(yamnet._net.get_output_details()[0]["index"])[0]
+    assert np.abs(heard.scores.numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
+    assert len(yamnet.labels) == 521
+    labels = audioset_labels()
+    assert len(labels) == len(set(labels)) == 527
+    assert (labels[0], labels[137], labels[283], labels[526]) == ("Speech", "Music", "Wind", "Field recording")
+    every = {name for entry in lists().classes for name in entry.audioset}
+    assert every <= set(labels)
+    assert every - set(yamnet.labels) == {"Male speech, man speaking", "Female speech, woman speaking"}
+    assert set(lists().audioset_general) - set(yamnet.labels) == {"Funny music"}
+
+
+def test_a_damaged_network_is_refused(tmp_path):
+    content = bytearray(PATH.read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "yamnet.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match="expected 10c95ea3"):
+        Yamnet(tmp_path / "yamnet.tflite")
+    with pytest.raises(ValueError, match="ship with im2wav"):
+        Yamnet(tmp_path / "none.tflite")
+
+
+def test_the_command_judges_two_folders_and_repeats_itself_to_the_byte(folders, tmp_path, capfd):
+    generated, reference = folders
+    (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{n},{n.split('_')[0]}\n" for n in NAMES))
+    out = tmp_path / "out"
+    arguments = [f"generated={generated}", f"reference={reference}", f"out={out}", f"images={ASSETS / 'images'}"]
+    arguments += [f"labels={tmp_path / 'labels.csv'}", *FAST]
+    files = ("report.json", "report.html", "report.md", "items.csv")
+    assert command("evaluate", *arguments) == 0
+    first = {name: (out / name).read_bytes() for name in files}
+    assert command("evaluate", *arguments) == 0
+    assert {name: (out / name).read_bytes() for name in files} == first
+    report, shown = json.loads(first["report.json"]), capfd.readouterr().out
+    assert "Fréchet distance" in shown
+    assert "shuffled (chance)" in shown
+    row, chance, floor = (report["rows"][name] for name in ("generated", "chance", "floor"))
+    assert row["kl/yamnet"]["value"] < chance["kl/yamnet"]["value"]
+    assert row["agree@5/yamnet"]["value"] > chance["agree@5/yamnet"]["value"]
+    assert {"fd/yamnet", "fd_half/yamnet", "kad/yamnet", "is/yamnet", "acc@1/yamnet", "loudness_db"} <= set(row)
+    assert {"fd_half/yamnet", "kad/yamnet", "acc@1/yamnet"} <= set(floor)
+    assert "fd/yamnet" not in floor  # halves have another bias
+    for figure in (f for found in report["rows"].values() for f in found.values()):
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["n"] > 0
+    assert report["networks"]["yamnet"]["sha256"].startswith("10c95ea3")
+    assert report["sets"]["generated"] == report["sets"]["generated"] | {"n": 8, "sample_rate": {"16000": 8}}
+    assert report["protocol"]["seed"] == 0
+    assert any("fewer than the 1024 numbers" in text for text in report["warnings"])
+    page = first["report.html"].decode()
+    assert page.count("<audio") == 2 * 2  # the best and the worst, each beside the real one
+    assert page.count("data:image/jpeg") == 2
+    assert page.count("data:image/svg+xml") == 3  # bars, distributions, confusions
+    assert len(first["items.csv"].splitlines()) == 9
+
+
+def test_how_loud_a_set_is_does_not_move_its_distance(folders, tmp_path):
+    one = judged(folders, tmp_path)
+    for path in folders[0].glob("*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, 0.25 * samples, rate, subtype="FLOAT")
+    other = judged(folders, tmp_path)
+    fd, loud = ([x["rows"]["generated"][name]["value"] for x in (one, other)] for name in ("fd/yamnet", "loudness_db"))
+    assert fd[0] == pytest.approx(fd[1], rel=0.02)
+    assert loud[0] - loud[1] == pytest.approx(12.04, abs=0.1)
+
+
+def break_nan(generated, reference):
+    for path in sorted(generated.iterdir())[:2]:
+        soundfile.write(path, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+
+
+def break_rate(generated, reference):
+    for path in reference.iterdir():
+        write_wav(path, soundfile.read(path)[0], 22050)
+
+
+def break_names(generated, reference):
+    (generated / "owl_03_00.wav").rename(generated / "eagle_00.wav")
+
+
+def break_all_names(generated, reference):
+    for number, path in enumerate(sorted(generated.iterdir())):
+        path.rename(generated / f"x{number}.wav")
+
+
+def break_file(generated, reference):
+    (generated / "owl_03_00.wav").write_text("no sound")
+
+
+def break_empty(generated, reference):
+    for path in generated.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_nan, r"2 sounds cannot be used: bird_02_00 \(broken audio\), bird_03_00"),
+        (break_rate, r"generated: 8 at 16000 Hz; reference: 8 at 22050 Hz.*resample=true"),
+        (break_names, r"1 generated sounds without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
+        (break_all_names, r"no generated sound has the name of a reference: generated are x0"),
+        (break_file, r"1 files cannot be read: owl_03_00"),
+        (break_empty, r"generated=.* holds no sounds"),
+    ],
+)
+def test_bad_sounds_are_named(folders, tmp_path, damage, message):
+    damage(*folders)
+    with pytest.raises(ValueError, match=message):
+        judged(folders, tmp_path)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_what_is_asked_for_is_said(folders, tmp_path):
+    break_names(*folders)
+    (path,) = folders[0].glob("cat_03*")
+    write_wav(path, np.zeros(32000))
+    report = judged(folders, tmp_path, "missing=skip")
+    assert report["unmatched"] == {"generated": ["eagle_00"], "reference": ["owl_03"]}
+    assert report["sets"]["generated"]["n"] == report["sets"]["reference"]["n"] == 7
+    assert any("1 sounds of generated are silent" in text and "cat_03_00" in text for text in report["warnings"])
+    assert any("eagle_00" in text for text in report["warnings"])
+    assert report["rows"]["generated"]["silent"]["value"] == pytest.approx(1 / 7)
+
+
+def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
+    break_rate(*folders)
+    break_all_names(*folders)
+    report = judged(folders, tmp_path, "resample=true", "paired=false")
+    assert report["protocol"]["sample_rate"] == 16000
+    assert {"fd/yamnet", "kad/yamnet"} <= set(report["rows"]["generated"])
+    assert "kl/yamnet" not in report["rows"]["generated"]
+    assert "chance" not in report["rows"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "give either generated=DIR"),
+        (["generated=GENERATED"], "needs reference=DIR"),
+        (["generated=none", "reference=REFERENCE"], "generated=none: no such folder"),
+        (["generated=GENERATED", "reference=REFERENCE", "suite=best"], "suite=best: expected one of"),
+        (["generated=GENERATED", "reference=REFERENCE", "suite=paper"], "needs weights_dir=DIR"),
+        (
+            ["generated=GENERATED", "reference=REFERENCE", "suite=all", "weights_dir=GENERATED"],
+            "lacks 4 of 4 files: passt-s-f128",
+        ),
+        (["generated=GENERATED", "benchmark=audiocaps"], "expected imagehear"),
+        (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "expected `error` or `skip`"),
+        (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "at least 2 resamples"),
+        (["model_dir=GENERATED"], "needs data=PAIRS"),
+        (
+            ["model_dir=GENERATED", "benchmark=imagehear", "images=GENERATED"],
+            "of ImageHear are missing: accordion1.jpg",
+        ),
+        (["model_dir=GENERATED", "data_dir=GENERATED"], "is not a pairs folder"),
+        (["generated=GENERATED", "reference=REFERENCE", "export=paper"], "expected av-benchmark"),
+        (["generated=GENERATED", "reference=REFERENCE", "labels=none.csv"], "none.csv does not exist"),
+    ],
+)
+def test_what_cannot_work_is_refused(folders, tmp_path, overrides, message):
+    names = {"GENERATED": folders[0], "REFERENCE": folders[1]}
+    for name, value in names.items():
+        overrides = [x.replace(name, str(value)) for x in overrides]
+    with pytest.raises(ValueError, match=message):
+        evaluate(config("evaluate", f"out={tmp_path / 'out'}", *overrides))
+
+
+def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
+    out = tmp_path / "out"
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", f"out={out}", "resamples=50"]
+    arguments += ["resamples_fd=3", "examples=1", "sampler.guidance_scale=1"]
+    assert command("evaluate", *arguments) == 0
+    first = (out / "report.json").read_bytes()
+    report = json.loads(first)
+    assert set(report["rows"]) == {"generated", "draft", "floor", "ceiling", "chance"}
+    for level in ("up", "low"):
+        assert report["codec"][level]["codebook_size"] == 32
+        assert 1 <= report["codec"][level]["codes_perplexity"] <= 32
+        bits = report["priors"][level]
+        gain = bits["shuffled"]["value"] - bits["condition"]["value"]
+        assert bits["gain_over_shuffled"]["value"] == pytest.approx(gain, abs=1e-6)
+        assert 0 < bits["condition"]["value"] < 8
+    assert "none" in report["priors"]["low"]
+    assert "none" not in report["priors"]["up"]  # which is not guided
+    (out / "sounds" / "up" / "owl_03_00.wav").unlink()
+    kept = (out / "sounds" / "up" / "cat_03_00.wav").stat().st_mtime_ns
+    capfd.readouterr()
+    assert command("evaluate", *arguments) == 0
+    assert (out / "report.json").read_bytes() == first
+    assert (out / "sounds" / "up" / "cat_03_00.wav").stat().st_mtime_ns == kept
+    assert "im2wav.sample" in capfd.readouterr().out
+    assert command("evaluate", *arguments, "seed=1") == 2
+    assert "made by another model or with other options" in capfd.readouterr().err
+
+
+def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):
+    from im2wav.checkpoint import load_net
+    from im2wav.data.pairs import PairsFolder
+    from im2wav.evaluation.codes import batches, codec_figures, prior_figures
+    from im2wav.evaluation.figures import Plan
+    from im2wav.prior import Conditions, Timing
+
+    codec, low = (load_net(trained / "base" / kind / "last.ckpt") for kind in ("vqvae", "low_prior"))
+    plan, folder = Plan(resamples=10), PairsFolder(pairs)
+    bits = [prior_figures(codec, {"low": low}, batches(folder, "all", 4096, size), plan) for size in (1, 4)]
+    found = [codec_figures(codec, batches(folder, "all", 4096, size), plan) for size in (1, 4)]
+    for way in ("condition", "shuffled", "none"):
+        one, other = (b["low"][way]["value"] for b in bits)
+        assert one == pytest.approx(other, abs=1e-4)
+    assert found[0]["up"]["si_sdr_db"]["value"] == pytest.approx(found[1]["up"]["si_sdr_db"]["value"], abs=1e-3)
+    assert found[0]["up"]["codes_used"] == found[1]["up"]["codes_used"]
+    (batch,) = [b for b, _ in batches(folder, "all", 4096, 6)]
+    with torch.inference_mode():
+        codes = codec.encode(batch.wav)["low"]
+        expected = low.bits(codes, Conditions(batch.clip, Timing(**batch.timing))).item()
+    assert bits[0]["low"]["condition"]["value"] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="its splits are"):
+        next(batches(folder, "test", 4096, 4))
+
+
+def test_imagehear_in_one_command(trained, tmp_path):
+    """All 30 classes, a sound each; the photographs do not ship, so others stand in for them."""
+    images, pictures = tmp_path / "images", sorted((ASSETS / "images").iterdir())
+    images.mkdir()
+    for number, stem in enumerate(imagehear.image_classes()):
+        shutil.copy(pictures[number % len(pictures)], images / f"{stem}.jpg")
+    out = tmp_path / "out"
+    options = [f"model={trained / 'base'}", f"images={images}", "per_class=1", "batch_size=30", f"out={out}"]
+    assert command("evaluate", "benchmark=imagehear", *options, "resamples=50", "examples=1") == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["sets"]["generated"]["n"] == 30
+    assert {"acc@1/yamnet", "acc@5/yamnet", "acc_30way/yamnet", "is/yamnet"} <= set(report["rows"]["generated"])
+    assert "acc_30way/yamnet" in report["rows"]["chance"]
+    assert len(report["classes"]) == 30
+    assert sorted(report["confusion"]["labels"]) == report["confusion"]["labels"]
+    assert sum(map(sum, report["confusion"]["table"])) == pytest.approx(30)
+
+
+def test_imagehears_lists():
+    shares = imagehear.shares(120)
+    assert len(imagehear.class_names()) == 30
+    assert len(shares) == 101
+    assert sum(shares.values()) == 3600
+    assert shares["guitar1.jpg"] == 15
+    assert imagehear.class_of("Playing Accordion") == "Accordion"
+    assert imagehear.audioset_names("owl", ["Owl", "Hoot"]) == ["Owl"]
+    with pytest.raises(ValueError, match="120 in the paper"):
+        imagehear.shares(0)
+
+
+def test_av_benchmark_finds_its_folders(folders, tmp_path):
+    images, out = tmp_path / "videos", tmp_path / "out"
+    images.mkdir()
+    write_mp4(images / "owl_03.mp4")
+    shutil.copy(folders[0] / "owl_03_00.wav", folders[0] / "owl_03_01.wav")
+    found = judged(folders, tmp_path, "export=av-benchmark", f"images={images}")
+    assert found == {"pairs": 8, "videos": 1, "left_out": 1, "seconds": 1.2, "rate": 16000}
+    names = [sorted(p.stem for p in (out / kind).iterdir()) for kind in ("gt_audio", "pred_audio")]
+    assert names[0] == names[1] == sorted(NAMES)
+    assert [p.name for p in (out / "video").iterdir()] == ["owl_03.mp4"]
+    assert soundfile.info(out / "gt_audio" / "owl_03.wav").frames == 19200
+
+
+def test_a_sweep_ends_in_one_table(folders, tmp_path):
+    import subprocess
+    import sys
+
+    arguments = [f"generated={folders[0]}", f"reference={folders[1]}", f"out={tmp_path / 'out'}", *FAST]
+    arguments = [sys.executable, "-m", "im2wav.evaluate", "-m", *arguments, "loudness=-20,-30"]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| loudness=-20 |" in table
+    assert "| loudness=-30 |" in table
+    assert "shuffled (chance), first setting" in table

@@ -1,0 +1,252 @@
+"""Metrics against closed forms and independent formulas; order, batch size and processes do not matter."""
+
+import math
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from im2wav.evaluation import metrics, statistics
+from im2wav.evaluation.distance import log_stft_distance
+
+torch.manual_seed(0)
+
+
+def gaussian(n: int, mean: torch.Tensor, spread: torch.Tensor, seed: int) -> torch.Tensor:
+    return mean + spread * torch.randn(n, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whitened(n: int, d: int, seed: int) -> torch.Tensor:
+    """Rows whose mean is exactly 0 and whose covariance is exactly the identity."""
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x -= x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1))).T
+
+
+@pytest.mark.parametrize("n", [5, 40, 400])  # fewer rows than dimensions, and more
+def test_the_frechet_distance_of_two_gaussians_known_in_advance(n):
+    a, b = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([1.0, 0.5, 3.0])
+    shift = torch.tensor([1.0, -2.0, 0.0])
+    x = whitened(n, 3, 0) * a
+    y = whitened(n, 3, 1) * b + shift
+    expected = shift.square().sum() + (a - b).square().sum()  # diagonal covariances commute
+    assert statistics.frechet_distance(x, y) == pytest.approx(expected.item(), rel=1e-9)
+    assert statistics.frechet(*statistics.moments(x), *statistics.moments(y)).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (30, 40)])
+def test_the_frechet_distance_agrees_with_scipys_sqrtm(n, d):
+    from scipy.linalg import sqrtm
+
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) @ mix
+    y = torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.3
+    (m, s), (m2, s2) = ((z.mean(0).numpy(), np.cov(z.numpy(), rowvar=False)) for z in (x, y))
+    # a whiff of identity keeps sqrtm away from singular matrices, to which it has no answer
+    whiff = 0.0 if n > d else 1e-9 * np.eye(d)
+    root = sqrtm((s + whiff) @ (s2 + whiff))
+    expected = ((m - m2) ** 2).sum() + np.trace(s + s2 - 2 * root.real)
+    assert statistics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("d", "n", "published"), [(128, 101, 0.343), (128, 1000, 0.035), (768, 101, 0.712), (768, 1000, 0.148)]
+)
+def test_the_bias_of_small_sets_is_the_published_one(d, n, published):
+    """Two samples of one Gaussian of trace 1 with a 1/k spectrum; their true distance is 0."""
+    spread = (1 / torch.arange(1, d + 1)) / (1 / torch.arange(1, d + 1)).sum()
+    runs = 4 if n == 101 else 1
+    found = [
+        statistics.frechet_distance(*(gaussian(n, torch.zeros(d), spread.sqrt(), 10 * run + side) for side in (0, 1)))
+        for run in range(runs)
+    ]
+    assert sum(found) / runs == pytest.approx(published, rel=0.1)
+
+
+def test_the_distance_at_infinite_n_has_lost_most_of_the_bias():
+    d = 16
+    x, y = (gaussian(1500, torch.full((d,), m), torch.ones(d), seed) for m, seed in ((0.0, 0), (0.1, 1)))
+    truth = d * 0.1**2
+    plain, far = statistics.frechet_distance(x[:300], y[:300]), statistics.frechet_infinity(x[:300], y[:300], 0)
+    assert abs(far.value - truth) < 0.5 * abs(plain - truth)
+    assert statistics.frechet_infinity(x[:6], y[:6]) is None
+
+
+def test_weights_are_repetitions():
+    x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(30, 4, dtype=torch.float64)
+    w = torch.tensor([2, 0, 1, 3, 1, 0, 1])
+    repeated = x.repeat_interleave(w, 0)
+    assert statistics.frechet_distance(x, y, w) == pytest.approx(statistics.frechet_distance(repeated, y), rel=1e-9)
+    p = x.softmax(1)
+    one = statistics.inception_score(p, 1, weights=w[None].double())[0]
+    assert one.item() == pytest.approx(statistics.inception_score(repeated.softmax(1), 1)[0].item(), rel=1e-9)
+
+
+def test_mmd_of_shifted_samples_has_its_closed_form():
+    """Gaussian kernel of width s, N(0, 1) and N(m, 1) in one dimension: 2 s / sqrt(s^2 + 2) (1 - e^(-m^2 / ...))."""
+    s, shift, n, runs = 1.5, 2.0, 1000, 6
+    expected = 2 * s / math.sqrt(s**2 + 2) * (1 - math.exp(-(shift**2) / (2 * (s**2 + 2))))
+    found = [
+        statistics.kernel_distance(
+            *(gaussian(n, torch.tensor([m]), torch.ones(1), 2 * run + i) for i, m in enumerate((0.0, shift))), s
+        )
+        for run in range(runs)
+    ]
+    assert torch.cat(found).mean().item() == pytest.approx(100 * expected, rel=0.04)
+
+
+def test_the_kernel_distance_by_hand_and_without_bias():
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0], [5.0]])
+
+    def k(a, b):
+        return math.exp(-((a - b) ** 2) / (2 * 2.0**2))
+
+    within_x, within_y = k(0, 1), (k(0, 2) + k(0, 5) + k(2, 5)) / 3
+    across = sum(k(a, b) for a in (0, 1) for b in (0, 2, 5)) / 6
+    expected = 100 * (within_x + within_y - 2 * across)
+    assert statistics.kernel_distance(x, y, 2.0)[0].item() == pytest.approx(expected, rel=1e-9)
+    assert statistics.median_distance(y) == pytest.approx(3.0)
+    same = [statistics.kernel_distance(torch.randn(20, 3), torch.randn(20, 3))[0].item() for _ in range(200)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(200)  # also below zero: no bias
+    assert min(same) < 0 < max(same)
+
+
+def test_kl_by_hand():
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    assert metrics.divergence(q.log(), p.log()).item() == pytest.approx(expected, rel=1e-6)
+    logits, reference = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, -1.0]])
+    sigmoid = [(1 / (1 + math.exp(-a)), 1 / (1 + math.exp(-b))) for a, b in ((1, 0), (-1, 2))]
+    expected = sum(a * math.log(a / b) for a, b in sigmoid)
+    assert metrics.divergence(logits, reference, "sigmoid").item() == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="expected one of"):
+        metrics.divergence(logits, reference, "relu")
+
+
+def test_the_inception_score_of_known_sets():
+    sure = torch.eye(4).repeat(5, 1)
+    assert statistics.inception_score(sure, 1)[0].item() == pytest.approx(4.0)
+    assert statistics.inception_score(torch.full((12, 4), 0.25), 3)[0].item() == pytest.approx(1.0)
+
+
+def test_accuracy_by_hand():
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.1], [0.9, 0.1, 0.4]])
+    wanted = torch.tensor([[0, 1, 0], [0, 1, 0], [0, 1, 0]], dtype=torch.bool)
+    masked = torch.tensor([True, False, False])
+    assert metrics.hits(scores, wanted).tolist() == [0, 1, 0]
+    assert metrics.hits(scores, wanted, 1, masked).tolist() == [1, 1, 0]
+    assert metrics.hits(scores, wanted, 2, masked).tolist() == [1, 1, 1]
+    names = metrics.wanted_classes([["b"], [], ["nothing", "a"]], ["a", "b"])
+    assert names.tolist() == [[False, True], [False, False], [True, False]]
+
+
+def test_ties_among_groups_count_their_share():
+    groups = torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    scores = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.1, 0.2, 0.8, 0.3]])
+    assert metrics.group_hits(scores, groups, torch.tensor([0, 1])).tolist() == [1.0, 0.5]  # groups 1 and 2 share
+    metric = metrics.GroupAccuracy(groups)
+    metric.update(scores, torch.tensor([0, 1]))
+    found = metric.compute()
+    assert found["accuracy"].item() == pytest.approx(0.75)
+    assert found["table"].tolist() == [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]
+
+
+def test_codec_and_code_metrics_by_hand():
+    usage = metrics.CodeUsage(8)
+    usage.update(torch.tensor([[0, 1], [2, 3]]))
+    found = usage.compute()
+    assert found["used"].item() == 0.5
+    assert found["perplexity"].item() == pytest.approx(4.0)
+    bits = metrics.BitsPerCode()
+    bits.update(torch.zeros(2, 5, 16), torch.zeros(2, 5, dtype=torch.long))
+    assert bits.compute().item() == pytest.approx(4.0)
+    wav = torch.randn(2, 8192)
+    assert log_stft_distance(wav, wav).tolist() == [0, 0]
+    assert log_stft_distance(wav, 10 * wav).tolist() == pytest.approx([20, 20], abs=0.01)
+    score = metrics.CosineScore()
+    score.update(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+    assert score.compute().item() == pytest.approx(50 * math.sqrt(0.5))
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    inside, trials = 0, 400
+    for trial in range(trials):
+        values = torch.randn(60, generator=generator, dtype=torch.float64) + 1.0
+        low, high = statistics.bootstrap_interval(values, statistics.resamples(60, 300, trial))
+        inside += low <= 1.0 <= high
+    assert 0.90 <= inside / trials <= 0.98
+
+
+def fed(rows: torch.Tensor, other: torch.Tensor, logits: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
+    """Every metric, fed in batches of `size`."""
+    made = {
+        "fd": metrics.FrechetDistance(rows.shape[1]),
+        "kad": metrics.KernelDistance(),
+        "is": metrics.InceptionScore(2),
+        "kl": metrics.KLDivergence(),
+        "accuracy": metrics.Accuracy(2),
+        "sdr": metrics.SiSdr(),
+    }
+    update(made, rows, other, logits, size)
+    return {name: metric.compute() for name, metric in made.items()}
+
+
+def update(made, rows, other, logits, size):
+    for start in range(0, len(rows), size):
+        here = slice(start, start + size)
+        for name in ("fd", "kad"):
+            made[name].update(rows[here], False)
+            made[name].update(other[here], True)
+        made["is"].update(logits[here])
+        made["kl"].update(logits[here], logits.flip(1)[here])
+        made["accuracy"].update(logits[here], logits.flip(1)[here] > 1)
+        made["sdr"].update(rows[here], other[here])
+
+
+def data():
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(24, 6, generator=generator) for _ in range(3))
+
+
+def test_order_and_batch_size_do_not_matter():
+    rows, other, logits = data()
+    expected = fed(rows, other, logits, 24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(5))
+    for found in (fed(rows, other, logits, 7), fed(rows[order], other[order], logits[order], 5)):
+        for name, value in found.items():
+            assert value.item() == pytest.approx(expected[name].item(), rel=1e-6), name
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    rows, other, logits = (x[rank::2] for x in data())
+    found = fed(rows, other, logits, 5)
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_sum_to_one():
+    rows, other, logits = data()
+    expected = fed(rows, other, logits, 24)
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.start_processes(_worker, (folder,), nprocs=2, start_method="fork")  # nothing is imported anew
+        found = torch.load(f"{folder}/found.pt", weights_only=True)
+    for name, value in found.items():
+        assert value.item() == pytest.approx(expected[name].item(), rel=1e-6), name
+
+
+def test_too_few_sounds_are_refused():
+    metric = metrics.FrechetDistance(4)
+    metric.update(torch.zeros(1, 4), real=True)
+    with pytest.raises(ValueError, match="at least two"):
+        metric.compute()
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.frechet_distance(torch.zeros(1, 4), torch.zeros(5, 4))
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.median_distance(torch.zeros(1, 4))
