@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from im2wav.training.optimizer import parameter_groups
+
 
 class NetModule(pl.LightningModule):
     """A net, an optimiser factory and a schedule factory.
@@ -17,8 +19,9 @@ class NetModule(pl.LightningModule):
 
     Args:
         net: what is trained.
-        optimizer: parameters -> optimiser.
+        optimizer: groups of parameters -> optimiser.
         scheduler: optimiser -> schedule, stepped at each update; None for a constant rate.
+        decay_everything: apply weight decay also to norms, biases and embeddings, as the official code does.
 
     Attributes:
         config: the resolved model node; set by whoever builds the module from a configuration.
@@ -31,15 +34,17 @@ class NetModule(pl.LightningModule):
         net: nn.Module,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        decay_everything: bool = False,
     ):
         super().__init__()
         self.net = net
         self.config: Mapping[str, Any] = {}
+        self.decay_everything = decay_everything
         self._optimizer, self._scheduler = optimizer, scheduler
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and its schedule."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(parameter_groups(self, self.decay_everything))
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.data.windows import Batch
+from im2wav.generation.sampling import item_seed
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.training.module import NetModule
 
@@ -21,6 +22,7 @@ class PriorModule(NetModule):
         net: the prior.
         optimizer, scheduler: factories.
         condition_dropout: the share of items whose picture is withheld in training; guidance needs some.
+        options: of `NetModule`.
 
     Raises:
         ValueError: pictures are to be withheld from a net that has no null embedding, or the reverse.
@@ -35,8 +37,9 @@ class PriorModule(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         condition_dropout: float = 0.0,
+        **options: Any,
     ):
-        super().__init__(net, optimizer, scheduler)
+        super().__init__(net, optimizer, scheduler, **options)
         if not 0 <= condition_dropout <= 1 or bool(condition_dropout) != net.can_be_guided:
             raise ValueError(
                 f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: expected a "
@@ -66,11 +69,21 @@ class PriorModule(NetModule):
             )
         return batch.codes[level]
 
+    def withheld(self, batch: Batch) -> Tensor:
+        """Which pictures are withheld at this step: [B] booleans.
+
+        Each item's draw depends on the seed, the step and the item alone, so that it is the same on one device and on
+        eight, and in a run that was resumed.
+        """
+        seed = torch.initial_seed()
+        draws = [item_seed(seed, self.global_step, name) / 2**63 < self.condition_dropout for name in batch.id]
+        return torch.tensor(draws, device=batch.wav.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Bits per code, with some pictures withheld."""
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
         if self.condition_dropout:
-            conditions = conditions.dropped(self.condition_dropout)
+            conditions = replace(conditions, null=self.withheld(batch))
         loss = self.net.bits(codes, conditions)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav), prog_bar=True)
         return loss

@@ -21,6 +21,7 @@ class VQVAE(NetModule):
         loss: weights of the parts.
         optimizer, scheduler: factories.
         bandwidth: l1, l2 and spec, to set them by hand; measured on the training sounds where None.
+        options: of `NetModule`.
     """
 
     kind = "vqvae"
@@ -33,8 +34,9 @@ class VQVAE(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         bandwidth: Mapping[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__(net, optimizer, scheduler)
+        super().__init__(net, optimizer, scheduler, **options)
         self.objective = loss
         self.bandwidth: Bandwidth | None = None
         if bandwidth:
