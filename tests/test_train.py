@@ -71,9 +71,8 @@ def test_a_run_goes_on_where_it_stopped(pairs, tmp_path):
     assert parts["trainer"].global_step == 4
     one, other = (torch.load(r["checkpoint"], weights_only=True) for r in (whole, parts))
     assert one["bandwidth"] == other["bandwidth"]
-    for name, value in one["state_dict"].items():
-        if "encoders" in name:  # restarts draw from the global random state, which a new process begins anew
-            torch.testing.assert_close(other["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+    for name, value in one["state_dict"].items():  # codebooks too, whose restarts are drawn at random
+        assert (other["state_dict"][name] == value).all(), name
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(trained, pairs):
@@ -261,10 +260,9 @@ def test_withheld_pictures_depend_on_seed_step_and_item_alone(pairs, tmp_path):
     def withheld(ids):
         return module.withheld(Batch(torch.zeros(len(ids), 1, 8), torch.zeros(0), {}, ids)).tolist()
 
-    torch.manual_seed(1)
     ids = [str(i) for i in range(1000)]
     whole = withheld(ids)
     assert 0.45 < sum(whole) / 1000 < 0.55
     assert withheld(ids[::2]) == whole[::2]
-    torch.manual_seed(2)
+    module.seed = 2
     assert withheld(ids) != whole

@@ -120,7 +120,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     check_keys(cfg)
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
-    module.config = OmegaConf.to_container(cfg.model, resolve=True)
+    module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
     if resume is not None and resume.endswith(".safetensors"):
         start_from(resume, module)
         resume = None

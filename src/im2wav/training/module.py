@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from im2wav.generation.sampling import item_seed
 from im2wav.training.optimizer import parameter_groups
 
 
@@ -25,6 +27,7 @@ class NetModule(pl.LightningModule):
 
     Attributes:
         config: the resolved model node; set by whoever builds the module from a configuration.
+        seed: of the run; likewise.
     """
 
     kind: ClassVar[str]
@@ -40,6 +43,7 @@ class NetModule(pl.LightningModule):
         self.net = net
         self.config: Mapping[str, Any] = {}
         self.decay_everything = decay_everything
+        self.seed = 0
         self._optimizer, self._scheduler = optimizer, scheduler
 
     def configure_optimizers(self) -> Any:
@@ -48,6 +52,15 @@ class NetModule(pl.LightningModule):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the step with random numbers of its own, from the seed, the step, the pass and the device alone.
+
+        What lies between two steps (validation, samples for the dashboard, new workers) then changes nothing, and a
+        run that goes on from a checkpoint needs no state of any generator.
+        """
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(item_seed(self.seed, "step", self.global_step, part, self.global_rank))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `kind`, `config` and `data`."""

@@ -75,8 +75,7 @@ class PriorModule(NetModule):
         Each item's draw depends on the seed, the step and the item alone, so that it is the same on one device and on
         eight, and in a run that was resumed.
         """
-        seed = torch.initial_seed()
-        draws = [item_seed(seed, self.global_step, name) / 2**63 < self.condition_dropout for name in batch.id]
+        draws = [item_seed(self.seed, self.global_step, name) / 2**63 < self.condition_dropout for name in batch.id]
         return torch.tensor(draws, device=batch.wav.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
