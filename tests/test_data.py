@@ -10,7 +10,6 @@ from conftest import tone, write_mp4, write_wav
 from im2wav.data import media
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import COLUMNS, DatasetInfo, PairsFolder, npy_bytes, table_bytes, wav_bytes, write_atomic
-from im2wav.data.windows import WindowSampler
 
 RATE = 16000
 
@@ -75,17 +74,6 @@ def test_batches_follow_the_manifest_s_split_and_carry_codes_once_a_tokenizer_is
 
     data.tokenizer = Halver()
     assert data.on_after_batch_transfer(batch, 0).codes["low"].shape == (2, 4096)
-
-
-def test_the_sampler_visits_every_row_before_any_twice_and_depends_on_seed_and_epoch_alone():
-    sampler = WindowSampler(5, 12, seed=3, shuffle=True)
-    keys = list(sampler)
-    assert sorted(row for row, _ in keys[:5]) == sorted(row for row, _ in keys[5:10]) == [0, 1, 2, 3, 4]
-    assert keys == list(sampler)
-    assert len({place for _, place in keys}) == 12
-    sampler.set_epoch(1)
-    assert keys != list(sampler)
-    assert list(WindowSampler(3, 3, 0, shuffle=False, place=0.5)) == [(0, 0.5), (1, 0.5), (2, 0.5)]
 
 
 def test_stereo_at_44_1_khz_becomes_mono_at_16_khz(tmp_path):

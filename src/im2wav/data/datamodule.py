@@ -1,5 +1,6 @@
 """Pairs on disk -> batches of aligned windows of sound and image embeddings."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from im2wav.data.loader import Batches, Draws, Share, WindowLoader
 from im2wav.data.pairs import PairsFolder
-from im2wav.data.windows import CROP, SHORT, Batch, Windows, WindowSampler, collate
+from im2wav.data.windows import CROP, SHORT, Batch, Windows
+
+log = logging.getLogger(__name__)
 
 
 class PairsDataModule(pl.LightningDataModule):
@@ -19,11 +22,13 @@ class PairsDataModule(pl.LightningDataModule):
     Args:
         root: the pairs folder.
         num_samples: length of a window.
-        batch_size: windows in a batch of one device.
+        batch_size: windows in a batch of one device, where `global_batch_size` is None.
+        global_batch_size: windows in a step of the optimiser, divided over devices and accumulated passes.
         short: what becomes of sounds shorter than the window: `loop` them, `pad` with silence, or `drop` them.
         crop: where in a recording a window lies: `random`, always at its `start` (for overfitting on purpose), or as
             in the `official` code, where all recordings are one and its windows are shifted by up to half their
             length; that wants recordings no shorter than a window (`short=drop`).
+        blend: mix stereo sounds with a random weight in training, as the official code's aug_blend; else evenly.
         windows_per_epoch: how many windows make an epoch; as many as there are pairs where None.
         num_workers: processes that read.
         seed: of the order and of the crops.
@@ -40,8 +45,10 @@ class PairsDataModule(pl.LightningDataModule):
         root: str,
         num_samples: int = 65536,
         batch_size: int = 8,
+        global_batch_size: int | None = None,
         short: str = "loop",
         crop: str = "random",
+        blend: bool = False,
         windows_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -53,8 +60,9 @@ class PairsDataModule(pl.LightningDataModule):
             raise ValueError(f"data.crop={crop!r}: expected one of {CROP}")
         self.folder = PairsFolder(root)
         self.num_samples = num_samples
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.windows_per_epoch, self.crop = windows_per_epoch, crop
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.windows_per_epoch, self.crop, self.blend = windows_per_epoch, crop, blend
         self.tokenizer: Any = None
         usable = [p for p in self.folder.pairs if p.samples and (short != "drop" or p.samples >= num_samples)]
         if crop == "official" and short != "drop":
@@ -71,29 +79,55 @@ class PairsDataModule(pl.LightningDataModule):
                 f"(split=train, with a sound{f' of {num_samples} samples' if short == 'drop' else ''})"
             )
 
-    def loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        """A loader over one split; unshuffled, it gives one window of each pair, in the middle or at the start."""
+    def loader(self, split: str, shuffle: bool = False) -> WindowLoader:
+        """A loader over one split; unshuffled, it gives one window of each pair, in the middle or at the start.
+
+        Raises:
+            ValueError: the global batch does not divide over the devices.
+        """
+        share = Share.divide(self.global_batch_size, self.batch_size, self.trainer)
         windows = self.windows[split]
-        rows = len(windows)
-        length = (self.windows_per_epoch if shuffle else None) or rows
+        rows = length = len(windows)
+        if shuffle:  # whole steps, at least one
+            length = (self.windows_per_epoch or rows) // share.global_batch_size * share.global_batch_size
+            length = max(length, share.global_batch_size)
         place = 0.0 if self.crop == "start" else None if shuffle else 0.5
-        sampler = WindowSampler(rows, length, self.seed, shuffle, place)
-        return DataLoader(
-            windows,
-            self.batch_size,
-            sampler=sampler,
+        draws = Draws(rows, length, self.seed, shuffle, place, self.blend and shuffle)
+        return WindowLoader(
+            Batches(windows, draws, share, ends=not shuffle),
+            resumed=self._count_again if shuffle and self.trainer else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            drop_last=shuffle and len(sampler) >= self.batch_size * (self.trainer.world_size if self.trainer else 1),
-            collate_fn=collate,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def _count_again(self, state: Mapping[str, int]) -> None:
+        """Bring Lightning's counts of passes to whole steps and to the number of passes that a step has now.
+
+        What a run had accumulated when it was stopped within a step is lost, so the step is made again.
+        """
+        assert self.trainer is not None
+        passes = self.trainer.accumulate_grad_batches
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        counts: Any
+        for counts in (progress.total, progress.current):
+            open_ = counts.processed - counts.completed  # 1 where saved before the end of the pass
+            counts.ready = counts.started = counts.processed = counts.processed // state["passes"] * passes
+            counts.completed = counts.processed - open_
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say which file a worker was reading when it died; PyTorch may notice it anywhere."""
+        loader = self.trainer.train_dataloader if self.trainer else None
+        if isinstance(exception, RuntimeError) and isinstance(loader, WindowLoader):
+            explained = loader.explained(exception)
+            if explained is not exception:
+                log.error("%s", explained)
+
+    def train_dataloader(self) -> WindowLoader:
         """Shuffled windows of the training pairs."""
         return self.loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> WindowLoader | list:
         """One window of each validation pair; empty where the manifest has none."""
         return self.loader("valid") if self.windows["valid"].pairs else []
 

@@ -1,7 +1,7 @@
 """A pairs folder: what `embed` writes and training reads.
 
     dataset.json    which encoder (name, dim, sha256 of its weights), frame rate, sample rate, format version
-    manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source
+    manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source, sound, note
     wav/ID.wav      16 kHz mono PCM16; absent where only a picture was given
     clip/ID.npy     image embeddings, float16 [F, D], unit norm; F = 1 for a photo
     skipped.csv     what could not be used: id, reason, detail
@@ -23,10 +23,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from im2wav.data.media import read_table
+from im2wav.data.manifest import COLUMNS, Manifest, Pair
+
+__all__ = ["COLUMNS", "DatasetInfo", "Manifest", "Pair", "PairsFolder"]
 
 FORMAT = 1
-COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source")
 
 
 @dataclass(frozen=True)
@@ -134,29 +135,12 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One row of the manifest."""
-
-    id: str
-    label: str
-    split: str
-    group: str  # pairs that share a recording or a picture belong to one group
-    wav: str  # path relative to the folder; empty where there is no sound
-    clip: str
-    samples: int
-    frames: int
-    source: str  # the picture or video that it was made from
-
-    @classmethod
-    def parse(cls, row: Mapping[str, str]) -> "Pair":
-        """From a row of strings."""
-        values = {name: row.get(name, "") for name in COLUMNS}
-        return cls(**{**values, "samples": int(values["samples"] or 0), "frames": int(values["frames"] or 0)})  # type: ignore[arg-type]
-
-
 class PairsFolder:
     """A pairs folder opened for reading; only what is asked for is read from disk.
+
+    Attributes:
+        info: what `dataset.json` says.
+        pairs: the rows of the manifest, a sequence that makes a `Pair` when it is asked for one.
 
     Raises:
         ValueError: not a pairs folder.
@@ -165,10 +149,10 @@ class PairsFolder:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.info = DatasetInfo.read(self.root)
-        self.pairs = [Pair.parse(row) for row in read_table(self.root / "manifest.csv", set(COLUMNS))]
+        self.pairs = Manifest.read(self.root / "manifest.csv")
 
-    def read_wav(self, pair: Pair, start: int = 0, length: int = -1) -> Tensor:
-        """Samples [N] of a pair, from `start` on; all of them where length is -1.
+    def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
+        """Samples [N] of a pair, from `start` on; all of them where length is -1; of two channels mix of the left one.
 
         Raises:
             ValueError: the file that the manifest names is missing or shorter than it says.
@@ -178,8 +162,12 @@ class PairsFolder:
             samples, rate = soundfile.read(path, length, start, dtype="float32")
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise ValueError(f"{path}, named in {self.root}/manifest.csv, cannot be read: {error}") from error
+        if samples.ndim == 2 and samples.shape[1] == 2:  # as in the official code, audio_utils.audio_preprocess
+            samples = mix * samples[:, 0] + (1 - mix) * samples[:, 1]
         if rate != self.info.sample_rate or (length >= 0 and len(samples) != length) or samples.ndim != 1:
-            raise ValueError(f"{path} is not {pair.samples} mono samples at {self.info.sample_rate} Hz: embed it again")
+            raise ValueError(
+                f"{path} is not {pair.samples} samples, mono or stereo, at {self.info.sample_rate} Hz: embed it again"
+            )
         return torch.from_numpy(samples)
 
     def read_clip(self, pair: Pair, frames: np.ndarray | None = None) -> Tensor:

@@ -1,14 +1,14 @@
-"""Windows of sound with the frames that belong to them, and the order in which they are drawn."""
+"""Windows of sound with the frames that belong to them."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from im2wav.data.pairs import Pair, PairsFolder
 
@@ -24,6 +24,15 @@ class Batch(NamedTuple):
     timing: dict[str, Tensor]  # total, offset, duration: [B] each, in samples
     id: list[str]
     codes: dict[str, Tensor] | None = None  # by level [B, N / hop], once a tokenizer is set
+    number: Tensor | None = None  # [B], place of each window in the run's stream, whatever the devices
+
+
+class Key(NamedTuple):
+    """Which window."""
+
+    row: int
+    place: float  # in [0, 1): where in the recording
+    mix: float = 0.5  # weight of the left channel, where there are two
 
 
 def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -> tuple[int, int]:
@@ -81,9 +90,15 @@ class Windows(Dataset):
         room = max(self.pairs[row].samples - self.num_samples, 0)
         return self.pairs[row], min(int(place * (room + 1)), room)
 
-    def __getitem__(self, key: tuple[int, float]) -> Batch:
-        pair, offset = self.locate(*key)
-        wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples))
+    def describe(self, key: Key) -> str:
+        """The pair and the files that a key stands for."""
+        pair, _ = self.locate(key.row, key.place)
+        return f"{pair.id!r} ({self.folder.root / pair.wav}, {self.folder.root / pair.clip})"
+
+    def __getitem__(self, key: tuple[int, float] | tuple[int, float, float]) -> Batch:
+        row, place, mix = Key(*key)
+        pair, offset = self.locate(row, place)
+        wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
         missing = self.num_samples - len(wav)
         if missing and self.short == "loop":
             wav = wav.repeat(-(-self.num_samples // len(wav)))[: self.num_samples]
@@ -103,40 +118,6 @@ class Windows(Dataset):
         if self.short == "loop" and pair.samples < self.num_samples:
             frames %= max(1, int(pair.samples / info.sample_rate * info.fps))
         return frames.clip(0, pair.frames - 1)
-
-
-class WindowSampler(Sampler):
-    """Draws (row, place) keys: every row once before any comes twice, each time at another place.
-
-    The keys of an epoch depend on the seed and the epoch alone. Without shuffling: rows in order, all at `place`.
-
-    Args:
-        rows: number of recordings.
-        length: keys in an epoch.
-        seed: of order and places.
-        shuffle: whether rows come in random order.
-        place: the same place for all keys; None to draw them.
-    """
-
-    def __init__(self, rows: int, length: int, seed: int, shuffle: bool, place: float | None = None):
-        self.rows, self.length, self.seed, self.shuffle, self.place = rows, length, seed, shuffle, place
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        for start in range(0, self.length, self.rows):
-            count = min(self.rows, self.length - start)
-            order = torch.randperm(self.rows, generator=generator)[:count] if self.shuffle else torch.arange(count)
-            places = torch.rand(count, generator=generator, dtype=torch.float64)
-            for row, place in zip(order.tolist(), places.tolist(), strict=True):
-                yield row, place if self.place is None else self.place
 
 
 def collate(items: list[Batch]) -> Batch:
