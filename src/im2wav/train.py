@@ -217,6 +217,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     rows = len(datamodule.windows["train"])
     millions = sum(p.numel() for p in module.parameters()) / 1e6
     log.info("%s: %.2f M parameters, %d pairs to train on", module.kind, millions, rows)
+    for part in module.regions() if cfg.compile else ():
+        part.compile()
     with explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:

@@ -142,6 +142,11 @@ class Checkpoints(Checkpoint):
         """What is not worth saving: the step that the run begins with."""
         self._saved = trainer.global_step
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        """Log under the optimiser's own step: Lightning counts one too many after a checkpoint that was made behind a
+        validation at the end of an epoch."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -5,7 +5,10 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -46,6 +49,18 @@ class NetModule(pl.LightningModule):
         self.seed = 0
         self._optimizer, self._scheduler = optimizer, scheduler
 
+    def regions(self) -> list[nn.Module]:
+        """The repeated parts of the net: what is compiled, and what is sharded, one by one."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Shard the net over the processes where the strategy asks for it (trainer=fsdp)."""
+        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
+        for part in [*self.regions(), self.net]:
+            fully_shard(part, mesh=mesh)
+
     def configure_optimizers(self) -> Any:
         """Build the optimiser and its schedule."""
         optimizer = self._optimizer(parameter_groups(self, self.decay_everything))
@@ -69,7 +84,11 @@ class NetModule(pl.LightningModule):
         if self._trainer is not None and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             checkpoint["data"] = dict(self.trainer.datamodule.identity())  # type: ignore[attr-defined]
 
-    def log_parts(self, stage: str, parts: Mapping[str, Any], batch_size: int, **options: Any) -> None:
-        """Log each part under `stage/`, averaged over the epoch in validation."""
+    def log_parts(self, stage: str, parts: Mapping[str, Tensor], batch_size: int, **options: Any) -> None:
+        """Log each part under `stage/`: the mean over all processes, and in validation over the epoch."""
+        if stage == "train" and self.trainer.world_size > 1:  # all of them in one go
+            values = torch.stack([value.detach().float() for value in parts.values()])
+            dist.all_reduce(values)
+            parts = dict(zip(parts, values / self.trainer.world_size, strict=True))
         options |= {"batch_size": batch_size, "sync_dist": stage != "train"}
         self.log_dict({f"{stage}/{name}": value for name, value in parts.items()}, **options)

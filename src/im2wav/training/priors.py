@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -68,6 +68,10 @@ class PriorModule(NetModule):
                 "the batch carries no codes: set `codec=path/to/vqvae.ckpt`, which the data module applies"
             )
         return batch.codes[level]
+
+    def regions(self) -> list[nn.Module]:
+        """The layers of the transformer."""
+        return list(self.net.transformer.layers)
 
     def withheld(self, batch: Batch) -> Tensor:
         """Which pictures are withheld at this step: [B] booleans.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -61,6 +61,10 @@ class VQVAE(NetModule):
         """Take `bandwidth` back."""
         if "bandwidth" in checkpoint:
             self.set_bandwidth(checkpoint["bandwidth"])
+
+    def regions(self) -> list[nn.Module]:
+        """Encoders and decoders; the codebooks between them speak to other processes."""
+        return [*self.net.encoders.values(), *self.net.decoders.values()]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Total loss, its parts, and what the codec gave."""
