@@ -4,7 +4,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class EMA(EMAWeightAveraging):
@@ -34,11 +35,25 @@ class EMA(EMAWeightAveraging):
         return float(self.decay)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the average, all weights at once for each update."""
+        """Make the average, all weights at once for each update.
+
+        Raises:
+            ValueError: the weights are to be sharded.
+        """
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("averages of sharded weights cannot be kept: give callbacks.ema=null with trainer=fsdp")
         size = 0
         if self.decay == "official":
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             each = trainer.world_size * trainer.accumulate_grad_batches
             size = data.global_batch_size or data.batch_size * each
-        self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(self.resolved(size))}
-        super().setup(trainer, pl_module, stage)
+        average = get_ema_multi_avg_fn(self.resolved(size))
+        self._average_model = AveragedModel(pl_module, pl_module.device, multi_avg_fn=average, use_buffers=False)
+
+    @property
+    def averaged(self) -> Any:
+        """The module with the averaged weights."""
+        assert self._average_model is not None
+        return self._average_model.module
