@@ -16,15 +16,16 @@ ENTRIES = {"train", "embed", "sample", "demo", "convert", "bench", "cli"}
 MAY_IMPORT = {
     "resnet": set(),
     "hashing": set(),
+    "clock": set(),
     "codec": {"resnet"},
     "prior": {"resnet"},
     "generation": {"codec", "prior"},
     "data": {"hashing"},
-    "training": {"codec", "prior", "generation", "data"},
+    "training": {"codec", "prior", "generation", "data", "evaluation", "clock"},
     "evaluation": {"data"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
-    "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
+    "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint", "clock"},
     "cpu_torch": set(),
 }
 ONLY_IN = {

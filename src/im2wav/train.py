@@ -198,6 +198,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     import lightning.pytorch as pl
 
     from im2wav.data.pairs import write_atomic
+    from im2wav.training.facts import origin
     from im2wav.training.loggers import WANDB_ID
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
@@ -212,11 +213,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)
             write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
+        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **origin(cfg.data.root)}
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+            logger.log_hyperparams(facts)
     rows = len(datamodule.windows["train"])
-    millions = sum(p.numel() for p in module.parameters()) / 1e6
-    log.info("%s: %.2f M parameters, %d pairs to train on", module.kind, millions, rows)
+    log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
         part.compile()
     with explained(cfg):

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from im2wav.data.windows import Batch
 from im2wav.generation.sampling import item_seed
 from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.flops import forward_flops, prior_flops
 from im2wav.training.module import NetModule
 
 
@@ -72,6 +73,12 @@ class PriorModule(NetModule):
     def regions(self) -> list[nn.Module]:
         """The layers of the transformer."""
         return list(self.net.transformer.layers)
+
+    def item_flops(self, batch: Batch) -> int:
+        """Operations of one forward pass over one window of the batch."""
+        first = torch.arange(1, device=batch.wav.device)
+        conditions, codes = self.conditions(batch).take(first), self.codes(batch, self.level)[:1]
+        return forward_flops(self.net, lambda: self.net(codes, conditions)) + prior_flops(self.net)
 
     def withheld(self, batch: Batch) -> Tensor:
         """Which pictures are withheld at this step: [B] booleans.

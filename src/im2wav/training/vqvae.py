@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
 from im2wav.data.windows import Batch
+from im2wav.training.flops import forward_flops
 from im2wav.training.module import NetModule
 
 
@@ -65,6 +66,12 @@ class VQVAE(NetModule):
     def regions(self) -> list[nn.Module]:
         """Encoders and decoders; the codebooks between them speak to other processes."""
         return [*self.net.encoders.values(), *self.net.decoders.values()]
+
+    def item_flops(self, batch: Batch) -> int:
+        """Operations of one forward pass over one window of the batch; the search for codes needs no gradient."""
+        places = sum(batch.wav.shape[-1] // hop for hop in self.net.hop_lengths.values())
+        search = 2 * places * self.net.codebook_size * self.net.code_dim
+        return forward_flops(self.net, lambda: self.net(batch.wav[:1])) + search // 3
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Total loss, its parts, and what the codec gave."""
