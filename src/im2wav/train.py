@@ -186,6 +186,32 @@ def explained(cfg: DictConfig) -> Iterator[None]:
         raise ValueError(f"out of memory: try {'; '.join(options)}. ({str(error).splitlines()[0][:160]})") from error
 
 
+def check_launcher(trainer: Any) -> None:
+    """Refuse what cannot work: Lightning starts the processes of further devices by calling the command once more,
+    which inside a worker of joblib, submitit or ray is not the user's command.
+
+    Raises:
+        ValueError: several devices inside such a launcher.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    starts_more = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
+    if (
+        not starts_more
+        or not HydraConfig.initialized()
+        or trainer.strategy.cluster_environment.creates_processes_externally
+    ):
+        return
+    target = str(HydraConfig.get().launcher.get("_target_", ""))
+    if not target.endswith("BasicLauncher"):
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices} inside {target.rsplit('.', 1)[-1]}, whose workers cannot start "
+            "further processes. Give trainer.devices=1 for each run, or hydra/launcher=basic for one run after the "
+            "other on all devices, or hydra/launcher=slurm, where SLURM starts them"
+        )
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train one model.
 
@@ -209,6 +235,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins())
+    check_launcher(trainer)
     if not cfg.trainer.fast_dev_run:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)

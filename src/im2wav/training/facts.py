@@ -66,8 +66,7 @@ class RunFacts(pl.Callback):
         """Say what will be trained."""
         self._end, self._seen, self._first = 0.0, trainer.global_step, trainer.global_step
         if trainer.is_global_zero:
-            for line in summary(trainer, pl_module):
-                log.info("%s", line)
+            log.info("\n%s", "\n".join(summary(trainer, pl_module)))  # on a line of its own beside a progress bar
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Stop the clock of the data; the first time, count what one item costs."""
@@ -156,7 +155,7 @@ def summary(trainer: pl.Trainer, module: Any) -> list[str]:
     batch = trainer.train_dataloader.dataset.share.global_batch_size  # type: ignore[union-attr]
     return [
         f"{total / 1e6:.2f} M parameters: {parts}",
-        f"memory: {copies * 4 * total / 1e9:.2f} GB for weights, gradients{', average' if averaged else ''} and moments, "
+        f"memory: {copies * 4 * total / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
         "besides the activations of a batch (docs/training.md has a table)",
         f"{-(-batches // passes)} steps in an epoch, of {batch} windows each on {trainer.world_size} device(s); "
         f"{trainer.max_steps} steps in all, {trainer.global_step} made",
