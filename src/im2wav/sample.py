@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     import torch
@@ -178,6 +178,7 @@ def _batches(jobs: list[Any], size: int) -> list[list[Any]]:
     return batches
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="sample")
 def main(cfg: DictConfig) -> None:
     """Entry."""
