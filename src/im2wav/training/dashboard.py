@@ -24,6 +24,7 @@ from im2wav.training.media import Sample, log_histogram, log_samples, write_file
 
 log = logging.getLogger(__name__)
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 PARTS = 8  # of the window, for the loss by position
 
 
@@ -93,27 +94,32 @@ class Dashboard(pl.Callback):
                 log.warning("the dashboard has no samples of sharded weights: sample a checkpoint instead")
             return
         module = averaged_module(trainer, pl_module)
-        batch = self._batch(trainer, pl_module.device)
+        batch, pictures = self._batch(trainer, pl_module.device)
         with evaluating(module.net), torch.autocast(pl_module.device.type, enabled=False):
-            samples, figures, usage = (self._codec if module.kind == "vqvae" else self._prior)(trainer, module, batch)
+            show = self._codec if module.kind == "vqvae" else self._prior
+            samples, figures, usage = show(trainer, module, batch, pictures)
         samples = _gathered(trainer, samples)
         if trainer.is_global_zero:
             self._show(trainer, module.kind, samples, figures, usage, step)
 
-    def _batch(self, trainer: pl.Trainer, device: torch.device) -> Batch:
+    def _batch(self, trainer: pl.Trainer, device: torch.device) -> tuple[Batch, list[Path | None]]:
+        """The items that are always shown, and their pictures."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         windows = data.windows["valid" if len(data.windows["valid"]) else "train"]
-        rows = range(0, len(windows), max(1, len(windows) // self.items))
+        rows = list(range(0, len(windows), max(1, len(windows) // self.items)))[: self.items]
         place = 0.0 if data.crop == "start" else 0.5
-        batch = collate([windows[Key(row, place)] for row in list(rows)[: self.items]])
+        batch = collate([windows[Key(row, place)] for row in rows])
         moved = batch._replace(
             wav=batch.wav.to(device),
             clip=batch.clip.to(device),
             timing={name: value.to(device) for name, value in batch.timing.items()},
         )
-        return data.on_after_batch_transfer(moved, 0)
+        pictures = [_picture(windows.locate(row, place)[0].source) for row in rows]
+        return data.on_after_batch_transfer(moved, 0), pictures
 
-    def _codec(self, trainer: pl.Trainer, module: Any, batch: Batch) -> tuple[list[Sample], dict, dict]:
+    def _codec(
+        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
+    ) -> tuple[list[Sample], dict, dict]:
         net, figures, usage = module.net, {}, {}
         waves = {level: net.decode(net.encode(batch.wav), level) for level in LEVELS}
         for level, book in net.codebooks.items():
@@ -124,15 +130,17 @@ class Dashboard(pl.Callback):
         samples = [
             Sample(
                 name,
-                {"level": "both"},
+                {"step": trainer.global_step},
                 {"real": batch.wav[i, 0].cpu()} | {level: wav[i, 0].clamp(-1, 1).cpu() for level, wav in waves.items()},
-                _picture(trainer, name),
+                pictures[i],
             )
             for i, name in enumerate(batch.id)
         ]
         return (samples if trainer.is_global_zero else []), figures, usage
 
-    def _prior(self, trainer: pl.Trainer, module: Any, batch: Batch) -> tuple[list[Sample], dict, dict]:
+    def _prior(
+        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
+    ) -> tuple[list[Sample], dict, dict]:
         net, codec = module.net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         conditions = module.conditions(batch)
         figures = prior_figures(net, module.codes(batch, module.level), conditions)
@@ -155,7 +163,7 @@ class Dashboard(pl.Callback):
                 facts = {"guidance": option.guidance_scale, "seed": self.seed + row, "step": trainer.global_step}
                 heard = {column: wav[0].clamp(-1, 1).cpu() for column, wav in sounds.items()}
                 label = f"{name}_guidance_{option.guidance_scale:g}"
-                samples.append(Sample(label, facts, heard, _picture(trainer, name)))
+                samples.append(Sample(label, facts, heard, pictures[row]))
         return samples, figures, {}
 
     def _show(
@@ -188,11 +196,10 @@ def prior_figures(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, 
     return figures
 
 
-def _picture(trainer: pl.Trainer, name: str) -> Path | None:
-    pairs = trainer.datamodule.folder.pairs  # type: ignore[attr-defined]
-    source = next((Path(pair.source) for pair in pairs if pair.id == name), None)
-    known = (".jpg", ".jpeg", ".png", ".webp")
-    return source if source is not None and source.suffix.lower() in known and source.is_file() else None
+def _picture(source: str) -> Path | None:
+    """The picture that an item was made from, if it is one and still there."""
+    path = Path(source)
+    return path if path.suffix.lower() in PICTURES and path.is_file() else None
 
 
 def _gathered(trainer: pl.Trainer, samples: list[Sample]) -> list[Sample]:
