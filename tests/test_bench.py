@@ -41,3 +41,21 @@ def test_the_evaluation_is_timed(tmp_path):
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["unit"] for row in rows] == ["min", "min", "GB"]
     assert all(row["holds"] for row in rows if row["limit"])
+
+
+def test_memory_and_operations_of_official_sizes_are_counted_without_computing(tmp_path):
+    assert command("bench", "measure=training", "measure.parts=[memory]", f"out={tmp_path / 'b.json'}") == 0
+    rows = {row["name"]: row["value"] for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
+    assert rows["low_prior, bf16-mixed: weights, gradients, moments, average"] == 157344768 * 20 / 1e9
+    kept = 48 * 2048 * 1024 * 4 / 1e9  # the input of each layer
+    assert kept < rows["low_prior, bf16-mixed: activations of a window, with checkpointing"] < 1.1 * kept
+    assert rows["low_prior, bf16-mixed: activations of a window, without checkpointing"] > 4 * kept
+    from im2wav.benchmarks.training import step_flops
+
+    linear = 6 * 2048 * 48 * (1024 * 768 + 256 * 1024 + 2 * 1024 * 1024)  # forward and backward of all layers
+    assert linear < step_flops("low_prior", 1) < 1.1 * linear
+
+
+def test_an_unknown_part_of_the_training_benchmark_is_refused(capsys):
+    assert command("bench", "measure=training", "measure.parts=[speed]") == 2
+    assert "expected some of throughput, dense, memory" in capsys.readouterr().err

@@ -76,13 +76,23 @@ def test_a_dead_code_restarts_at_a_latent(reset):
         assert book.code_sum[1].item() == pytest.approx(9.0)
 
 
+def restarting(size: int, latents: torch.Tensor) -> Codebook:
+    """A fresh codebook after three updates in which most codes are drawn anew."""
+    book = Codebook(size, 1, restart_threshold=1.5).train()
+    for step in range(3):
+        torch.manual_seed(step)
+        book(latents + step)
+    return book
+
+
 def _two_processes(rank: int, port: int, latents: torch.Tensor, queue) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     book, _ = four_vectors()
     book(latents[rank : rank + 1])
-    queue.put((rank, book.codebook.numpy(), book.code_usage.numpy()))
+    restarted = [restarting(size, latents[rank : rank + 1]).codebook.numpy() for size in (4, 16)]
+    queue.put((rank, book.codebook.numpy(), book.code_usage.numpy(), restarted))
     dist.destroy_process_group()
 
 
@@ -103,10 +113,23 @@ def test_two_processes_update_as_one_does_on_the_joined_batch():
         worker.join()
     book, _ = four_vectors()
     book(latents)
-    for _, codebook, usage in found:
+    for _, codebook, usage, restarted in found:
         torch.testing.assert_close(torch.from_numpy(codebook), book.codebook)
         torch.testing.assert_close(torch.from_numpy(usage), book.code_usage)
+        for size, value in zip((4, 16), restarted, strict=True):  # drawn from both; 16 are more than there are latents
+            torch.testing.assert_close(torch.from_numpy(value), restarting(size, latents).codebook)
     assert (found[0][1] == found[1][1]).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_batch_leaves_the_codebook_as_it_was(bad):
+    book, latents = four_vectors()
+    before = {name: value.clone() for name, value in book.state_dict().items()}
+    book(torch.where(latents > 7, bad, latents))
+    assert all((value == before[name]).all() for name, value in book.state_dict().items())
+    fresh = Codebook(4, 1)
+    fresh(torch.full((1, 1, 8), bad))
+    assert not fresh.initialised
 
 
 def test_losses_by_hand():

@@ -16,15 +16,16 @@ ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "
 MAY_IMPORT = {
     "resnet": set(),
     "hashing": set(),
+    "clock": set(),
     "codec": {"resnet"},
     "prior": {"resnet"},
     "generation": {"codec", "prior"},
     "data": {"hashing"},
-    "training": {"codec", "prior", "generation", "data"},
+    "training": {"codec", "prior", "generation", "data", "evaluation", "clock"},
     "evaluation": {"data", "prior", "checkpoint", "hashing"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
-    "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
+    "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint", "clock"},
     "cpu_torch": set(),
 }
 ONLY_IN = {
@@ -70,7 +71,7 @@ def choices(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
-@pytest.mark.parametrize("group", ["trainer", "logger", "encoder", "data", "callbacks", "debug"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "encoder", "data", "callbacks", "debug", "scheduler"])
 def test_every_choice_composes_with_every_model(group, model):
     from omegaconf import OmegaConf
 
@@ -90,7 +91,10 @@ def test_every_experiment_composes(path):
     from im2wav.train import check_keys
 
     name = path.relative_to(REPO / "experiments" / "experiment").with_suffix("").as_posix()
-    model = [] if path.stem in ("vqvae", "low_prior", "up_prior") else ["model=low_prior"]
+    chosen = path.stem in ("vqvae", "low_prior", "up_prior") or path.parent.name == "ablation"
+    model = [] if chosen else ["model=low_prior"]
+    if path.parent.name == "ablation":  # rows of a table, at any size
+        name = f"[demo/{'vqvae' if 'VQ-VAE' in path.read_text() else 'low_prior'},{name}]"
     cfg = config("train", f"experiment={name}", *model, "paths.output=x")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_keys(cfg)

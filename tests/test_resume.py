@@ -1,173 +1,240 @@
+"""Runs that are killed, told to stop, or fed nonsense."""
+
 import csv
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+import torch
 
-from conftest import ASSETS, REPO, command, tone, write_mp4, write_wav
-from im2wav.data.journal import FOLDER, Journal, State
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.sources import Source
-from tiny_encoder import TINY_ENCODER
+from conftest import TINY, TINY_NET, command, tiny_config
+from im2wav.train import train
+from im2wav.training.checkpoints import complaint, newest_complete
 
-
-def hashes(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+LOGGED = ["trainer.log_every_n_steps=1", "callbacks.progress=null"]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Videos of several lengths, pictures, pictures with sounds, and some that cannot be used."""
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(4):
-        write_mp4(folder / f"video {i}.mp4", seconds=1 + i / 2, fps=10 + i)
-    pictures = sorted((ASSETS / "images").glob("*.jpg"))
-    for i in range(30):
-        shutil.copy(pictures[i], folder / f"picture{i}.jpg")
-        if i % 3 == 0:
-            write_wav(folder / f"picture{i}.wav", tone(0.5, hertz=300 + i))
-    (folder / "broken.mp4").write_bytes((folder / "video 1.mp4").read_bytes()[:2000])
-    return folder
+def losses(folder) -> dict[int, str]:
+    """Step -> loss as written, over all starts of a run; a step that two starts made must have the same in both."""
+    found: dict[int, str] = {}
+    for path in sorted((folder / "csv").glob("version_*/metrics.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                if row.get("train/loss"):
+                    step = int(row["step"])
+                    assert found.setdefault(step, row["train/loss"]) == row["train/loss"], f"step {step} differs"
+    return found
 
 
-def arguments(source, out, *more):
-    return [*TINY_ENCODER, f"input={source}", f"out={out}", "fps=12", "max_bad=0.5", "batch_size=4", *more]
+RUN = ["data.batch_size=2", "data.windows_per_epoch=16", "callbacks.checkpoint.every_n_steps=3"]
+RUN += ["trainer.max_steps=24", "resume=auto"]
 
 
-def start(source, out, *more):
-    environment = {**os.environ, "PYTHONPATH": f"{REPO / 'src'}:{REPO / 'tests'}"}
-    call = [sys.executable, "-m", "im2wav.embed", *arguments(source, out, *more)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(call, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+def arguments(pairs, folder, *overrides) -> list[str]:
+    words = ["model=vqvae", f"data.root={pairs}", *TINY, *TINY_NET["vqvae"], *LOGGED, *RUN]
+    return [*words, f"paths.runs={folder}", f"hydra.run.dir={folder / 'run'}", *overrides]
 
 
-@pytest.fixture(scope="module")
-def unbroken(source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "pairs"
-    assert command("embed", *arguments(source, out)) == 0
-    assert len(PairsFolder(out).pairs) == 34
-    return out
-
-
-def test_killed_at_any_moment_it_ends_byte_for_byte_as_if_it_had_not_been(source, unbroken, tmp_path):
-    out = tmp_path / "pairs"
-    interrupted = 0
-    for wanted in (1, 20):
-        run = start(source, out, "workers=2")
-        while run.poll() is None and len(list(out.glob("clip/*.npy"))) < wanted:
-            time.sleep(0.002)
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-            interrupted += 1
-        run.communicate()
-        done = len(list(out.glob("clip/*.npy")))
-        assert done >= wanted
-        for path in out.glob("clip/*.npy"):
-            np.load(path)  # whole
-    assert interrupted
-    stamps = {path: path.stat().st_mtime_ns for path in out.glob("clip/*.npy")}
-    known = State.read(out).rows
-    assert command("embed", *arguments(source, out)) == 0
-    again = [path.stem for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp and path.stem in known]
-    assert not again  # only what was missing
-    assert hashes(out) == hashes(unbroken)
-
-
-def test_two_devices_and_two_workers_give_the_same_bytes(source, unbroken, tmp_path):
-    out = tmp_path / "pairs"
-    run = start(source, out, "workers=2", "trainer.devices=2")
-    output, errors = run.communicate(timeout=250)
-    assert run.returncode == 0, errors
-    assert output.strip().splitlines()[-1].startswith("34 of 35 embedded")
-    assert hashes(out) == hashes(unbroken)
-
-
-def test_shares_of_array_jobs_add_up_to_the_same_bytes(source, unbroken, tmp_path):
-    out = tmp_path / "pairs"
-    assert (
-        command("embed", "-m", *arguments(source, out, "share.of=3", "share.index=0,1,2", f"paths.runs={tmp_path}"))
-        == 0
+def start(pairs, folder, *overrides) -> subprocess.Popen:
+    """The real command, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "im2wav.train", *arguments(pairs, folder, *overrides)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert hashes(out) == hashes(unbroken)
-    assert command("embed", *arguments(source, out, "share.of=3", "share.index=3")) == 2
 
 
-def test_a_second_run_loads_no_encoder_and_writes_the_same(source, unbroken, tmp_path, monkeypatch):
-    import tiny_encoder
-
-    before = hashes(unbroken)
-    monkeypatch.setattr(tiny_encoder, "TinyEncoder", None)
-    assert command("embed", *arguments(source, unbroken)) == 0
-    assert hashes(unbroken) == before
-
-
-def test_a_dry_run_measures_and_writes_nothing(source, tmp_path, capfd):
-    out = tmp_path / "pairs"
-    assert command("embed", *arguments(source, out, "dry_run=true", "dry_run_inputs=3")) == 0
-    text = capfd.readouterr().out
-    assert "35 of 35 inputs are to do" in text
-    assert "measured on 3 inputs" in text
-    assert not out.exists()
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def test_a_line_cut_by_a_kill_is_not_read_and_its_clip_done_again(tmp_path):
-    journal = Journal(tmp_path)
-    journal.add({"id": "a", "reason": "cut audio", "detail": "1 s, of 2"})
-    with (journal.part / "rows.jsonl").open("a") as file:
-        file.write('{"id": "b", "rea')
-    journal.release()
-    assert State.read(tmp_path).skipped == {"a": ("cut audio", "1 s, of 2")}
-    Journal(tmp_path).fold({})
-    assert State.read(tmp_path).skipped == {"a": ("cut audio", "1 s, of 2")}
-    assert not (tmp_path / FOLDER).exists()
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As many as in the processes that are killed: sums are rounded by how they are shared out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_a_part_of_a_process_that_lives_is_read_but_stays(tmp_path):
-    ours, theirs = Journal(tmp_path), Journal(tmp_path)
-    theirs.add({"id": "a", "reason": "too short", "detail": ""})
-    assert list(ours.fold({}).skipped) == ["a"]
-    assert theirs.part.is_dir()
-    theirs.add({"id": "b", "reason": "too short", "detail": ""})
-    theirs.fold({})
-    assert list(State.read(tmp_path).skipped) == ["a", "b"]
+@pytest.fixture(scope="module")
+def unbroken(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert command("train", *arguments(pairs, folder)) == 0
+    return folder / "run"
 
 
-def test_the_same_sound_in_two_splits_stays_in_the_one_held_out(tmp_path):
-    rows = [("a", "train", 300), ("b", "test", 300), ("c", "train", 400), ("d", "train", 400)]
-    picture = ASSETS / "images" / "owl_03.jpg"
-    for name, _, hertz in rows:
-        write_wav(tmp_path / f"{name}.wav", tone(0.5, hertz=hertz))
-    lines = [f"{name},{picture},{name}.wav,{split}" for name, split, _ in rows]
-    (tmp_path / "manifest.csv").write_text("\n".join(["id,image,audio,split", *lines]))
-    out = tmp_path / "out"
-    assert command("embed", *TINY_ENCODER, f"input={tmp_path}", f"out={out}") == 1
-    assert [pair.id for pair in PairsFolder(out).pairs] == ["b", "c", "d"]  # twice in one split harms nobody
-    (skipped,) = csv.DictReader((out / "skipped.csv").open())
-    assert (skipped["id"], skipped["reason"]) == ("a", "duplicate sound")
-    assert not (out / "wav" / "a.wav").exists()
-    assert not (out / "clip" / "a.npy").exists()
-    before = hashes(out)
-    assert command("embed", *TINY_ENCODER, f"input={tmp_path}", f"out={out}") == 1
-    assert hashes(out) == before
+def same_end(one, other):
+    ends = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other)]
+    for part in ("state_dict", "current_model_state"):
+        for name, value in ends[0][part].items():
+            assert (ends[1][part][name] == value).all(), name
+    moments = [end["optimizer_states"][0]["state"] for end in ends]
+    for number, state in moments[0].items():
+        assert all((moments[1][number][name] == value).all() for name, value in state.items())
+    assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
+    assert ends[0]["callbacks"].keys() == ends[1]["callbacks"].keys()
 
 
-def test_what_was_skipped_is_tried_again_once_it_has_changed(tmp_path, capfd):
-    source, out = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    (source / "a.mp4").write_bytes(b"")
-    call = [*TINY_ENCODER, f"input={source}", f"out={out}", "fps=5"]
-    assert command("embed", *call) == 1
-    time.sleep(0.02)
-    assert State.read(out).skipped["a"][0] == "empty file"
-    assert command("embed", *call) == 1
-    write_mp4(source / "a.mp4", seconds=1)
-    assert command("embed", *call) == 0
-    assert [pair.id for pair in PairsFolder(out).pairs] == ["a"]
-    assert Source("x", video="y").path == "y"
+def same_losses(one, other, saved):
+    """The step that a checkpoint was made in may be missing in the log: it is written after the checkpoint."""
+    found, expected = losses(one), losses(other)
+    assert expected.keys() - found.keys() <= {saved - 1}
+    assert found == {step: loss for step, loss in expected.items() if step in found}
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(pairs, unbroken, tmp_path, capfd):
+    process = start(pairs, tmp_path)
+    wait_for(tmp_path / "run/checkpoints/step_00000012.ckpt", process)  # epochs are of 8 steps: in the middle of one
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    newest = newest_complete(tmp_path / "run")
+    assert newest is not None
+    assert command("train", *arguments(pairs, tmp_path)) == 0
+    assert f"going on from {newest}" in capfd.readouterr().out
+    assert len(list((tmp_path / "run/csv").iterdir())) == 2
+    assert len(losses(unbroken)) == 24
+    same_losses(tmp_path / "run", unbroken, int(newest.stem[5:]))
+    same_end(unbroken, tmp_path / "run")
+
+
+def test_sigterm_saves_and_says_so(pairs, unbroken, tmp_path):
+    process = start(pairs, tmp_path, "callbacks.checkpoint.every_n_steps=null")
+    wait_for(tmp_path / "run/last.ckpt", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    step = int(output.split("told to stop: saved at step ")[1].split(",")[0])
+    assert command("train", *arguments(pairs, tmp_path)) == 0
+    same_losses(tmp_path / "run", unbroken, step)
+    same_end(unbroken, tmp_path / "run")
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(pairs, trained, tmp_path, caplog):
+    cfg = ["data.windows_per_epoch=5", "callbacks.checkpoint.every_n_steps=1", "callbacks.checkpoint.keep=3"]
+    result = train(tiny_config("vqvae", pairs, tmp_path, *cfg, "trainer.max_steps=4"))
+    steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == ["step_00000002.ckpt", "step_00000003.ckpt", "step_00000004.ckpt"]  # pruned to three
+    assert complaint(tmp_path / "last.ckpt") is None
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["kind"] == "vqvae"
+    whole = (tmp_path / "checkpoints" / steps[2]).read_bytes()
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "checkpoints" / steps[2]).write_bytes(whole[: len(whole) // 2])  # cut
+    changed = bytearray((tmp_path / "checkpoints" / steps[1]).read_bytes())
+    changed[len(changed) // 2] ^= 1  # one bit
+    (tmp_path / "checkpoints" / steps[1]).write_bytes(changed)
+    again = train(tiny_config("vqvae", pairs, tmp_path, *cfg, "trainer.max_steps=4", "resume=auto"))
+    assert "step_00000004.ckpt is not complete" in caplog.text
+    assert "step_00000003.ckpt is not complete" in caplog.text
+    for name, value in result["module"].state_dict().items():
+        assert (again["module"].state_dict()[name] == value).all()
+    for path in [tmp_path / "last.ckpt", *(tmp_path / "checkpoints").iterdir()]:
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"none of the 4 checkpoints in .* is complete"):
+        train(tiny_config("vqvae", pairs, tmp_path, *cfg, "resume=auto"))
+
+
+def test_resume_auto_of_a_finished_run_changes_nothing(pairs, tmp_path):
+    cfg = tiny_config("vqvae", pairs, tmp_path, "trainer.max_steps=2", "resume=auto")
+    train(cfg)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    train(cfg)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    with pytest.raises(ValueError, match="resume=yes: expected auto"):
+        train(tiny_config("vqvae", pairs, tmp_path, "resume=yes"))
+
+
+def poisoned(monkeypatch, calls):
+    """Batches of these numbers become NaN."""
+    from im2wav.training.vqvae import VQVAE
+
+    count, whole = [0], VQVAE.training_step
+
+    def step(self, batch, batch_idx):
+        count[0] += 1
+        return whole(self, batch._replace(wav=batch.wav * float("nan")) if count[0] in calls else batch, batch_idx)
+
+    monkeypatch.setattr(VQVAE, "training_step", step)
+
+
+def test_a_bad_step_moves_nothing_and_is_written_down(pairs, tmp_path, monkeypatch):
+    poisoned(monkeypatch, {2})
+    overrides = ["trainer.max_steps=3", "data.windows_per_epoch=5", "callbacks.checkpoint.every_n_steps=1"]
+    result = train(tiny_config("vqvae", pairs, tmp_path, *overrides, "callbacks.checkpoint.keep=9"))
+    one, two, three = (torch.load(tmp_path / f"checkpoints/step_0000000{n}.ckpt", weights_only=True) for n in (1, 2, 3))
+    for name, value in one["current_model_state"].items():
+        assert (two["current_model_state"][name] == value).all(), name
+    assert any((three["current_model_state"][k] != v).any() for k, v in one["current_model_state"].items())
+    assert all(value.isfinite().all() for value in result["module"].state_dict().values())
+    with (tmp_path / "skipped_steps.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["step"], row["loss"]) == ("1", "nan")
+    assert len(row["ids"].split()) == 5
+
+
+def test_too_many_bad_steps_end_the_training(pairs, tmp_path, monkeypatch):
+    poisoned(monkeypatch, {2, 4, 5, 6})
+    overrides = ["data.windows_per_epoch=5", "callbacks.bad_steps.max_in_row=3"]
+    with pytest.raises(ValueError, match=r"3 steps in a row .*skipped_steps.csv"):
+        train(tiny_config("vqvae", pairs, tmp_path, *overrides, "trainer.max_steps=9"))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail at "
+    "alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate")])  # fmt: skip
+def test_running_out_of_memory_names_the_options_that_help(pairs, trained, tmp_path, monkeypatch, error):
+    from im2wav.training.priors import PriorModule
+
+    def step(self, batch, batch_idx):
+        raise error
+
+    monkeypatch.setattr(PriorModule, "training_step", step)
+    with pytest.raises(ValueError, match=r"data.batch_size=5 lower .*checkpointing=true.*bf16-mixed"):
+        train(tiny_config("low_prior", pairs, tmp_path, f"codec={trained}/base/vqvae/last.ckpt"))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    from im2wav.training.checkpoints import WholeFiles
+
+    path = tmp_path / "a.ckpt"
+    WholeFiles().save_checkpoint({"kind": "vqvae"}, path)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"a\.ckpt"):
+        WholeFiles().save_checkpoint({"kind": "other"}, path)
+    assert complaint(path) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_slurm_gets_its_job_back():
+    from im2wav.training.guard import requeue_job
+
+    done = subprocess.CompletedProcess([], 0)
+    command = requeue_job({"SLURM_JOB_ID": "7"}, lambda *a, **k: done)
+    assert command[1:] == ["requeue", "7"]
+    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert requeue_job(array, lambda *a, **k: done)[2] == "7_2"
+    assert requeue_job({}) is None
+
+
+def test_a_run_that_goes_on_is_one_run_in_wandb(pairs, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    ids = []
+    for steps, more in ((1, []), (2, ["resume=auto"]), (1, ["overwrite=true"])):
+        train(tiny_config("vqvae", pairs, tmp_path, "logger=wandb", f"trainer.max_steps={steps}", *more))
+        ids.append((tmp_path / "wandb_run_id.txt").read_text())
+    assert ids[0] == ids[1] != ids[2]
+    names = [path.name.rsplit("-", 1)[1] for path in sorted((tmp_path / "wandb").glob("offline-run-*"))]
+    assert set(names) == set(ids)

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +29,38 @@ def check_keys(cfg: DictConfig) -> None:
         raise ValueError(f"unknown keys {sorted(unknown)}: expected some of {sorted((known | groups) - {'hydra'})}")
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0; known before a process group is."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def find_checkpoint(cfg: DictConfig) -> str | None:
     """The checkpoint to go on from, and no silent overwriting of a finished run.
 
     Raises:
-        ValueError: the folder of this run already holds another checkpoint, or `ckpt_path` does not exist.
+        ValueError: the folder of this run already holds another checkpoint, `ckpt_path` does not exist, or
+            `resume=auto` finds none that is complete.
     """
-    from lightning.pytorch.utilities import rank_zero_only
+    from im2wav.training.checkpoints import newest_complete
 
-    last = Path(cfg.paths.output) / "last.ckpt"
+    output = Path(cfg.paths.output)
+    last = output / "last.ckpt"
+    if cfg.resume not in (None, "auto"):
+        raise ValueError(f"resume={cfg.resume}: expected auto or null; ckpt_path=PATH names a checkpoint")
+    if cfg.resume == "auto" and not cfg.overwrite and not cfg.trainer.fast_dev_run:
+        newest = newest_complete(output)
+        if newest is not None:
+            log.info("going on from %s", newest)
+            return str(newest)
     path = last if cfg.ckpt_path == "last" else cfg.ckpt_path and Path(cfg.ckpt_path)
     if path and not path.is_file():
         raise ValueError(f"ckpt_path={cfg.ckpt_path}: {path} does not exist")
-    kept = cfg.overwrite or cfg.trainer.fast_dev_run or (path and last.is_file() and path.samefile(last))
-    if last.is_file() and not kept and getattr(rank_zero_only, "rank", 0) == 0:
+    ours = path and path.resolve().is_relative_to(output.resolve())
+    if last.is_file() and not (cfg.overwrite or cfg.trainer.fast_dev_run or ours) and is_first_process():
         raise ValueError(
-            f"{last.parent} already holds a trained model: give ckpt_path=last to go on "
+            f"{last.parent} already holds a trained model: give resume=auto to go on "
             "with it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
         )
     return str(path) if path else None
@@ -120,7 +138,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     check_keys(cfg)
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
-    module.config = OmegaConf.to_container(cfg.model, resolve=True)
+    module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
     if resume is not None and resume.endswith(".safetensors"):
         start_from(resume, module)
         resume = None
@@ -132,6 +150,66 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     if resume is not None:
         check_resume(resume, module, datamodule)
     return module, datamodule, resume
+
+
+def plugins() -> list[Any]:
+    """Whole checkpoint files; and of SLURM only the ranks, since our own callback obeys its signals."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    from im2wav.training.checkpoints import WholeFiles
+
+    return [WholeFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
+
+
+@contextmanager
+def explained(cfg: DictConfig) -> Iterator[None]:
+    """Turn what ends a training into one line that names the options that help, and a signal into its exit code.
+
+    Raises:
+        ValueError: memory ran out.
+        SystemExit: 143 after SIGTERM or SIGUSR1, with everything saved.
+    """
+    import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise SystemExit(143) from stop
+    except RuntimeError as error:  # OutOfMemoryError of a GPU is one
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        options = [f"data.batch_size={cfg.data.batch_size} lower (with trainer.accumulate_grad_batches higher)"]
+        if "transformer" in cfg.model.net:
+            options.append("model.net.transformer.checkpointing=true")
+        options += ["trainer.precision=bf16-mixed", "trainer=fsdp"]
+        raise ValueError(f"out of memory: try {'; '.join(options)}. ({str(error).splitlines()[0][:160]})") from error
+
+
+def check_launcher(trainer: Any) -> None:
+    """Refuse what cannot work: Lightning starts the processes of further devices by calling the command once more,
+    which inside a worker of joblib, submitit or ray is not the user's command.
+
+    Raises:
+        ValueError: several devices inside such a launcher.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    starts_more = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
+    if (
+        not starts_more
+        or not HydraConfig.initialized()
+        or trainer.strategy.cluster_environment.creates_processes_externally
+    ):
+        return
+    target = str(HydraConfig.get().launcher.get("_target_", ""))
+    if not target.endswith("BasicLauncher"):
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices} inside {target.rsplit('.', 1)[-1]}, whose workers cannot start "
+            "further processes. Give trainer.devices=1 for each run, or hydra/launcher=basic for one run after the "
+            "other on all devices, or hydra/launcher=slurm, where SLURM starts them"
+        )
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -146,23 +224,31 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     import lightning.pytorch as pl
 
     from im2wav.data.pairs import write_atomic
+    from im2wav.training.facts import origin
+    from im2wav.training.loggers import WANDB_ID
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
+    if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
+        (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins())
+    check_launcher(trainer)
     if not cfg.trainer.fast_dev_run:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)
             write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
+        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **origin(cfg.data.root)}
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+            logger.log_hyperparams(facts)
     rows = len(datamodule.windows["train"])
-    millions = sum(p.numel() for p in module.parameters()) / 1e6
-    log.info("%s: %.2f M parameters, %d pairs to train on", module.kind, millions, rows)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    log.info("%s: %d pairs to train on", module.kind, rows)
+    for part in module.regions() if cfg.compile else ():
+        part.compile()
+    with explained(cfg):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:
         raise ValueError(
             f"no step was made: data.batch_size={cfg.data.batch_size} on {trainer.world_size} devices leaves no whole "

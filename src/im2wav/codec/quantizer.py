@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 @dataclass(frozen=True)
 class Quantised:
     """What a codebook says of latents [B, C, T]."""
@@ -98,14 +102,25 @@ class Codebook(nn.Module):
         return (x - x.mean()).norm() / x.numel() ** 0.5
 
     def random_rows(self, x: Tensor) -> Tensor:
-        """Draw `size` of the latents x [M, dim], the same ones on every process: [size, dim]."""
-        if x.shape[0] < self.size:  # too few: repeat them, apart by a little noise
-            x = x.repeat(-(-self.size // x.shape[0]), 1)
-            x = x + torch.randn_like(x) * (0.01 / self.dim**0.5)
-        rows = x[torch.randperm(x.shape[0], device=x.device)[: self.size]].contiguous()
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(rows, 0)
-        return rows
+        """Draw `size` of the latents x [M, dim] of all processes, the same ones on each: [size, dim].
+
+        The draw is the one that a single process would make of the latents of all ranks, one rank after the other.
+        """
+        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+        total = x.shape[0] * world
+        repeats = -(-self.size // total)  # too few: repeat them, apart by a little noise
+        spread = 0.01 / self.dim**0.5 if repeats > 1 else 0.0
+        noise = spread * torch.randn_like(self.codebook) if spread else torch.zeros_like(self.codebook)
+        drawn = torch.randperm(total * repeats, device=x.device)[: self.size]
+        if world == 1:
+            return x[drawn % total] + noise
+        dist.broadcast(drawn, 0)
+        dist.broadcast(noise, 0)
+        mine = (drawn % total) - rank * x.shape[0]
+        held = (mine >= 0) & (mine < x.shape[0])
+        rows = torch.where(held[:, None], x[mine.clamp(0, x.shape[0] - 1)], 0.0)
+        dist.all_reduce(rows)  # each row is held by one rank, the others add zeros
+        return rows + noise
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
@@ -113,30 +128,34 @@ class Codebook(nn.Module):
         self.codebook.copy_(rows)
         self.code_sum.copy_(rows)
         self.code_usage.fill_(1.0)
-        self.initialised.fill_(True)
+        self.initialised.copy_(rows.isfinite().all())
 
     @torch.no_grad()
     def _update(self, x: Tensor, codes: Tensor) -> dict[str, Tensor]:
         counts = torch.bincount(codes, minlength=self.size).to(x)
         sums = torch.zeros_like(self.code_sum).index_add_(0, codes, x)
-        if dist.is_available() and dist.is_initialized():
+        if _distributed():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
+        before = self.codebook.clone(), self.code_sum.clone(), self.code_usage.clone()
         self.code_sum.lerp_(sums, 1 - self.decay)
         self.code_usage.lerp_(counts, 1 - self.decay)
         rows = self.random_rows(x)
         alive = self.code_usage >= self.restart_threshold
-        old = self.codebook.clone()
         mean = self.code_sum / self.code_usage.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
         self.codebook.copy_(torch.where(alive[:, None], mean, rows))
         if self.reset_usage_on_restart:
             usage = torch.where(alive, self.code_usage, self.code_usage.clamp_min(self.restart_threshold))
             self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, rows * usage[:, None]))
             self.code_usage.copy_(usage)
+        sound = sums.isfinite().all()  # one NaN would stay in the averages for ever; the same answer on each process
+        for buffer, old in zip((self.codebook, self.code_sum, self.code_usage), before, strict=True):
+            buffer.copy_(torch.where(sound, buffer, old))
         share = counts / counts.sum()
         return {
             "entropy": -(share * (share + 1e-8).log()).sum(),
             "codes_in_batch": (counts >= self.restart_threshold).sum().to(x),
             "codes_alive": alive.sum().to(x),
-            "codebook_step": (self.codebook - old).norm() / old.numel() ** 0.5,
+            "codes_restarted": (~alive).sum().to(x),
+            "codebook_step": (self.codebook - before[0]).norm() / self.codebook.numel() ** 0.5,
         }

@@ -49,10 +49,6 @@ class Conditions:
         """The same conditions with every picture withheld; timing and coarse codes stay."""
         return replace(self, null=torch.ones_like(self.is_null))
 
-    def dropped(self, probability: float) -> "Conditions":
-        """Withhold each picture with this probability, for training with classifier-free guidance."""
-        return replace(self, null=torch.rand(len(self.clip), device=self.clip.device) < probability)
-
     def take(self, rows: Tensor | slice) -> "Conditions":
         """The conditions of some of the B sequences."""
         return _map(lambda *x: x[0][rows], self)

@@ -4,9 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from torch import nn
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from im2wav.generation.sampling import item_seed
+from im2wav.training.optimizer import parameter_groups
 
 
 class NetModule(pl.LightningModule):
@@ -17,11 +24,13 @@ class NetModule(pl.LightningModule):
 
     Args:
         net: what is trained.
-        optimizer: parameters -> optimiser.
+        optimizer: groups of parameters -> optimiser.
         scheduler: optimiser -> schedule, stepped at each update; None for a constant rate.
+        decay_everything: apply weight decay also to norms, biases and embeddings, as the official code does.
 
     Attributes:
         config: the resolved model node; set by whoever builds the module from a configuration.
+        seed: of the run; likewise.
     """
 
     kind: ClassVar[str]
@@ -31,18 +40,42 @@ class NetModule(pl.LightningModule):
         net: nn.Module,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        decay_everything: bool = False,
     ):
         super().__init__()
         self.net = net
         self.config: Mapping[str, Any] = {}
+        self.decay_everything = decay_everything
+        self.seed = 0
         self._optimizer, self._scheduler = optimizer, scheduler
+
+    def regions(self) -> list[nn.Module]:
+        """The repeated parts of the net: what is compiled, and what is sharded, one by one."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Shard the net over the processes where the strategy asks for it (trainer=fsdp)."""
+        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
+        for part in [*self.regions(), self.net]:
+            fully_shard(part, mesh=mesh)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and its schedule."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(parameter_groups(self, self.decay_everything))
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the step with random numbers of its own, from the seed, the step, the pass and the device alone.
+
+        What lies between two steps (validation, samples for the dashboard, new workers) then changes nothing, and a
+        run that goes on from a checkpoint needs no state of any generator.
+        """
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(item_seed(self.seed, "step", self.global_step, part, self.global_rank))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `kind`, `config` and `data`."""
@@ -51,7 +84,11 @@ class NetModule(pl.LightningModule):
         if self._trainer is not None and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             checkpoint["data"] = dict(self.trainer.datamodule.identity())  # type: ignore[attr-defined]
 
-    def log_parts(self, stage: str, parts: Mapping[str, Any], batch_size: int, **options: Any) -> None:
-        """Log each part under `stage/`, averaged over the epoch in validation."""
+    def log_parts(self, stage: str, parts: Mapping[str, Tensor], batch_size: int, **options: Any) -> None:
+        """Log each part under `stage/`: the mean over all processes, and in validation over the epoch."""
+        if stage == "train" and self.trainer.world_size > 1:  # all of them in one go
+            values = torch.stack([value.detach().float() for value in parts.values()])
+            dist.all_reduce(values)
+            parts = dict(zip(parts, values / self.trainer.world_size, strict=True))
         options |= {"batch_size": batch_size, "sync_dist": stage != "train"}
         self.log_dict({f"{stage}/{name}": value for name, value in parts.items()}, **options)

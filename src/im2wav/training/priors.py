@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.data.windows import Batch
+from im2wav.generation.sampling import item_seed
 from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.flops import forward_flops, prior_flops
 from im2wav.training.module import NetModule
 
 
@@ -21,6 +23,7 @@ class PriorModule(NetModule):
         net: the prior.
         optimizer, scheduler: factories.
         condition_dropout: the share of items whose picture is withheld in training; guidance needs some.
+        options: of `NetModule`.
 
     Raises:
         ValueError: pictures are to be withheld from a net that has no null embedding, or the reverse.
@@ -35,8 +38,9 @@ class PriorModule(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         condition_dropout: float = 0.0,
+        **options: Any,
     ):
-        super().__init__(net, optimizer, scheduler)
+        super().__init__(net, optimizer, scheduler, **options)
         if not 0 <= condition_dropout <= 1 or bool(condition_dropout) != net.can_be_guided:
             raise ValueError(
                 f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: expected a "
@@ -66,11 +70,30 @@ class PriorModule(NetModule):
             )
         return batch.codes[level]
 
+    def regions(self) -> list[nn.Module]:
+        """The layers of the transformer."""
+        return list(self.net.transformer.layers)
+
+    def item_flops(self, batch: Batch) -> int:
+        """Operations of one forward pass over one window of the batch."""
+        first = torch.arange(1, device=batch.wav.device)
+        conditions, codes = self.conditions(batch).take(first), self.codes(batch, self.level)[:1]
+        return forward_flops(self.net, lambda: self.net(codes, conditions)) + prior_flops(self.net)
+
+    def withheld(self, batch: Batch) -> Tensor:
+        """Which pictures are withheld at this step: [B] booleans.
+
+        Each item's draw depends on the seed, the step and the item alone, so that it is the same on one device and on
+        eight, and in a run that was resumed.
+        """
+        draws = [item_seed(self.seed, self.global_step, name) / 2**63 < self.condition_dropout for name in batch.id]
+        return torch.tensor(draws, device=batch.wav.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Bits per code, with some pictures withheld."""
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
         if self.condition_dropout:
-            conditions = conditions.dropped(self.condition_dropout)
+            conditions = replace(conditions, null=self.withheld(batch))
         loss = self.net.bits(codes, conditions)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav), prog_bar=True)
         return loss

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
 from im2wav.data.windows import Batch
+from im2wav.training.flops import forward_flops
 from im2wav.training.module import NetModule
 
 
@@ -21,6 +22,7 @@ class VQVAE(NetModule):
         loss: weights of the parts.
         optimizer, scheduler: factories.
         bandwidth: l1, l2 and spec, to set them by hand; measured on the training sounds where None.
+        options: of `NetModule`.
     """
 
     kind = "vqvae"
@@ -33,8 +35,9 @@ class VQVAE(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         bandwidth: Mapping[str, float] | None = None,
+        **options: Any,
     ):
-        super().__init__(net, optimizer, scheduler)
+        super().__init__(net, optimizer, scheduler, **options)
         self.objective = loss
         self.bandwidth: Bandwidth | None = None
         if bandwidth:
@@ -59,6 +62,16 @@ class VQVAE(NetModule):
         """Take `bandwidth` back."""
         if "bandwidth" in checkpoint:
             self.set_bandwidth(checkpoint["bandwidth"])
+
+    def regions(self) -> list[nn.Module]:
+        """Encoders and decoders; the codebooks between them speak to other processes."""
+        return [*self.net.encoders.values(), *self.net.decoders.values()]
+
+    def item_flops(self, batch: Batch) -> int:
+        """Operations of one forward pass over one window of the batch; the search for codes needs no gradient."""
+        places = sum(batch.wav.shape[-1] // hop for hop in self.net.hop_lengths.values())
+        search = 2 * places * self.net.codebook_size * self.net.code_dim
+        return forward_flops(self.net, lambda: self.net(batch.wav[:1])) + search // 3
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Total loss, its parts, and what the codec gave."""

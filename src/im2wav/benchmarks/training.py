@@ -1,0 +1,187 @@
+"""Training steps at official size: throughput as a share of the matmul peak, fast attention against its
+specification, and memory by batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from im2wav.benchmarks.row import Row
+from im2wav.clock import best_time, matmul_peak
+from im2wav.codec import AudioCodec
+from im2wav.codec.losses import Bandwidth, CodecLoss
+from im2wav.prior import Conditions, Prior, Timing, attention, transformer
+from im2wav.training.flops import forward_flops, prior_flops
+
+MODELS = ("vqvae", "low_prior", "up_prior")
+WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second
+CARDS = (8, 12, 24, 80)  # GB
+RESERVE = 1.0  # GB that a GPU's driver, kernels and fragments take
+
+
+def official(model: str, **options: Any) -> nn.Module:
+    """A net of official size with fresh weights; `options` are of the transformer.
+
+    Raises:
+        ValueError: no such model.
+    """
+    if model == "vqvae":
+        return AudioCodec()
+    if model == "low_prior":
+        conditioning: dict[str, Any] = {"frames": True, "timing": True, "guidance": True}
+        return Prior(2048, 2048, options, {"clip_dim": CLIP, **conditioning})
+    if model == "up_prior":
+        return Prior(2048, 8192, options, {"clip_dim": CLIP, "upsampler": {}})
+    raise ValueError(f"measure.models: {model!r}: expected some of {MODELS}")
+
+
+def loss_of(net: nn.Module, batch: int, device: str) -> Callable[[], Tensor]:
+    """The training loss of a random batch, as a function."""
+    if isinstance(net, AudioCodec):
+        wav, objective = torch.randn(batch, 1, WINDOW, device=device) * 0.1, CodecLoss()
+        return lambda: objective(wav, net(wav), Bandwidth())[0]
+    assert isinstance(net, Prior)
+    length = net.context_length
+    codes = torch.randint(0, 2048, (batch, length), device=device)
+    timing = Timing(*(torch.full((batch,), value, device=device) for value in (160000.0, 0.0, float(WINDOW))))
+    coarse = torch.randint(0, 2048, (batch, length // 4), device=device) if length == 8192 else None
+    conditions = Conditions(torch.randn(batch, FRAMES, CLIP, device=device), timing, coarse)
+    return lambda: net.bits(codes, conditions)
+
+
+def autocast(device: str, precision: str) -> Any:
+    """bf16-mixed, or nothing."""
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def dense_attention() -> Iterator[None]:
+    """Attention by its specification, a mask."""
+    transformer.attend = attention.attend_dense
+    try:
+        yield
+    finally:
+        transformer.attend = attention.attend
+
+
+def step_flops(model: str, batch: int) -> int:
+    """Operations of a training step over a batch, counted without computing anything."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = official(model)
+        forward = forward_flops(net, loss_of(net, batch, "cpu"))
+        return 3 * (forward + (batch * prior_flops(net) if isinstance(net, Prior) else 0))
+
+
+def throughput(model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int) -> list[Row]:
+    """Operations per second of whole training steps, and how far that is from the matmul peak."""
+    net = official(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
+    loss = loss_of(net, batch, device)
+    flops = step_flops(model, batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with autocast(device, precision):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = best_time(step, device, repeats, warm_up=0 if device == "cpu" and model != "vqvae" else 2)
+    peak = matmul_peak(precision, device)
+    again = ", checkpointing" if checkpointing and model != "vqvae" else ""
+    name = f"{model}, batch {batch}, {precision}{again}"
+    bar = 0.4 if device != "cpu" and model != "vqvae" and not checkpointing else None
+    note = "small convolutions and spectrograms: memory and kernel starts" if model == "vqvae" else ""
+    rows = [Row(f"{name}: MFU", flops / seconds / 1e9, "GFLOP/s", peak / 1e9, "matmul", bar, note=note)]
+    rows.append(Row(f"{name}: windows", batch / seconds, "1/s"))
+    if device != "cpu":
+        rows.append(Row(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB"))
+    return rows
+
+
+def against_dense(device: str, precision: str, repeats: int) -> Row:
+    """Forward and backward of the low prior, fast and by the specification."""
+    net = official("low_prior").to(device).train()
+    loss = loss_of(net, 1, device)
+
+    def work() -> None:
+        with autocast(device, precision):
+            value = loss()
+        value.backward()
+        net.zero_grad(set_to_none=True)
+
+    fast = best_time(work, device, repeats, warm_up=1)
+    with dense_attention():
+        dense = best_time(work, device, repeats, warm_up=1)
+    name = f"low_prior, forward and backward, {precision}"
+    return Row(name, fast, "s", dense, "the same under dense masks", bar=0.5, at_least=False)
+
+
+def saved_bytes(model: str, batch: int, precision: str, checkpointing: bool) -> int:
+    """Bytes that a forward pass keeps for the gradients, counted without computing anything."""
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = official(model, checkpointing=checkpointing).train()
+        own = {p.untyped_storage()._cdata for p in net.parameters()}
+
+        def keep(x: Tensor) -> Tensor:
+            alive.append(x)  # or another tensor would get its address
+            storage = x.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+            return x
+
+        with autocast("cpu", precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss_of(net, batch, "cpu")()
+    return sum(kept.values())
+
+
+def memory(model: str, precision: str = "bf16") -> list[Row]:
+    """Memory of a training run by batch, with and without checkpointing, and what fits on which card."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in official(model).parameters())
+    state = 5 * 4 * weights / 1e9  # weights, gradients, two moments, the average, all fp32
+    rows = [Row(f"{model}, {precision}-mixed: weights, gradients, moments, average", state, "GB")]
+    for checkpointing in (False, True):
+        one, two = (saved_bytes(model, batch, precision, checkpointing) / 1e9 for batch in (1, 2))
+        each, fixed = two - one, max(0.0, 2 * one - two)
+        fits = {card: int(max(0.0, card - RESERVE - state - fixed) / each) for card in CARDS}
+        note = "batch that fits: " + ", ".join(f"{card} GB {count or 'none'}" for card, count in fits.items())
+        way = "with checkpointing" if checkpointing else "without checkpointing"
+        rows.append(Row(f"{model}, {precision}-mixed: activations of a window, {way}", each, "GB", note=note))
+    return rows
+
+
+def training(
+    device: str = "cpu",
+    models: Sequence[str] = MODELS,
+    batch: int = 1,
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    repeats: int = 2,
+    parts: Sequence[str] = ("throughput", "dense", "memory"),
+) -> list[Row]:
+    """All figures, or some `parts` of them.
+
+    Raises:
+        ValueError: no such model or part.
+    """
+    unknown = set(parts) - {"throughput", "dense", "memory"}
+    if unknown:
+        raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of throughput, dense, memory")
+    rows: list[Row] = []
+    if "memory" in parts:
+        for model in models:
+            rows += memory(model) if model != "vqvae" else []
+    if "dense" in parts:
+        rows.append(against_dense(device, precision, repeats))
+    if "throughput" in parts:
+        for model in models:
+            rows += throughput(model, batch, device, precision, checkpointing, repeats)
+    return rows

@@ -1,0 +1,211 @@
+"""Sounds that a run makes of the same few items again and again, with averaged weights."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from im2wav.codec import LEVELS
+from im2wav.data.windows import Batch, Key, collate
+from im2wav.generation.decode import sample_codes
+from im2wav.generation.sampling import SamplingOptions, uniforms
+from im2wav.prior import Conditions
+from im2wav.training.ema import EMA
+from im2wav.training.media import Sample, log_histogram, log_samples, write_files, write_page
+
+log = logging.getLogger(__name__)
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PARTS = 8  # of the window, for the loss by position
+
+
+def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
+    """The module with averaged weights where the run keeps them, else the module itself."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            return callback.averaged
+    return module
+
+
+@contextmanager
+def evaluating(net: torch.nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, and what the net was in afterwards."""
+    training = net.training
+    net.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        net.train(training)
+
+
+class Dashboard(pl.Callback):
+    """Every some steps lets the model sound, on the same items with the same seeds.
+
+    Of a codec: the original and its reconstructions, how codes are used. Of a prior: samples at several guidance
+    scales, accuracy, bits with and without the picture, bits by position. All processes share the work, so that none
+    waits long for another, and no random number of the training is touched. Goes to the loggers and, as a page, to
+    `media/step_N/index.html` in the run's folder.
+
+    Args:
+        folder: of the run.
+        every_n_steps: updates between two times; None for never.
+        items: how many validation items (training items where there are none).
+        guidance: scales to sample with; a prior that cannot be guided is sampled once.
+        temperature: of the samples.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int | None = 5000,
+        items: int = 4,
+        guidance: Sequence[float] = (1.0, 3.0, 5.0),
+        temperature: float = 1.0,
+        seed: int = 0,
+    ):
+        self.folder = Path(folder) / "media"
+        self.every_n_steps, self.items, self.seed = every_n_steps, items, seed
+        self.options = [SamplingOptions(guidance_scale=scale, temperature=temperature) for scale in guidance]
+        self._shown = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Not again at the step that a run goes on from."""
+        self._shown = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Show, every `every_n_steps` updates."""
+        step = trainer.global_step
+        if not self.every_n_steps or step % self.every_n_steps or step == self._shown:
+            return
+        self._shown = step
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            if step == self.every_n_steps and trainer.is_global_zero:
+                log.warning("the dashboard has no samples of sharded weights: sample a checkpoint instead")
+            return
+        module = averaged_module(trainer, pl_module)
+        batch, pictures = self._batch(trainer, pl_module.device)
+        with evaluating(module.net), torch.autocast(pl_module.device.type, enabled=False):
+            show = self._codec if module.kind == "vqvae" else self._prior
+            samples, figures, usage = show(trainer, module, batch, pictures)
+        samples = _gathered(trainer, samples)
+        if trainer.is_global_zero:
+            self._show(trainer, module.kind, samples, figures, usage, step)
+
+    def _batch(self, trainer: pl.Trainer, device: torch.device) -> tuple[Batch, list[Path | None]]:
+        """The items that are always shown, and their pictures."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        windows = data.windows["valid" if len(data.windows["valid"]) else "train"]
+        rows = list(range(0, len(windows), max(1, len(windows) // self.items)))[: self.items]
+        place = 0.0 if data.crop == "start" else 0.5
+        batch = collate([windows[Key(row, place)] for row in rows])
+        moved = batch._replace(
+            wav=batch.wav.to(device),
+            clip=batch.clip.to(device),
+            timing={name: value.to(device) for name, value in batch.timing.items()},
+        )
+        pictures = [_picture(windows.locate(row, place)[0].source) for row in rows]
+        return data.on_after_batch_transfer(moved, 0), pictures
+
+    def _codec(
+        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
+    ) -> tuple[list[Sample], dict, dict]:
+        net, figures, usage = module.net, {}, {}
+        waves = {level: net.decode(net.encode(batch.wav), level) for level in LEVELS}
+        for level, book in net.codebooks.items():
+            share = book.code_usage / book.code_usage.sum()
+            figures[f"codebook/perplexity/{level}"] = torch.special.entr(share).sum().exp().item()
+            figures[f"codebook/dead/{level}"] = (book.code_usage < book.restart_threshold).sum().item()
+            usage[f"codebook/usage/{level}"] = book.code_usage.cpu()
+        samples = [
+            Sample(
+                name,
+                {"step": trainer.global_step},
+                {"real": batch.wav[i, 0].cpu()} | {level: wav[i, 0].clamp(-1, 1).cpu() for level, wav in waves.items()},
+                pictures[i],
+            )
+            for i, name in enumerate(batch.id)
+        ]
+        return (samples if trainer.is_global_zero else []), figures, usage
+
+    def _prior(
+        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
+    ) -> tuple[list[Sample], dict, dict]:
+        net, codec = module.net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        conditions = module.conditions(batch)
+        figures = prior_figures(net, module.codes(batch, module.level), conditions)
+        options = self.options if net.can_be_guided else [SamplingOptions(1.0, self.options[0].temperature)]
+        jobs = [(option, row) for option in options for row in range(len(batch.wav))]
+        mine = jobs[trainer.global_rank :: trainer.world_size]
+        samples = []
+        for option in options:
+            rows = [row for job, row in mine if job is option]
+            if not rows:
+                continue
+            index = torch.tensor(rows, device=batch.wav.device)
+            uniform = uniforms([self.seed + row for row in rows], net.context_length, module.level, batch.wav.device)
+            codes = sample_codes(net, conditions.take(index), uniform, option)
+            for place, row in enumerate(rows):
+                sounds = {"real": batch.wav[row], module.level: codec.decode(codes[place : place + 1], module.level)[0]}
+                if module.level == "up":  # what it was given: the codes of the real sound
+                    sounds["low (real codes)"] = codec.decode(module.codes(batch, "low")[row : row + 1], "low")[0]
+                name = batch.id[row]
+                facts = {"guidance": option.guidance_scale, "seed": self.seed + row, "step": trainer.global_step}
+                heard = {column: wav[0].clamp(-1, 1).cpu() for column, wav in sounds.items()}
+                label = f"{name}_guidance_{option.guidance_scale:g}"
+                samples.append(Sample(label, facts, heard, pictures[row]))
+        return samples, figures, {}
+
+    def _show(
+        self, trainer: pl.Trainer, kind: str, samples: list[Sample], figures: dict, usage: dict, step: int
+    ) -> None:
+        rate = trainer.datamodule.folder.info.sample_rate  # type: ignore[attr-defined]
+        samples.sort(key=lambda sample: sample.name)
+        folder = self.folder / f"step_{step:08d}"
+        write_files(folder, samples, rate)
+        page = write_page(folder, f"{kind} at step {step}", samples)
+        log_samples(trainer.loggers, "samples", samples, rate, step)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step - 1)
+        for tag, values in usage.items():
+            log_histogram(trainer.loggers, tag, values, step)
+        log.info("step %d: look and listen at %s", step, page)
+
+
+def prior_figures(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
+    """Accuracy of the likeliest code, bits with and without the picture and their gap, bits by position."""
+    logits = net(codes, conditions).float()
+    bits = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none") / math.log(2)  # [B, T]
+    figures = {"samples/accuracy": (logits.argmax(-1) == codes).float().mean().item()}
+    figures["samples/bits"] = bits.mean().item()
+    if net.can_be_guided:
+        figures["samples/bits_null"] = net.bits(codes, conditions.null_like()).item()
+        figures["samples/gap"] = figures["samples/bits_null"] - figures["samples/bits"]
+    for part, chunk in enumerate(bits.mean(0).chunk(PARTS)):
+        figures[f"samples/bits_by_position/{part}_of_{PARTS}"] = chunk.mean().item()
+    return figures
+
+
+def _picture(source: str) -> Path | None:
+    """The picture that an item was made from, if it is one and still there."""
+    path = Path(source)
+    return path if path.suffix.lower() in PICTURES and path.is_file() else None
+
+
+def _gathered(trainer: pl.Trainer, samples: list[Sample]) -> list[Sample]:
+    """The samples of all processes, on the first one."""
+    if trainer.world_size == 1:
+        return samples
+    everyone: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(everyone, samples)
+    return [sample for part in everyone for sample in part]

@@ -1,0 +1,58 @@
+"""How many floating-point operations a net takes, counted where they happen."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from im2wav.prior import Prior
+
+
+@contextmanager
+def as_written(net: nn.Module) -> Iterator[None]:
+    """The net in eval mode and not compiled, for a while."""
+    training = net.training
+    compiled = {part: part._compiled_call_impl for part in net.modules()}
+    for part in compiled:
+        part._compiled_call_impl = None
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
+
+
+def forward_flops(net: nn.Module, work: Callable[[], Any]) -> int:
+    """Operations of the matrix products and convolutions while `work` runs the net: 2 for a multiplication and an
+    addition. Of attention only what causality leaves is counted. Training takes three times as many."""
+    total = 0
+
+    def count(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        places = inputs[0] if isinstance(part, nn.ConvTranspose1d) else output
+        channels = places.shape[1] if places.ndim == 3 and not isinstance(part, nn.Linear) else places.shape[-1]
+        total += 2 * part.weight.numel() * (places.numel() // channels)
+
+    kinds = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
+    handles = [part.register_forward_hook(count) for part in net.modules() if isinstance(part, kinds)]
+    try:
+        with as_written(net), torch.no_grad():
+            work()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def prior_flops(net: Prior) -> int:
+    """Operations that no module makes, of one forward pass over one item: attention, and the tied output matrix."""
+    transformer, length = net.transformer, net.context_length
+    seen = {"row": (transformer.block + 1) / 2, "column": (length // transformer.block + 1) / 2}
+    seen["previous_row"] = float(transformer.block)
+    kinds = [str(layer.kind) for layer in transformer.layers]
+    attention = sum(4 * length * seen[kind] * transformer.config.attention_width for kind in kinds)
+    return int(attention + 2 * length * net.codebook_size * transformer.config.width)

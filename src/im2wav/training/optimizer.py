@@ -1,0 +1,32 @@
+"""Which parameters weight decay applies to."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import Parameter
+
+# tables that are looked up or added, not multiplied with: decay would pull them to zero for being seldom used
+TABLES = ("position_embedding", "null_start", "null_frame")
+
+
+def parameter_groups(module: nn.Module, decay_everything: bool = False) -> list[dict[str, Any]]:
+    """Parameters for an optimiser: matrices and kernels with its weight decay; norms, biases and embeddings without.
+
+    Args:
+        module: whose parameters.
+        decay_everything: one group for all of them, as in the official code.
+    """
+    if decay_everything:
+        return [{"params": list(module.parameters())}]
+    decayed: list[Parameter] = []
+    others: list[Parameter] = []
+    seen: set[Parameter] = set()
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
+            plain = parameter.ndim < 2 or isinstance(part, nn.Embedding) or name in TABLES
+            (others if plain else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,84 @@
+"""Sweeps at tiny size, through the real command."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO, TINY, TINY_NET, command, config
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def arguments(pairs, runs, *overrides) -> list[str]:
+    words = ["model=vqvae", f"data.root={pairs}", *TINY, *TINY_NET["vqvae"], f"paths.runs={runs}"]
+    return [*words, "trainer.max_steps=1", "callbacks.progress=null", *overrides]
+
+
+def test_a_grid_makes_one_run_for_each_combination(pairs, tmp_path):
+    few = ["hydra.sweeper.params={model.optimizer.lr: '1e-4,1e-3', scheduler: constant}"]
+    assert command("train", *arguments(pairs, tmp_path, "sweep=lr_grid", *few)) == 0
+    (folder,) = (tmp_path / "base/sweeps").iterdir()
+    runs = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    assert [(run / "last.ckpt").is_file() for run in runs] == [True, True]
+    assert "lr: 0.001" in (runs[1] / "config.yaml").read_text()
+
+
+def test_optuna_finds_the_metric_that_train_returns(pairs, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert command("train", *arguments(pairs, tmp_path, "sweep=optuna", "hydra.sweeper.n_trials=2")) == 0
+    (folder,) = (tmp_path / "base/sweeps").iterdir()
+    best = (folder / "optimization_results.yaml").read_text()
+    value = float(best.split("best_value: ")[1].split()[0])
+    found = []
+    for path in folder.glob("*/csv/version_0/metrics.csv"):
+        with path.open() as file:
+            found += [float(row["valid/loss"]) for row in csv.DictReader(file) if row["valid/loss"]]
+    assert len(found) == 2
+    assert value == pytest.approx(min(found))
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_several_devices_inside_a_launcher_are_refused(pairs, tmp_path, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    overrides = [f"hydra/launcher={launcher}", "trainer.devices=2", "+trainer.strategy=ddp", "-m"]
+    overrides = [o.removeprefix("+") for o in overrides]
+    run = subprocess.run(
+        [sys.executable, "-m", "im2wav.train", *arguments(pairs, tmp_path, *overrides)],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=200,
+    )  # fmt: skip
+    assert run.returncode != 0
+    said = run.stderr + "".join(p.read_text() for p in Path(tmp_path).rglob("*_log.err"))
+    assert "hydra/launcher=basic for one run after the other" in said
+
+
+def test_the_wandb_sweep_calls_the_real_entry(capfd):
+    from omegaconf import OmegaConf
+
+    sweep = OmegaConf.to_container(OmegaConf.load(REPO / "experiments/wandb_sweep.yaml"))
+    values = {name: p.get("value", p.get("min", p.get("values", [None])[0])) for name, p in sweep["parameters"].items()}
+    words = [w for w in sweep["command"] if w not in ("${env}", "python", "-m", "im2wav.train", "${args_no_hyphens}")]
+    assert command("train", *words, *(f"{name}={value}" for name, value in values.items()), "--cfg", "job") == 0
+    assert "lr: 0.0001" in capfd.readouterr().out
+    assert sweep["metric"]["name"] == config("train", "model=low_prior").optimized_metric
+
+
+def test_slurm_gets_one_task_for_each_device():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from im2wav.cli import CONF
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        words = ["model=low_prior", "hydra/launcher=slurm", "trainer=ddp", "trainer.devices=8", "trainer.num_nodes=2"]
+        cfg = compose("train", words, return_hydra_config=True)
+    launcher = OmegaConf.to_container(
+        OmegaConf.masked_copy(cfg.hydra.launcher, ["tasks_per_node", "nodes"]), resolve=False
+    )
+    assert launcher == {"tasks_per_node": "${trainer.devices}", "nodes": "${trainer.num_nodes}"}
+    assert cfg.hydra.launcher._target_.endswith("SlurmLauncher")
+    assert (cfg.hydra.launcher.tasks_per_node, cfg.hydra.launcher.nodes) == (8, 2)
