@@ -43,10 +43,10 @@ def matmul_peak(dtype: str = "fp32", device: str = "cpu", size: int | None = Non
     return 2 * n**3 / best_time(lambda: a @ b, device)
 
 
-def read_bandwidth(device: str = "cpu", megabytes: int = 512) -> float:
+def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) -> float:
     """Bytes per second at which memory is read: the sum of an array far larger than any cache."""
     array = torch.ones(megabytes * 2**20 // 4, device=device)
-    return array.nbytes / best_time(array.sum, device)
+    return array.nbytes / best_time(array.sum, device, repeats)
 
 
 def machine(device: str = "cpu", precisions: Sequence[str] = ("fp32", "bf16")) -> list[Row]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from im2wav.generation.cache import LayerCache
 from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import linear_maker, pick_precision
+from im2wav.generation.precision import give_back_freed_memory, linear_maker, pick_precision
 from im2wav.generation.sampling import SamplingOptions, draw, guide
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
@@ -57,6 +57,7 @@ class Decoder:
                 self.layers.append(DecoderLayer(layer, linear))
                 if consume:
                     layer.to_empty(device="meta")
+                    give_back_freed_memory()
             # logits in full precision: rounding them costs more than their few bytes
             self.head = linear_maker("fp32", self.device)(
                 self.code_embedding, self.code_embedding.new_zeros(self.codebook_size)
@@ -111,29 +112,39 @@ class Decoding:
         self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=device)
         self.input = torch.zeros(rows, width, device=device)
         self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
-        like = torch.empty(0, dtype=decoder.cache_dtype, device=device)
-        size = (rows, decoder.sizes.heads, decoder.context_length, decoder.head_width, decoder.block)
-        self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
+        self.caches: list[LayerCache] = []
         self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where a CUDA graph can read it
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
     def begin(self, conditions: Conditions, uniform: Tensor, prefix: Tensor | None = None) -> None:
         """Forget all and begin anew with other conditions; see `Decoder.start`."""
-        for cache in self.caches:
-            cache.clear()
         self.codes.zero_()
         self.uniform.copy_(uniform)
-        self._go_to(0)
+        self.go_to(0)
         self._embed_conditions(conditions)
+        self._clear_caches()
         if prefix is not None and prefix.shape[1]:
             self._prefill(prefix)
+
+    def _clear_caches(self) -> None:
+        """Forget all; allocated at first use, so that their memory first serves what the conditions need in passing."""
+        for cache in self.caches:
+            cache.clear()
+        if not self.caches:
+            decoder = self.decoder
+            give_back_freed_memory()
+            like = torch.empty(0, dtype=decoder.cache_dtype, device=decoder.device)
+            size = (len(self.input), decoder.sizes.heads, decoder.context_length, decoder.head_width, decoder.block)
+            self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
 
     def release(self) -> None:
         """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that."""
         self.decoder.spare = self
 
-    def _go_to(self, position: int) -> None:
+    @torch.inference_mode()
+    def go_to(self, position: int) -> None:
+        """Go on at another position, where the caches have what it needs."""
         self.position = position
         self.place.fill_(position)
 
@@ -159,7 +170,7 @@ class Decoding:
             for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
                 x = layer.prefill(x, cache, rows)
         self._embed(prefix[:, -1])
-        self._go_to(given)
+        self.go_to(given)
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
@@ -189,7 +200,7 @@ class Decoding:
         """Take codes [B] as those at `position`, and go on to the next one."""
         self.codes[:, self.position] = codes
         self._embed(codes)
-        self._go_to(self.position + 1)
+        self.go_to(self.position + 1)
 
     @torch.inference_mode()
     def step(self) -> Tensor:

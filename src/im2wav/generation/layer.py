@@ -27,6 +27,11 @@ class DecoderLayer:
         self.mlp_in = linear(layer.mlp_in.weight * GELU, layer.mlp_in.bias * GELU, silu=True)
         self.mlp_out = linear(layer.mlp_out.weight / GELU, layer.mlp_out.bias)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
+
     def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
         """One position of every sequence, x [R, W] -> [R, W]."""
         qkv = self.qkv(self.norm_attention(x)).unflatten(1, (3, self.heads, 1, -1))
@@ -47,5 +52,5 @@ class DecoderLayer:
 
 
 def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    weight, bias = norm.weight.float(), norm.bias.float()
+    weight, bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # a view would keep a file open
     return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)

@@ -5,6 +5,8 @@ rows takes twice as long as that of one. Weights packed by oneDNN are the fastes
 result is the same to the last bit whatever rows stand beside it, which makes an item's codes independent of its batch.
 """
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -19,7 +21,9 @@ PACKED_FOR_ROWS = 32
 
 
 class Linear(Protocol):
-    """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision."""
+    """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision; `nbytes` are those of its weights."""
+
+    nbytes: int
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -29,7 +33,8 @@ class PlainLinear:
     """`F.linear`, with SiLU behind it where asked: for CUDA, and for CPUs without oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
-        self.weight, self.bias, self.silu = weight.to(dtype), bias.to(dtype), silu
+        self.weight, self.bias, self.silu = weight.to(dtype), bias.to(dtype, copy=True), silu
+        self.nbytes = self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -42,7 +47,8 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), PACKED_FOR_ROWS)
-        self.bias, self.dtype, self.after = bias.to(dtype), dtype, "swish" if silu else "none"
+        self.bias, self.dtype, self.after = bias.to(dtype, copy=True), dtype, "swish" if silu else "none"
+        self.nbytes = weight.numel() * dtype.itemsize
         self.apply = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,7 +69,8 @@ class Int8Linear:
         self.padding = -weight.shape[1] % 16  # the kernel divides by zero where the inputs are no multiple of 16
         rounded = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         self.weight = F.pad(rounded, (0, self.padding)) if self.padding else rounded
-        self.scale, self.bias, self.silu = scale, bias.float(), silu
+        self.scale, self.bias, self.silu = scale, bias.to(torch.float32, copy=True), silu
+        self.nbytes = self.weight.nbytes
         self.apply = torch.ops.aten._weight_int8pack_mm.default
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -72,6 +79,12 @@ class Int8Linear:
         x = F.pad(x, (0, self.padding)) if self.padding else x
         y = self.apply(x, self.weight, self.scale) + self.bias
         return F.silu(y, inplace=True) if self.silu else y
+
+
+def give_back_freed_memory() -> None:
+    """Return freed memory to the system, where the C library would keep it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
