@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
+    "api": {"codec", "prior", "generation", "data", "checkpoint", "hashing", "official"},
     "cpu_torch": set(),
 }
 ONLY_IN = {
@@ -32,6 +33,7 @@ ONLY_IN = {
     "lightning": ENTRIES | {"training", "data/datamodule.py"},
     "open_clip": {"data/encoder.py"},
     "decord": {"data/media.py"},
+    "av": {"data/video.py"},
 }
 
 
