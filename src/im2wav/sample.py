@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.api import Im2Wav, Settings
@@ -277,6 +277,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="sample")
 def main(cfg: DictConfig) -> None:
     """Entry."""
