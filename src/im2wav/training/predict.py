@@ -13,33 +13,34 @@ class Shared(pl.LightningModule):
 
     Args:
         work: what is done with a piece.
+        pieces: all of them; the Trainer deals out their numbers.
         nets: moved to the device first.
     """
 
-    def __init__(self, work: Callable[[Any], object], nets: Sequence[nn.Module]):
+    def __init__(self, work: Callable[[Any], object], pieces: Sequence[Any], nets: Sequence[nn.Module]):
         super().__init__()
-        self.work, self.nets = work, list(nets)  # a plain list: they are no part of this module
+        self.work, self.pieces, self.nets = work, pieces, list(nets)  # a plain list: they are no part of this module
 
     def on_predict_start(self) -> None:
         """Move the nets."""
         for net in self.nets:
             net.to(self.device)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> None:
+    def predict_step(self, batch: int, batch_idx: int) -> None:
         """Do one piece; what comes of it is on disk."""
-        self.work(batch)
+        self.work(self.pieces[batch])
 
 
 def share_out(
     trainer: pl.Trainer, work: Callable[[Any], object], pieces: Sequence[Any], nets: Sequence[nn.Module]
 ) -> bool:
     """Do each piece once, on one of the trainer's devices. Returns, when all are done, whether this process leads."""
-    loader: DataLoader = DataLoader(list(pieces), batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
-    trainer.predict(Shared(work, nets), loader, return_predictions=False)
+    loader: DataLoader = DataLoader(range(len(pieces)), batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
+    trainer.predict(Shared(work, pieces, nets), loader, return_predictions=False)
     trainer.strategy.barrier()
     return trainer.is_global_zero
 
 
-def _only(pieces: list[Any]) -> Any:
-    (piece,) = pieces
-    return piece
+def _only(numbers: list[int]) -> int:
+    (number,) = numbers
+    return number
