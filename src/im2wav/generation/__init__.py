@@ -1,5 +1,6 @@
 """Inference: from image embeddings to a wave. Neither Lightning nor Hydra."""
 
+from im2wav.generation.decode import Decoder, Decoding, sample_codes
 from im2wav.generation.drafts import Draft, draft_and_refine
 from im2wav.generation.pipeline import Generated, generate
 from im2wav.generation.request import Clip, Models, Request
@@ -8,6 +9,8 @@ from im2wav.generation.streaming import stream
 
 __all__ = [
     "Clip",
+    "Decoder",
+    "Decoding",
     "Draft",
     "Generated",
     "Models",
@@ -15,5 +18,6 @@ __all__ = [
     "SamplingOptions",
     "draft_and_refine",
     "generate",
+    "sample_codes",
     "stream",
 ]
