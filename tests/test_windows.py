@@ -134,9 +134,14 @@ def test_a_wave_in_blocks_is_the_wave(models, level):
 def test_what_is_streamed_is_what_is_generated(models, samples, overlap):
     request = Request(clip(), 5, samples=samples, overlap=overlap)
     (whole,) = generate(models, [request], OPTIONS)
-    pieces = list(stream(models, request, OPTIONS))
+    drawn, before = [], []
+    pieces = [before.append(len(drawn)) or piece for piece in stream(models, request, OPTIONS, drawn.append)]
     assert (torch.cat(pieces) == whole.wav["up"]).all()
     assert len(pieces) == -(-samples // 16384)
+    if len(pieces) > 1:  # the first one did not wait for the window to be full
+        window = models.window // 32 + models.window // 8
+        assert before[0] % window != 0
+        assert before[0] < 16384 // 32 + 16384 // 8 + window
 
 
 def test_joints_of_windows_cannot_be_heard(models):
@@ -198,6 +203,25 @@ def test_the_best_drafts_are_refined(models):
         draft_and_refine(models, groups, 0, OPTIONS)
     with pytest.raises(ValueError, match="use num_samples instead"):
         draft_and_refine(replace(models, low=models.up), groups, 2, OPTIONS)
+
+
+def test_guided_away_from_a_picture(models):
+    request = Request(clip(), 1)
+    plain, ignored, same = (
+        generate(models, [replace(request, negative=away)], SamplingOptions(**options))[0].codes["low"]
+        for away, options in (
+            (None, {"guidance_scale": 2.0}),
+            (clip(1, seed=3), {"guidance_scale": 2.0, "negative_scale": 0.0}),
+            (clip(), {"guidance_scale": 3.5, "negative_scale": 1.5}),  # away from what it is guided to
+        )
+    )
+    assert (plain == ignored).all()
+    assert (plain == same).float().mean() > 0.98
+    pair = [replace(request, negative=clip(1, seed=3), seed=s) for s in (1, 2)]
+    together = generate(models, pair, OPTIONS)
+    (alone,) = generate(models, pair[1:], OPTIONS)
+    assert (alone.wav["up"] == together[1].wav["up"]).all()
+    assert (together[0].codes["low"] != plain).any()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ class Decoder:
         uniform: Tensor,
         options: SamplingOptions,
         prefix: Tensor | None = None,
+        negative: Conditions | None = None,
     ) -> "Decoding":
         """Begin to draw B sequences.
 
@@ -110,11 +111,24 @@ class Decoder:
             uniform: a random number in [0, 1) for each sequence and position, [B, n]; n is at most the context length.
             options: guidance, temperature, filters.
             prefix: codes [B, P] that are given; they stand at the beginning.
+            negative: what the sequences are guided away from.
 
         Raises:
             ValueError: n exceeds the context, the prefix is longer than n, or conditions that do not fit.
         """
-        return Decoding(self, conditions, uniform, options, prefix)
+        return Decoding(self, conditions, uniform, options, prefix, negative)
+
+    @torch.inference_mode()
+    def score(self, conditions: Conditions, codes: Tensor) -> Tensor:
+        """Logits [B, n, K] of codes [B, n] that are known, as `Prior.forward` gives them, without guidance.
+
+        Raises:
+            ValueError: too many codes, or conditions that do not fit.
+        """
+        plain = SamplingOptions(guidance_scale=1.0)
+        decoding = Decoding(self, conditions, codes.new_zeros(codes.shape, dtype=torch.float64), plain)
+        rows = torch.arange(len(codes), device=codes.device)
+        return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
 
 
 class Decoding:
@@ -132,6 +146,7 @@ class Decoding:
         uniform: Tensor,
         options: SamplingOptions,
         prefix: Tensor | None = None,
+        negative: Conditions | None = None,
     ):
         batch, length = uniform.shape
         given = 0 if prefix is None else prefix.shape[1]
@@ -139,20 +154,24 @@ class Decoding:
             raise ValueError(
                 f"{length} codes with a prefix of {given}: the context has {decoder.context_length} positions"
             )
+        if negative is not None and not decoder.can_be_guided:
+            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
         self.decoder, self.options, self.uniform = decoder, options, uniform
-        self.guided = decoder.can_be_guided and options.guidance_scale != 1
+        self.negative_scale = None if negative is None else options.negative_scale
+        self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative is not None)
         self.codes = torch.zeros(batch, length, dtype=torch.long, device=decoder.device)
         self.position = 0
-        self._embed_conditions(conditions)
+        self._embed_conditions(conditions, negative)
         self._allocate()
         if prefix is not None and given:
             self._prefill(prefix)
 
-    def _embed_conditions(self, conditions: Conditions) -> None:
+    def _embed_conditions(self, conditions: Conditions, negative: Conditions | None) -> None:
         """Start and position embeddings, item by item: the same whatever stands beside it in the batch."""
         decoder, batch = self.decoder, len(self.codes)
         items = [conditions.take(slice(i, i + 1)) for i in range(batch)]
         items += [item.null_like() for item in items] if self.guided else []
+        items += [negative.take(slice(i, i + 1)) for i in range(batch)] if negative is not None else []
         self.input = self.codes.new_empty(len(items), decoder.sizes.width, dtype=torch.float32)  # [R, W]
         self.positions = decoder.position_embedding.new_zeros(len(items), 1, 1)
         for row, item in enumerate(items):
@@ -176,14 +195,22 @@ class Decoding:
         batch, given = prefix.shape
         self.codes[:, :given] = prefix
         for item in range(batch):
-            rows = torch.arange(item, len(self.input), batch, device=prefix.device)
-            before = self.decoder.code_embedding[prefix[item, :-1]].expand(len(rows), -1, -1)
-            x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[:given]
-            x = x + (self.positions[rows, :given] if self.positions.shape[1] > 1 else 0)
-            for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
-                x = layer.prefill(x, cache, rows)
+            self.run_known(torch.arange(item, len(self.input), batch, device=prefix.device), prefix[item])
         self.feed(prefix[:, -1])
         self.position = given
+
+    def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """Run the known codes [p] of one item at once through its `rows` [r], into the caches: what the head reads.
+
+        Returns:
+            [r, p, W]
+        """
+        before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
+        condition = self.positions[rows, : len(codes)] if self.positions.shape[1] > 1 else 0
+        x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[: len(codes)] + condition
+        for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
+            x = layer.prefill(x, cache, rows)
+        return x + condition
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
@@ -204,7 +231,7 @@ class Decoding:
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
         """Say which codes [B] stand at the position before the next one."""
-        self.input = self.decoder.code_embedding[codes].repeat(2 if self.guided else 1, 1)
+        self.input = self.decoder.code_embedding[codes].repeat(len(self.input) // len(codes), 1)
 
     @torch.inference_mode()
     def step(self) -> Tensor:
@@ -217,7 +244,7 @@ class Decoding:
         if t >= self.codes.shape[1]:
             raise ValueError(f"all {t} codes are drawn already")
         logits = self.logits()
-        logits = guide(logits, self.options.guidance_scale) if self.guided else logits
+        logits = guide(logits, self.options.guidance_scale, self.negative_scale) if self.guided else logits
         codes = draw(logits, self.uniform[:, t], self.options)
         self.codes[:, t] = codes
         self.feed(codes)
@@ -248,6 +275,7 @@ def sample_codes(
     prefix: Tensor | None = None,
     on_step: Callable[[int], object] | None = None,
     precision: str = "fp32",
+    negative: Conditions | None = None,
 ) -> Tensor:
     """Draw codes [B, n] from a prior, or from the decoder that was made of it.
 
@@ -256,7 +284,7 @@ def sample_codes(
 
     Args:
         prior: in eval mode. Who draws more than once makes a `Decoder` and gives that.
-        conditions, uniform, options, prefix: see `Decoder.start`.
+        conditions, uniform, options, prefix, negative: see `Decoder.start`.
         on_step: called with 1 after each position, for progress bars.
         precision: of the decoder, where a prior is given.
 
@@ -264,6 +292,6 @@ def sample_codes(
         ValueError: see `Decoder` and `Decoder.start`.
     """
     decoder = prior if isinstance(prior, Decoder) else Decoder(prior, precision)
-    decoding = decoder.start(conditions, uniform, options, prefix)
+    decoding = decoder.start(conditions, uniform, options, prefix, negative)
     decoding.steps(on_step=on_step)
     return decoding.codes

@@ -40,7 +40,8 @@ def guidance_gap(models: Models, item: Composition) -> float:
             continue
         conditions = item.conditions("low", window).to(models.device)
         codes = item.codes["low"][None, window.start : end]
-        logits = models.low(codes.repeat(2, 1), Conditions.cat([conditions, conditions.null_like()]))
+        both = Conditions.cat([conditions, conditions.null_like()])
+        logits = models.decoders["low"].score(both, codes.repeat(2, 1))
         known = window.first - window.start
         bits = logits[:, known:].float().log_softmax(-1).gather(-1, codes[:, known:, None].repeat(2, 1, 1)) / math.log(
             2

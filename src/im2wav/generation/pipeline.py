@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS
-from im2wav.generation.decode import sample_codes
+from im2wav.generation.decode import Decoding
 from im2wav.generation.request import Clip, Models, Request
 from im2wav.generation.sampling import SamplingOptions, uniforms
 from im2wav.generation.waves import decode_wave
@@ -86,7 +86,7 @@ class Composition:
 
     def conditions(self, level: str, window: Window, clip: Clip | None = None) -> Conditions:
         """What the prior is told for a window, or would be of another clip: for a batch of 1, on the CPU."""
-        prior, hop, ratio = self.models.priors[level], self.models.codec.hop_lengths[level], self.models.ratio
+        prior, hop, ratio = self.models.decoders[level], self.models.codec.hop_lengths[level], self.models.ratio
         start, length = window.start, prior.context_length
         low = self.codes["low"][start // ratio : (start + length) // ratio].cpu() if level == "up" else None
         return self.request.conditions(clip or self.request.clip, start * hop, length * hop, low)
@@ -94,7 +94,7 @@ class Composition:
     def next_task(self, level: str) -> "Task":
         """What is to be drawn next; the codes before it, and for the up level the coarse codes, must be there."""
         window = self.windows[level][0]
-        negative = self.request.negative if self.models.priors[level].can_be_guided else None
+        negative = self.request.negative if self.models.decoders[level].can_be_guided else None
         return Task(
             self,
             level,
@@ -171,17 +171,21 @@ def draw_tasks(
     models: Models, tasks: Sequence[Task], options: SamplingOptions, on_step: Callable[[int], object] | None = None
 ) -> None:
     """Draw windows of one shape side by side, and give each item its codes."""
-    level = tasks[0].level
-    codes = sample_codes(
-        models.priors[level],
+    codes = start_tasks(models, tasks, options).steps(on_step=on_step and (lambda n: on_step(n * len(tasks))))
+    for task, row in zip(tasks, codes, strict=True):
+        task.item.put(task.level, row)
+
+
+def start_tasks(models: Models, tasks: Sequence[Task], options: SamplingOptions) -> Decoding:
+    """Begin to draw windows of one shape side by side."""
+    negatives = [task.negative for task in tasks if task.negative is not None]
+    return models.decoders[tasks[0].level].start(
         Conditions.cat([task.conditions for task in tasks]).to(models.device),
         torch.cat([task.uniform for task in tasks]),
         options,
         torch.cat([task.prefix for task in tasks]),
-        on_step=None if on_step is None else lambda n: on_step(n * len(tasks)),
+        Conditions.cat(negatives).to(models.device) if negatives else None,
     )
-    for task, row in zip(tasks, codes, strict=True):
-        task.item.put(level, row)
 
 
 def count_codes(items: Sequence[Composition], levels: Sequence[str] = LEVELS) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS, AudioCodec
+from im2wav.generation.decode import Decoder
 from im2wav.generation.waves import Reach, measure_reach
 from im2wav.prior import Conditions, Prior, Timing
 
@@ -17,16 +18,28 @@ DEFAULT_TOTAL = 160_000
 
 @dataclass(frozen=True)
 class Models:
-    """Nets that belong together, in eval mode, on one device."""
+    """Nets that belong together, in eval mode, on one device.
+
+    Attributes:
+        codec, low, up: the nets.
+        precision: of the priors, see `Decoder`.
+        consume: let the decoders take the priors' weights, see `Decoder`.
+    """
 
     codec: AudioCodec
     low: Prior
     up: Prior
+    precision: str = "fp32"
+    consume: bool = False
 
-    @property
-    def priors(self) -> dict[str, Prior]:
-        """The priors by level."""
-        return {"low": self.low, "up": self.up}
+    @cached_property
+    def decoders(self) -> dict[str, Decoder]:
+        """The priors by level, ready to draw codes; made when they are first needed.
+
+        Raises:
+            ValueError: a precision that the device cannot do.
+        """
+        return {k: Decoder(prior, self.precision, self.consume) for k, prior in (("low", self.low), ("up", self.up))}
 
     @property
     def window(self) -> int:
@@ -41,7 +54,7 @@ class Models:
     @property
     def device(self) -> torch.device:
         """Where the nets are."""
-        return next(self.low.parameters()).device
+        return next(self.codec.parameters()).device
 
     @cached_property
     def reach(self) -> dict[str, Reach]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from im2wav.generation.pipeline import Composition, draw_tasks
+from im2wav.generation.pipeline import Composition, draw_tasks, start_tasks
 from im2wav.generation.request import Models, Request
 from im2wav.generation.sampling import SamplingOptions
 from im2wav.generation.waves import BlockDecoder
@@ -18,8 +18,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """Make one sound and yield it in pieces: samples [n] in [-1, 1] on the CPU.
 
-    The two levels take turns, window by window. Joined, the pieces are the sound that `generate` gives, sample for
-    sample.
+    The two levels take turns, window by window, and a piece comes as soon as the fine codes are there that it depends
+    on. Joined, the pieces are the sound that `generate` gives, sample for sample.
 
     Args:
         models, request, options: see `generate`.
@@ -29,15 +29,25 @@ def stream(
         ValueError: given codes that do not fit the sound's length.
     """
     item = Composition(models, request)
-    length, context = item.lengths["up"], models.up.context_length
-    decoder = BlockDecoder(models.codec, "up", length, models.reach["up"])
+    length, context, ratio = item.lengths["up"], models.up.context_length, models.ratio
+    waves = BlockDecoder(models.codec, "up", length, models.reach["up"])
     left = item.samples
-    while item.windows["up"]:
-        window = item.windows["up"][0]
-        while item.windows["low"] and item.windows["low"][0].first * models.ratio < window.start + context:
-            draw_tasks(models, [item.next_task("low")], options, on_step)
-        draw_tasks(models, [item.next_task("up")], options, on_step)
-        known = item.windows["up"][0].first if item.windows["up"] else length
-        for part in decoder.push(item.codes["up"], known):
+
+    def pieces(known: int) -> Iterator[Tensor]:
+        nonlocal left
+        for part in waves.push(item.codes["up"], known):
             yield part[:left].cpu()
             left -= len(part)
+
+    while item.windows["up"]:
+        start, first, end = item.windows["up"][0]
+        while item.windows["low"] and item.windows["low"][0].first * ratio < start + context:
+            draw_tasks(models, [item.next_task("low")], options, on_step)
+        decoding = start_tasks(models, [item.next_task("up")], options)
+        while first < end:
+            count = min(max(waves.missing(first), 1), end - first)
+            item.codes["up"][first : first + count] = decoding.steps(count, on_step)[0]
+            first += count
+            yield from pieces(first)
+        item.windows["up"].pop(0)
+        yield from pieces(item.windows["up"][0].first if item.windows["up"] else length)

@@ -59,6 +59,10 @@ class BlockDecoder:
         self.size = max(1, block // codec.hop_lengths[level])
         self.done = 0  # codes
 
+    def missing(self, known: int) -> int:
+        """How many codes are still to come for the next block, when the first `known` are there."""
+        return min(self.done + self.size + self.reach.after, self.total) - known
+
     @torch.inference_mode()
     def push(self, codes: Tensor, known: int) -> Iterator[Tensor]:
         """The blocks [n] of samples in [-1, 1] that have become certain, now that the first `known` codes are."""
