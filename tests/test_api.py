@@ -67,7 +67,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path)
     """Through the mixin of huggingface_hub; its network is replaced by a folder."""
     import huggingface_hub.hub_mixin as hub
 
-    import im2wav.api
+    import im2wav.pretrained
 
     class Api:
         def __init__(self, **_):
@@ -89,7 +89,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path)
         assert "low_prior.safetensors" in allow_patterns
         return str(tmp_path / repo_id)
 
-    monkeypatch.setattr(im2wav.api, "snapshot_download", fetch)
+    monkeypatch.setattr(im2wav.pretrained, "snapshot_download", fetch)
     assert Im2Wav.from_pretrained("someone/dogs", revision="v1").sha256 == model.sha256
 
 
@@ -180,6 +180,35 @@ def test_what_cannot_work_is_refused(model, what, message, tmp_path):
         what = {**what, "edit": write_wav(tmp_path / "a.wav", tone(0.15))}
     with pytest.raises(ValueError, match=message):
         model.generate(**what)
+
+
+def test_a_frugal_model_gives_the_same_sound_and_cannot_be_saved(model, trained, tmp_path):
+    frugal = Im2Wav.from_pretrained(trained / "base", device="cpu", consume=True)
+    what = {"seconds": 0.1, "num_drafts": 2, "negative": CAT, "negative_scale": 0.5}
+    assert (frugal.generate(OWL, **what).wav == model.generate(OWL, **what).wav).all()
+    assert frugal.sha256 == model.sha256
+    assert frugal.loaded["low"].net.transformer.layers[0].qkv.weight.is_meta
+    with pytest.raises(ValueError, match="load it again without"):
+        frugal.save_pretrained(tmp_path / "frugal")
+    with pytest.raises(ValueError, match="precision=fp8"):
+        Im2Wav.from_pretrained(trained / "base", device="cpu", precision="fp8")
+
+
+def test_a_text_is_heard_where_the_encoder_knows_texts(trained, monkeypatch):
+    """Experimental: what a text tower says stands in a picture's place."""
+    model = Im2Wav.from_pretrained(trained / "base", device="cpu")
+    (embedding,) = model.encoder.encode([Image.open(OWL)])
+    monkeypatch.setattr(model.encoder, "encode_text", lambda texts: embedding.repeat(len(texts), 1))
+    sound = model.generate(text="an owl", seconds=0.1)
+    assert (sound.wav == model.generate(OWL, seconds=0.1).wav).all()
+    away = model.generate(OWL, seconds=0.1, negative_text="an owl", negative_scale=300.0)
+    assert (away.codes["low"] != sound.codes["low"]).any()
+
+
+def test_a_prior_without_guidance_takes_no_negative(model, monkeypatch):
+    monkeypatch.setattr(type(model.models.low), "can_be_guided", False)
+    with pytest.raises(ValueError, match="a negative needs guidance"):
+        model.generate(OWL, negative=CAT)
 
 
 def test_an_unknown_setting_is_refused(model):

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint"},
-    "api": {"codec", "prior", "generation", "data", "checkpoint", "hashing", "official"},
+    "pretrained": {"checkpoint", "data", "official"},
+    "api": {"generation", "data", "checkpoint", "hashing", "pretrained"},
+    "jobs": {"api", "generation", "data"},
     "cpu_torch": set(),
 }
 ONLY_IN = {

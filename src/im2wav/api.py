@@ -8,8 +8,6 @@ sound.save("dog.wav")
 """
 
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,44 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from im2wav.checkpoint import Loaded, check_same_origin, load, net_sha256, save
+from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data import media
 from im2wav.data.encoder import ImageEncoder, build_encoder
 from im2wav.data.inputs import Input, look, one_input
-from im2wav.data.pairs import DatasetInfo, write_atomic
+from im2wav.data.pairs import DatasetInfo
 from im2wav.data.sound import Sound
 from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_refine, stream
 from im2wav.generation.pipeline import Composition, count_codes
+from im2wav.generation.precision import pick_precision
 from im2wav.generation.sampling import item_seed
 from im2wav.hashing import state_sha256
-
-KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
-CONFIG = "config.json"
-
-
-def find_weights(folder: Path) -> dict[str, Path]:
-    """The files of the three nets in a folder: as `save_pretrained` and `convert` write them, or of a training run.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    found = {}
-    for name, kind in KINDS.items():
-        places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
-        paths = [path for path in places if path.is_file()]
-        if not paths:
-            raise ValueError(
-                f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m "
-                f"im2wav.convert`) or {kind}/last.ckpt (of a run)"
-            )
-        found[name] = paths[0]
-    return found
-
+from im2wav.pretrained import find_folder, load_folder, save_folder
 
 Picture = str | Path | Image.Image
 
@@ -91,9 +68,11 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         make_encoder: builds the image encoder, which is done when the first picture is to be seen; None for the
             encoder that the priors were trained with.
         device: auto, cpu or cuda.
+        precision: fp32, bf16, int8 (CPUs only), or auto: fp32 on a CPU, bf16 on a GPU.
+        consume: hold the priors' weights once, not twice, in memory; the model can then not be saved.
 
     Raises:
-        ValueError: nets that do not belong together.
+        ValueError: nets that do not belong together, or a precision that the device cannot do.
     """
 
     def __init__(
@@ -103,6 +82,8 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         up: Loaded,
         make_encoder: Callable[[], ImageEncoder] | None = None,
         device: str = "auto",
+        precision: str = "auto",
+        consume: bool = False,
     ):
         check_same_origin(codec, low, up)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -110,7 +91,10 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         data = dict(low.data)
         self.total = round(data.pop("seconds") * data["sample_rate"])  # length of a recording that the priors know
         self.info = DatasetInfo(**data)
-        self.models = Models(**{k: x.net.to(self.device) for k, x in self.loaded.items()})  # type: ignore[arg-type]
+        nets: dict[str, Any] = {name: x.net.to(self.device) for name, x in self.loaded.items()}
+        self.models = Models(**nets, precision=pick_precision(precision, torch.device(self.device)), consume=consume)
+        if consume:
+            _ = self.sha256  # while the weights are here
         self._make_encoder = make_encoder or (lambda: build_encoder(self.info.encoder))
 
     @classmethod
@@ -120,52 +104,41 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         Args:
             pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
                 runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
-            options: `device` (auto, cpu or cuda); `encoder`, options of the image encoder such as
+            options: `device`, `precision`, `consume`: see the class; `encoder`, options of the image encoder such as
                 {"weights": "/path/to/ViT-B-32.pt"}; for the Hub `revision`, `token`, `cache_dir`, `force_download`,
                 `local_files_only`.
 
         Raises:
             ValueError: no such folder or id, or nets that are missing or do not belong together.
         """
-        name = str(pretrained_model_name_or_path)
-        if name == "official":
-            from im2wav.official import fetch
-
-            name = str(fetch(Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav")))
-        return cls._from_pretrained(model_id=name, **options)
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     @classmethod
     def _from_pretrained(
         cls,
         *,
         model_id: str,
-        device: str = "auto",
         encoder: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        consume: bool = False,
         **hub: Any,
     ) -> "Im2Wav":
-        folder = Path(model_id)
-        if not folder.is_dir():
-            try:
-                files = [CONFIG, *(f"{kind}.safetensors" for kind in KINDS.values())]
-                folder = Path(snapshot_download(model_id, allow_patterns=files, **hub))
-            except Exception as error:  # whatever the network layer raises
-                reason = (str(error).strip().splitlines() or [""])[0]
-                raise ValueError(
-                    f"{model_id} is no folder, and could not be fetched from the Hub ({type(error).__name__}: {reason})"
-                ) from error
-        loaded = {name: load(path, KINDS[name]) for name, path in find_weights(folder).items()}
-        seen: dict[str, Any] = {}
-        if (folder / CONFIG).is_file():
-            seen = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("image_encoder", {})
-        options = {"name": loaded["low"].data["encoder"], **seen, **(encoder or {})}
-        return cls(**loaded, make_encoder=lambda: build_encoder(**options), device=device)
+        loaded, seen = load_folder(find_folder(model_id, **hub))
+        return cls(
+            **loaded,
+            make_encoder=lambda: build_encoder(**{**seen, **(encoder or {})}),
+            device=device,
+            precision=precision,
+            consume=consume,
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        for name, kind in KINDS.items():
-            save(self.loaded[name], save_directory / f"{kind}.safetensors")
-        seen = {"name": self.info.encoder, "dim": self.info.dim}
-        config = {"image_encoder": seen, **{KINDS[k]: {"config": dict(x.config)} for k, x in self.loaded.items()}}
-        write_atomic(save_directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        if self.models.consume:
+            raise ValueError(
+                "this model was loaded with consume=true, which gives its weights away: load it again without"
+            )
+        save_folder(self.loaded, self.info, save_directory)
 
     @cached_property
     def encoder(self) -> ImageEncoder:
@@ -180,7 +153,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
 
     @cached_property
     def sha256(self) -> dict[str, str | None]:
-        """Hashes of the weights of the nets and of the encoder, of which the sounds depend."""
+        """Hashes of the weights of the nets and of the encoder, on which the sounds depend."""
         hashes: dict[str, str | None] = {name: net_sha256(x.net) for name, x in self.loaded.items()}
         return {**hashes, "encoder": self.info.weights_sha256}
 
@@ -400,7 +373,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
             "input_sha256": item.sha256,
             "seed": seed,
             "samples": samples,
-            "settings": settings.plain(),
+            "settings": {**settings.plain(), "precision": self.models.precision},
             "models": self.sha256,
         }
 

@@ -6,10 +6,6 @@ import importlib.util
 import logging
 import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +15,9 @@ from omegaconf import DictConfig
 from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
-    from im2wav.api import Im2Wav, Settings
+    from im2wav.api import Im2Wav
     from im2wav.data.inputs import Input
-    from im2wav.data.outputs import Outputs
+    from im2wav.jobs import Work
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -56,134 +52,39 @@ def load_model(cfg: DictConfig) -> Im2Wav:
     Raises:
         ValueError: a wrong or missing checkpoint, or nets that do not belong together.
     """
-    from im2wav.api import KINDS, Im2Wav, find_weights
+    import torch
+
+    from im2wav.api import Im2Wav
     from im2wav.checkpoint import load
+    from im2wav.generation.precision import pick_precision
+    from im2wav.pretrained import KINDS, find_folder, find_weights
 
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
     if cfg.pretrained:
         from im2wav.official import fetch
 
-        folder = fetch(Path(cfg.paths.cache)) if cfg.pretrained == "official" else Path(cfg.pretrained)
-        paths = dict(find_weights(folder))
+        official = cfg.pretrained == "official"
+        paths = dict(find_weights(fetch(Path(cfg.paths.cache)) if official else find_folder(str(cfg.pretrained))))
 
     def make_encoder() -> Any:
         model.info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")  # before weights are fetched
         return instantiate(cfg.encoder)
 
-    device = "cpu" if _shared(cfg) else pick_device(cfg.device)
-    model = Im2Wav(**{k: load(paths[k], kind) for k, kind in KINDS.items()}, make_encoder=make_encoder, device=device)
+    device = "cpu" if cfg.trainer.accelerator == "cpu" else pick_device(cfg.device)
+    loaded = {name: load(paths[name], kind) for name, kind in KINDS.items()}
+    model = Im2Wav(
+        **loaded,
+        make_encoder=make_encoder,
+        device="cpu" if _shared(cfg) else device,  # the Trainer gives each process its own
+        precision=pick_precision(cfg.precision, torch.device(device)),
+        consume=True,
+    )
     return model
 
 
 def _shared(cfg: DictConfig) -> bool:
     """Whether a Trainer shares the work out."""
     return cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
-
-
-@dataclass
-class Unit:
-    """Sounds of one input that are made together."""
-
-    item: Input
-    numbers: list[int]
-    seconds: float
-
-
-@dataclass
-class Work:
-    """Makes and writes the sounds of some units.
-
-    Attributes:
-        keep: how many of a unit's drafts are refined; all where None.
-    """
-
-    model: Im2Wav
-    settings: Settings
-    outputs: Outputs
-    seed: int
-    keep: int | None
-    batch_size: int
-    shown: bool = True
-
-    def seed_of(self, item: Input, number: int) -> int:
-        """The seed of one sound: it depends on the run's seed, the input's name and the number alone."""
-        from im2wav.generation.sampling import item_seed
-
-        return item_seed(self.seed, item.name, number)
-
-    def __call__(self, units: Sequence[Unit]) -> None:
-        """Make the sounds of some units, side by side; an input that cannot be read is passed over with a warning."""
-        from im2wav.api import bar
-        from im2wav.data.media import MediaError
-        from im2wav.generation import draft_and_refine
-
-        start, groups, seen = time.monotonic(), [], []
-        for unit in units:
-            try:
-                first = self.model.request(unit.item, self.settings, 0)
-            except MediaError as error:
-                log.warning("skipped: %s", error)
-                continue
-            groups.append([replace(first, seed=self.seed_of(unit.item, number)) for number in unit.numbers])
-            seen.append(unit)
-        if not groups:
-            return
-        everything = [request for group in groups for request in group]
-        keep = self.keep or len(everything)
-        refined = sum(min(keep, len(group)) for group in groups)
-        name = seen[0].item.name if len(seen) == 1 else f"{len(everything)} sounds"
-        with bar(self.model.models, everything, refined, name, None if self.shown else True) as on_step:
-            drafts = draft_and_refine(
-                self.model.models, groups, keep, self.settings.sampling, self.batch_size, on_step=on_step
-            )
-        took = {"seconds": round(time.monotonic() - start, 3), "side_by_side": len(everything)}
-        for unit, group, made in zip(seen, groups, drafts, strict=True):
-            for number, request, draft in zip(unit.numbers, group, made, strict=True):
-                about: dict[str, Any] = {"seed": request.seed, "seconds": unit.seconds}
-                if draft.gap is not None:
-                    about |= {"rank": draft.rank, "gap": draft.gap}
-                about |= {"identity": self.identity(unit, number), "timing": took}
-                _, problem = self.outputs.write(unit.item, number, draft.sound.wav, self.model.sample_rate, about)
-                if problem:
-                    log.warning("%s; its sound is in %s", problem, self.outputs.path("up", unit.item.name, number))
-
-    def identity(self, unit: Unit, number: int) -> dict[str, Any]:
-        """All that the files of a sound depend on."""
-        drafts = {} if self.keep is None else {"num_drafts": len(unit.numbers), "keep": self.keep}
-        seed, samples = self.seed_of(unit.item, number), round(unit.seconds * self.model.sample_rate)
-        return {**self.model.identity(unit.item, seed, samples, self.settings), **drafts}
-
-
-def plan(work: Work, items: Sequence[Input], numbers: Sequence[int], settings: Settings) -> tuple[list[Unit], int]:
-    """The units that are still to be made, and how many inputs cannot be read.
-
-    Raises:
-        ValueError: another sound of the same name is there.
-    """
-    from im2wav.data.media import MediaError
-
-    units, bad = [], 0
-    for item in items:
-        try:
-            unit = Unit(item, list(numbers), work.model.length(item, settings.seconds))
-            todo = [n for n in numbers if not work.outputs.finished(item, n, partial(work.identity, unit, n))]
-        except MediaError as error:
-            bad += 1
-            log.warning("skipped: %s", error)
-            continue
-        if todo:
-            units.append(unit if work.keep is not None else replace(unit, numbers=todo))
-    return sorted(units, key=lambda u: u.seconds), bad  # neighbours in a batch are of one length
-
-
-def pack(units: Sequence[Unit], size: int) -> list[list[Unit]]:
-    """Cut units into batches of at most `size` sounds; drafts of one input stay together."""
-    batches: list[list[Unit]] = []
-    for unit in units:
-        if not batches or sum(len(u.numbers) for u in batches[-1]) + len(unit.numbers) > size:
-            batches.append([])
-        batches[-1].append(unit)
-    return batches
 
 
 def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
@@ -193,6 +94,7 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
         ValueError: options out of range, or see `find` and `load_model`.
     """
     from im2wav.data.outputs import Outputs
+    from im2wav.jobs import Work
 
     drafts = cfg.num_drafts is not None
     numbers = range(cfg.num_drafts if drafts else cfg.num_samples)
@@ -239,6 +141,8 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: nothing could be generated, more inputs than `max_bad` could not be read, or bad options.
     """
+    from im2wav.jobs import pack, plan
+
     work, items, numbers = prepare(cfg)
     units, bad = plan(work, items, numbers, work.settings)
     sounds = sum(len(unit.numbers) for unit in units)
