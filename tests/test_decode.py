@@ -21,7 +21,6 @@ def forced_logits(decoder: Decoder, codes, given, prefix=0, options=GREEDY):
     for t in range(prefix, codes.shape[1]):
         parts.append(decoding.logits())
         decoding.feed(codes[:, t])
-        decoding.position += 1
     return torch.stack(parts, 1)
 
 
@@ -118,3 +117,26 @@ def test_codes_come_in_parts():
 def test_unknown_precisions_are_refused():
     with pytest.raises(ValueError, match="precision=fp8"):
         Decoder(Prior(16, 64, {"width": 32, "depth": 3, "blocks": 8}), "fp8")
+
+
+@pytest.mark.parametrize(("make", "given"), CASES)
+@pytest.mark.parametrize("prefix", [0, 7, 16])
+def test_a_step_that_reads_its_position_from_the_device_draws_the_same(make, given, prefix):
+    """What a CUDA graph records, run without one."""
+    prior, uniform = make(), uniforms([1, 2, 3], 64, "any")
+    begun = torch.randint(16, (3, prefix))
+    expected = sample_codes(prior, given, uniform, SamplingOptions(), begun)
+    decoder = Decoder(prior)
+    decoder.on_device = True
+    assert (sample_codes(decoder, given, uniform, SamplingOptions(), begun) == expected).all()
+
+
+def test_what_one_decoding_leaves_behind_does_not_reach_the_next():
+    prior, given, options = low_prior(), conditions(), SamplingOptions()
+    decoder, uniform = Decoder(prior), uniforms([1, 2, 3], 64, "low")
+    first = sample_codes(decoder, given, uniform, options)
+    spare = decoder.spare
+    other = sample_codes(decoder, given, uniforms([4, 5, 6], 64, "low"), options, prefix=first[:, :20])
+    assert decoder.spare is spare
+    assert (sample_codes(decoder, given, uniform, options) == first).all()
+    assert (other != first).any()

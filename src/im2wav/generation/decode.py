@@ -10,54 +10,14 @@ Letters: B sequences, T positions of the context, K codebook size, W width, R ro
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from im2wav.generation.cache import LayerCache
-from im2wav.generation.precision import Linear, linear_maker, pick_precision
+from im2wav.generation.layer import DecoderLayer
+from im2wav.generation.precision import linear_maker, pick_precision
 from im2wav.generation.sampling import SamplingOptions, draw, guide
 from im2wav.prior import Conditions, Prior
-from im2wav.prior.attention import attend
 from im2wav.prior.transformer import Layer
-
-GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factor goes into the weights around it
-
-
-class DecoderLayer:
-    """A layer of the transformer with weights of its own; the residual stream stays fp32."""
-
-    def __init__(self, layer: Layer, linear: Callable[..., Linear]):
-        self.kind, self.block, self.heads = layer.kind, layer.block, layer.heads
-        self.norm_attention = _norm(layer.norm_attention)
-        self.norm_mlp = _norm(layer.norm_mlp)
-        self.qkv = linear(layer.qkv.weight, layer.qkv.bias)
-        self.attention_out = linear(layer.attention_out.weight, layer.attention_out.bias)
-        self.mlp_in = linear(layer.mlp_in.weight * GELU, layer.mlp_in.bias * GELU, silu=True)
-        self.mlp_out = linear(layer.mlp_out.weight / GELU, layer.mlp_out.bias)
-
-    def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
-        """One position of every sequence, x [R, W] -> [R, W]."""
-        qkv = self.qkv(self.norm_attention(x)).unflatten(1, (3, self.heads, 1, -1))
-        kv = qkv[:, 1:].transpose(0, 1)
-        way = cache.attend if isinstance(position, int) else cache.attend_at
-        x = x + self.attention_out(way(qkv[:, 0], kv, position).flatten(1))  # type: ignore[arg-type]
-        return x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))
-
-    def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
-        """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]."""
-        batch = len(x)
-        qkv = self.qkv(self.norm_attention(x).flatten(0, 1))
-        q, k, v = rearrange(qkv, "(b t) (three h d) -> three b h t d", b=batch, three=3, h=self.heads)
-        cache.fill(torch.stack([k, v]), rows)
-        out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
-        x = x.flatten(0, 1) + self.attention_out(out)
-        return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))
-
-
-def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    weight, bias = norm.weight.float(), norm.bias.float()
-    return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)
 
 
 class Decoder:
@@ -82,6 +42,13 @@ class Decoder:
         self.code_embedding = prior.code_embedding.weight.float()
         self.position_embedding = prior.position_embedding.float()
         self.sizes, self.block = prior.transformer.config, prior.transformer.block
+        self.head_width = self.sizes.attention_width // self.sizes.heads
+        self.cache_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        options = prior.conditioner.config
+        positional = options.frames or options.timing or options.upsampler is not None
+        self.condition_shape = (self.context_length, self.sizes.width) if positional else (1, 1)
+        self.on_device = self.device.type == "cuda"  # positions are read from the device, as a CUDA graph needs
+        self.spare: Decoding | None = None
         with torch.inference_mode():
             linear = linear_maker(self.precision, self.device)
             self.layers: list[DecoderLayer] = []
@@ -116,7 +83,18 @@ class Decoder:
         Raises:
             ValueError: n exceeds the context, the prefix is longer than n, or conditions that do not fit.
         """
-        return Decoding(self, conditions, uniform, options, prefix, negative)
+        batch, length = uniform.shape
+        given = 0 if prefix is None else prefix.shape[1]
+        if length > self.context_length or given > length:
+            raise ValueError(
+                f"{length} codes with a prefix of {given}: the context has {self.context_length} positions"
+            )
+        spare, self.spare = self.spare, None
+        asked = (uniform.shape, options, negative is not None)
+        if spare is None or (spare.codes.shape, spare.options, spare.negative) != asked:
+            spare = Decoding(self, batch, length, options, negative is not None)
+        spare.begin(conditions, uniform, prefix, negative)
+        return spare
 
     @torch.inference_mode()
     def score(self, conditions: Conditions, codes: Tensor) -> Tensor:
@@ -125,79 +103,82 @@ class Decoder:
         Raises:
             ValueError: too many codes, or conditions that do not fit.
         """
-        plain = SamplingOptions(guidance_scale=1.0)
-        decoding = Decoding(self, conditions, codes.new_zeros(codes.shape, dtype=torch.float64), plain)
+        uniform = codes.new_zeros(codes.shape, dtype=torch.float64)
+        decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
         rows = torch.arange(len(codes), device=codes.device)
         return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
 
 
 class Decoding:
-    """B sequences that are being drawn.
+    """B sequences that are being drawn. Made by `Decoder.start`.
 
     Attributes:
         codes: [B, n]; the first `position` of them are there.
         position: how many codes are there.
     """
 
-    def __init__(
+    def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
+        if negative and not decoder.can_be_guided:
+            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
+        self.decoder, self.options, self.batch, self.negative = decoder, options, batch, negative
+        self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
+        self.position = 0
+        rows, device, width = batch * (1 + self.guided + negative), decoder.device, decoder.sizes.width
+        self.codes = torch.zeros(batch, length, dtype=torch.long, device=device)
+        self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=device)
+        self.input = torch.zeros(rows, width, device=device)
+        self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
+        like = torch.empty(0, dtype=decoder.cache_dtype, device=device)
+        size = (rows, decoder.sizes.heads, decoder.context_length, decoder.head_width, decoder.block)
+        self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where a CUDA graph can read it
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def begin(
         self,
-        decoder: Decoder,
         conditions: Conditions,
         uniform: Tensor,
-        options: SamplingOptions,
         prefix: Tensor | None = None,
         negative: Conditions | None = None,
-    ):
-        batch, length = uniform.shape
-        given = 0 if prefix is None else prefix.shape[1]
-        if length > decoder.context_length or given > length:
-            raise ValueError(
-                f"{length} codes with a prefix of {given}: the context has {decoder.context_length} positions"
-            )
-        if negative is not None and not decoder.can_be_guided:
-            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
-        self.decoder, self.options, self.uniform = decoder, options, uniform
-        self.negative_scale = None if negative is None else options.negative_scale
-        self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative is not None)
-        self.codes = torch.zeros(batch, length, dtype=torch.long, device=decoder.device)
-        self.position = 0
+    ) -> None:
+        """Forget all and begin anew with other conditions; see `Decoder.start`."""
+        for cache in self.caches:
+            cache.clear()
+        self.codes.zero_()
+        self.uniform.copy_(uniform)
+        self._go_to(0)
         self._embed_conditions(conditions, negative)
-        self._allocate()
-        if prefix is not None and given:
+        if prefix is not None and prefix.shape[1]:
             self._prefill(prefix)
+
+    def release(self) -> None:
+        """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that."""
+        self.decoder.spare = self
+
+    def _go_to(self, position: int) -> None:
+        self.position = position
+        self.place.fill_(position)
 
     def _embed_conditions(self, conditions: Conditions, negative: Conditions | None) -> None:
         """Start and position embeddings, item by item: the same whatever stands beside it in the batch."""
-        decoder, batch = self.decoder, len(self.codes)
-        items = [conditions.take(slice(i, i + 1)) for i in range(batch)]
+        items = [conditions.take(slice(i, i + 1)) for i in range(self.batch)]
         items += [item.null_like() for item in items] if self.guided else []
-        items += [negative.take(slice(i, i + 1)) for i in range(batch)] if negative is not None else []
-        self.input = self.codes.new_empty(len(items), decoder.sizes.width, dtype=torch.float32)  # [R, W]
-        self.positions = decoder.position_embedding.new_zeros(len(items), 1, 1)
+        items += [negative.take(slice(i, i + 1)) for i in range(self.batch)] if negative is not None else []
         for row, item in enumerate(items):
-            start, positions = decoder.conditioner(item, decoder.context_length)
+            start, positions = self.decoder.conditioner(item, self.decoder.context_length)
             self.input[row] = start[0]
             if positions is not None:
-                if not row:
-                    self.positions = positions.new_empty(len(items), *positions.shape[1:], dtype=torch.float32)
-                self.positions[row] = positions[0]
-
-    def _allocate(self) -> None:
-        decoder = self.decoder
-        dtype = torch.bfloat16 if decoder.precision == "bf16" else torch.float32
-        like = torch.empty(0, dtype=dtype, device=decoder.device)
-        heads, width = decoder.sizes.heads, decoder.sizes.attention_width // decoder.sizes.heads
-        size = (len(self.input), heads, decoder.context_length, width, decoder.block)
-        self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
+                self.condition[row] = positions[0]
 
     def _prefill(self, prefix: Tensor) -> None:
         """Run all positions of the prefix at once, item by item for the same reason as above."""
-        batch, given = prefix.shape
+        given = prefix.shape[1]
         self.codes[:, :given] = prefix
-        for item in range(batch):
-            self.run_known(torch.arange(item, len(self.input), batch, device=prefix.device), prefix[item])
-        self.feed(prefix[:, -1])
-        self.position = given
+        for item in range(self.batch):
+            self.run_known(torch.arange(item, len(self.input), self.batch, device=prefix.device), prefix[item])
+        self._embed(prefix[:, -1])
+        self._go_to(given)
 
     def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
         """Run the known codes [p] of one item at once through its `rows` [r], into the caches: what the head reads.
@@ -206,7 +187,7 @@ class Decoding:
             [r, p, W]
         """
         before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
-        condition = self.positions[rows, : len(codes)] if self.positions.shape[1] > 1 else 0
+        condition = self.condition[rows, : len(codes)]
         x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[: len(codes)] + condition
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
             x = layer.prefill(x, cache, rows)
@@ -216,11 +197,10 @@ class Decoding:
     def logits(self) -> Tensor:
         """Logits [R, K] of the codes at `position`; with guidance those with the picture first, then those without.
 
-        To be called once for each position, and `feed` after it: `step` does both.
+        `feed` comes after it; `step` does both.
         """
-        t = self.position
-        condition = self.positions[:, t] if self.positions.shape[1] > 1 else self.positions[:, 0]
-        return self._run(self.decoder.position_embedding[t], condition, t)
+        t = min(self.position, self.condition.shape[1] - 1)
+        return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
 
     def _run(self, learnt: Tensor, condition: Tensor, position: int | Tensor) -> Tensor:
         x = self.input + learnt + condition
@@ -228,14 +208,26 @@ class Decoding:
             x = layer.step(x, cache, position)
         return self.decoder.head(x + condition)
 
+    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        if self.guided:
+            away = self.options.negative_scale if self.negative else None
+            logits = guide(logits, self.options.guidance_scale, away)
+        return draw(logits, uniform, self.options)
+
+    def _embed(self, codes: Tensor) -> None:
+        """Make codes [B] the input of the next position."""
+        self.input.copy_(self.decoder.code_embedding[codes].repeat(len(self.input) // self.batch, 1))
+
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
-        """Say which codes [B] stand at the position before the next one."""
-        self.input = self.decoder.code_embedding[codes].repeat(len(self.input) // len(codes), 1)
+        """Take codes [B] as those at `position`, and go on to the next one."""
+        self.codes[:, self.position] = codes
+        self._embed(codes)
+        self._go_to(self.position + 1)
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """Draw the next code of every sequence: [B].
+        """Draw the next code of every sequence: [B]. On CUDA nothing waits for the device.
 
         Raises:
             ValueError: all codes are drawn.
@@ -243,13 +235,46 @@ class Decoding:
         t = self.position
         if t >= self.codes.shape[1]:
             raise ValueError(f"all {t} codes are drawn already")
-        logits = self.logits()
-        logits = guide(logits, self.options.guidance_scale, self.negative_scale) if self.guided else logits
-        codes = draw(logits, self.uniform[:, t], self.options)
-        self.codes[:, t] = codes
-        self.feed(codes)
+        if self.decoder.on_device:
+            self._step_in_graph()
+        else:
+            self.feed(self._draw(self.logits(), self.uniform[:, t]))
         self.position = t + 1
-        return codes
+        return self.codes[:, t]
+
+    def _step_at_place(self) -> None:
+        """A step that reads its position from the device: the same kernels on the same memory at every position."""
+        place = self.place
+        condition = self.condition
+        condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
+        logits = self._run(self.decoder.position_embedding.index_select(0, place), condition[:, 0], place)
+        codes = self._draw(logits, self.uniform.index_select(1, place)[:, 0])
+        self.codes.index_copy_(1, place, codes[:, None])
+        self._embed(codes)
+        place += 1
+
+    def _step_in_graph(self) -> None:
+        if self.decoder.device.type == "cuda" and self.graph is None:
+            self.graph = self._capture()
+        if self.graph is None:
+            self._step_at_place()
+        else:
+            self.graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Record a step, after two rehearsals of it that leave everything as it was but what the step overwrites."""
+        saved, stream = self.input.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step_at_place()
+                self.place -= 1
+                self.input.copy_(saved)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step_at_place()
+        return graph
 
     def steps(self, count: int | None = None, on_step: Callable[[int], object] | None = None) -> Tensor:
         """Draw the next `count` codes of every sequence, or all that are left: [B, count].
@@ -275,7 +300,6 @@ def sample_codes(
     prefix: Tensor | None = None,
     on_step: Callable[[int], object] | None = None,
     precision: str = "fp32",
-    negative: Conditions | None = None,
 ) -> Tensor:
     """Draw codes [B, n] from a prior, or from the decoder that was made of it.
 
@@ -284,7 +308,7 @@ def sample_codes(
 
     Args:
         prior: in eval mode. Who draws more than once makes a `Decoder` and gives that.
-        conditions, uniform, options, prefix, negative: see `Decoder.start`.
+        conditions, uniform, options, prefix: see `Decoder.start`.
         on_step: called with 1 after each position, for progress bars.
         precision: of the decoder, where a prior is given.
 
@@ -292,6 +316,8 @@ def sample_codes(
         ValueError: see `Decoder` and `Decoder.start`.
     """
     decoder = prior if isinstance(prior, Decoder) else Decoder(prior, precision)
-    decoding = decoder.start(conditions, uniform, options, prefix, negative)
+    decoding = decoder.start(conditions, uniform, options, prefix)
     decoding.steps(on_step=on_step)
-    return decoding.codes
+    codes = decoding.codes.clone()
+    decoding.release()
+    return codes

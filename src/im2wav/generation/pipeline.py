@@ -171,9 +171,11 @@ def draw_tasks(
     models: Models, tasks: Sequence[Task], options: SamplingOptions, on_step: Callable[[int], object] | None = None
 ) -> None:
     """Draw windows of one shape side by side, and give each item its codes."""
-    codes = start_tasks(models, tasks, options).steps(on_step=on_step and (lambda n: on_step(n * len(tasks))))
+    decoding = start_tasks(models, tasks, options)
+    codes = decoding.steps(on_step=on_step and (lambda n: on_step(n * len(tasks))))
     for task, row in zip(tasks, codes, strict=True):
         task.item.put(task.level, row)
+    decoding.release()
 
 
 def start_tasks(models: Models, tasks: Sequence[Task], options: SamplingOptions) -> Decoding:

@@ -49,5 +49,6 @@ def stream(
             item.codes["up"][first : first + count] = decoding.steps(count, on_step)[0]
             first += count
             yield from pieces(first)
+        decoding.release()
         item.windows["up"].pop(0)
         yield from pieces(item.windows["up"][0].first if item.windows["up"] else length)
