@@ -27,7 +27,7 @@ def test_the_machine_is_measured(tmp_path):
 
 
 def test_an_unknown_measurement_is_refused():
-    assert command("bench", "measure=dreams") != 0
+    assert command("bench", "measure=dreams") == 2
 
 
 def test_an_unknown_precision_is_refused(capsys):

@@ -88,7 +88,7 @@ def test_experiments_are_chosen_with_and_without_a_plus(capfd):
 
 
 def test_a_bare_train_lists_the_models(capfd):
-    assert command("train") == 1
+    assert command("train") == 2
     printed = "".join(capfd.readouterr())
     assert all(model in printed for model in ("vqvae", "low_prior", "up_prior"))
 
@@ -124,12 +124,17 @@ def test_what_cannot_work_is_refused_before_data_is_read(pairs, trained, tmp_pat
 def test_the_shell_gets_one_line_and_exit_code_2(pairs, tmp_path, capfd):
     assert command("train", "model=low_prior", "codec=none.ckpt", f"paths.runs={tmp_path}") == 2
     assert capfd.readouterr().err.startswith("error: none.ckpt does not exist")
-    assert command("train", "model=vqvae", "colour=red") == 1
-    assert "colour" in capfd.readouterr().err
+    for argument, word in (("colour=red", "colour"), ("trainer.devices=[", "trainer.devices"), ("model=low", "vqvae")):
+        assert command("train", "model=vqvae", argument) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert word in line
     assert command("train", "model=vqvae", "+model.net.colour=red", f"paths.runs={tmp_path}") == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ")
     assert "colour" in error
+    assert command("train", "model=vqvae", f"data.root={pairs}", "paths.runs=/proc/x") == 2
+    assert capfd.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])

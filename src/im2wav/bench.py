@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from im2wav.cli import CONF, instantiate, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.benchmarks import Row
@@ -55,6 +55,7 @@ def bench(cfg: DictConfig) -> list[Row]:
     return rows
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="bench")
 def main(cfg: DictConfig) -> None:
     """Entry; exit code 1 where a bar is missed."""

@@ -1,5 +1,6 @@
 """What the entries share: where the configs are, one clear line for an error, and the `im2wav` command."""
 
+import functools
 import logging
 import os
 import runpy
@@ -60,6 +61,37 @@ def run(task: Callable[[Any], Any], config: Any) -> Any:
             text += ": run `python -m im2wav.cpu_torch` once in this environment"
         sys.stderr.write(f"error: {text}\n")
         raise SystemExit(2) from error
+
+
+def one_line(main: Callable[[], None]) -> Callable[[], None]:
+    """Around `hydra.main`: one line and exit code 2 also for what Hydra itself refuses.
+
+    That is an unknown key, a missing choice, a run folder that cannot be made. HYDRA_FULL_ERROR=1 shows where it came
+    from.
+    """
+
+    @functools.wraps(main)
+    def entry() -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        asked = os.environ.get("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints several lines and exits by itself
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            if asked:
+                raise
+            text = " ".join(str(error).partition("Config search path")[0].split())
+            if getattr(error, "override", None):
+                text = f"{error.override}: {text}"  # type: ignore[union-attr]
+            sys.stderr.write(f"error: {text}\n")
+            raise SystemExit(2) from error
+        finally:
+            if asked is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+
+    return entry
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -37,6 +37,7 @@ def convert(cfg: DictConfig) -> Any:
     return written
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="convert")
 def main(cfg: DictConfig) -> None:
     """Entry."""

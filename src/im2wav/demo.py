@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -328,6 +328,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     return figures
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="demo")
 def main(cfg: DictConfig) -> None:
     """Entry."""

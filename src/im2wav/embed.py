@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.data.encoder import ImageEncoder
@@ -146,6 +146,7 @@ def embed(cfg: DictConfig) -> float:
     return share
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="embed")
 def main(cfg: DictConfig) -> None:
     """Entry; exit code 1 where more than `max_bad` of the inputs had to be skipped."""

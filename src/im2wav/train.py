@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from im2wav.cli import CONF, instantiate, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -174,6 +174,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
     """Returns the metric that sweeps optimise."""

@@ -126,6 +126,17 @@ def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
     return _mono(samples / (2**0.5 if channels == 2 else 1.0), rate, sample_rate, path)
 
 
+@contextmanager
+def open_video(path: str | Path) -> Iterator[Any]:
+    """decord's reader of a video; whatever it raises is turned into MediaError.
+
+    Raises:
+        MediaError: unreadable, cut, or without a video stream.
+    """
+    with _decord(path, "unreadable video") as decord:
+        yield decord.VideoReader(str(path), num_threads=1)
+
+
 def read_frames(path: str | Path, fps: float, chunk: int = 32) -> Iterator[list[Image.Image]]:
     """Frames of a video at the times 0, 1/fps, 2/fps, ..., in chunks so that memory stays bounded.
 
@@ -134,8 +145,7 @@ def read_frames(path: str | Path, fps: float, chunk: int = 32) -> Iterator[list[
     Raises:
         MediaError: unreadable, cut, or without a video stream.
     """
-    with _decord(path, "unreadable video") as decord:
-        reader = decord.VideoReader(str(path), num_threads=1)
+    with open_video(path) as reader:
         stamps = reader.get_frame_timestamp(range(len(reader)))
         starts, end = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
         times = np.arange(max(1, int(end * fps + 1e-6))) / fps

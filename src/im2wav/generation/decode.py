@@ -70,6 +70,7 @@ class Decoder:
         uniform: Tensor,
         options: SamplingOptions,
         prefix: Tensor | None = None,
+        negative: Conditions | None = None,
     ) -> "Decoding":
         """Begin to draw B sequences.
 
@@ -78,6 +79,7 @@ class Decoder:
             uniform: a random number in [0, 1) for each sequence and position, [B, n]; n is at most the context length.
             options: guidance, temperature, filters.
             prefix: codes [B, P] that are given; they stand at the beginning.
+            negative: what the sequences are guided away from.
 
         Raises:
             ValueError: n exceeds the context, the prefix is longer than n, or conditions that do not fit.
@@ -89,10 +91,23 @@ class Decoder:
                 f"{length} codes with a prefix of {given}: the context has {self.context_length} positions"
             )
         spare, self.spare = self.spare, None
-        fits = spare is not None and spare.codes.shape == uniform.shape and spare.options == options
-        decoding = spare if spare is not None and fits else Decoding(self, batch, length, options)
-        decoding.begin(conditions, uniform, prefix)
-        return decoding
+        asked = (uniform.shape, options, negative is not None)
+        if spare is None or (spare.codes.shape, spare.options, spare.negative) != asked:
+            spare = Decoding(self, batch, length, options, negative is not None)
+        spare.begin(conditions, uniform, prefix, negative)
+        return spare
+
+    @torch.inference_mode()
+    def score(self, conditions: Conditions, codes: Tensor) -> Tensor:
+        """Logits [B, n, K] of codes [B, n] that are known, as `Prior.forward` gives them, without guidance.
+
+        Raises:
+            ValueError: too many codes, or conditions that do not fit.
+        """
+        uniform = codes.new_zeros(codes.shape, dtype=torch.float64)
+        decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
+        rows = torch.arange(len(codes), device=codes.device)
+        return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
 
 
 class Decoding:
@@ -103,11 +118,13 @@ class Decoding:
         position: how many codes are there.
     """
 
-    def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions):
-        self.decoder, self.options, self.batch = decoder, options, batch
-        self.guided = decoder.can_be_guided and options.guidance_scale != 1
+    def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
+        if negative and not decoder.can_be_guided:
+            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
+        self.decoder, self.options, self.batch, self.negative = decoder, options, batch, negative
+        self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
         self.position = 0
-        rows, device, width = batch * (2 if self.guided else 1), decoder.device, decoder.sizes.width
+        rows, device, width = batch * (1 + self.guided + negative), decoder.device, decoder.sizes.width
         self.codes = torch.zeros(batch, length, dtype=torch.long, device=device)
         self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=device)
         self.input = torch.zeros(rows, width, device=device)
@@ -117,12 +134,18 @@ class Decoding:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
-    def begin(self, conditions: Conditions, uniform: Tensor, prefix: Tensor | None = None) -> None:
+    def begin(
+        self,
+        conditions: Conditions,
+        uniform: Tensor,
+        prefix: Tensor | None = None,
+        negative: Conditions | None = None,
+    ) -> None:
         """Forget all and begin anew with other conditions; see `Decoder.start`."""
         self.codes.zero_()
         self.uniform.copy_(uniform)
         self.go_to(0)
-        self._embed_conditions(conditions)
+        self._embed_conditions(conditions, negative)
         self._clear_caches()
         if prefix is not None and prefix.shape[1]:
             self._prefill(prefix)
@@ -148,10 +171,11 @@ class Decoding:
         self.position = position
         self.place.fill_(position)
 
-    def _embed_conditions(self, conditions: Conditions) -> None:
+    def _embed_conditions(self, conditions: Conditions, negative: Conditions | None) -> None:
         """Start and position embeddings, item by item: the same whatever stands beside it in the batch."""
         items = [conditions.take(slice(i, i + 1)) for i in range(self.batch)]
         items += [item.null_like() for item in items] if self.guided else []
+        items += [negative.take(slice(i, i + 1)) for i in range(self.batch)] if negative is not None else []
         for row, item in enumerate(items):
             start, positions = self.decoder.conditioner(item, self.decoder.context_length)
             self.input[row] = start[0]
@@ -163,14 +187,22 @@ class Decoding:
         given = prefix.shape[1]
         self.codes[:, :given] = prefix
         for item in range(self.batch):
-            rows = torch.arange(item, len(self.input), self.batch, device=prefix.device)
-            before = self.decoder.code_embedding[prefix[item, :-1]].expand(len(rows), -1, -1)
-            x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[:given]
-            x = x + self.condition[rows, :given]
-            for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
-                x = layer.prefill(x, cache, rows)
+            self.run_known(torch.arange(item, len(self.input), self.batch, device=prefix.device), prefix[item])
         self._embed(prefix[:, -1])
         self.go_to(given)
+
+    def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """Run the known codes [p] of one item at once through its `rows` [r], into the caches: what the head reads.
+
+        Returns:
+            [r, p, W]
+        """
+        before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
+        condition = self.condition[rows, : len(codes)]
+        x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[: len(codes)] + condition
+        for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
+            x = layer.prefill(x, cache, rows)
+        return x + condition
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
@@ -188,12 +220,14 @@ class Decoding:
         return self.decoder.head(x + condition)
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        logits = guide(logits, self.options.guidance_scale) if self.guided else logits
+        if self.guided:
+            away = self.options.negative_scale if self.negative else None
+            logits = guide(logits, self.options.guidance_scale, away)
         return draw(logits, uniform, self.options)
 
     def _embed(self, codes: Tensor) -> None:
         """Make codes [B] the input of the next position."""
-        self.input.copy_(self.decoder.code_embedding[codes].repeat(2 if self.guided else 1, 1))
+        self.input.copy_(self.decoder.code_embedding[codes].repeat(len(self.input) // self.batch, 1))
 
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
