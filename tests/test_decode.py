@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from im2wav.generation import Decoder, SamplingOptions, sample_codes
+from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
 from im2wav.generation.cache import LayerCache
 from im2wav.generation.sampling import uniforms
 from im2wav.prior import Conditions, Prior
@@ -140,3 +140,24 @@ def test_what_one_decoding_leaves_behind_does_not_reach_the_next():
     assert decoder.spare is spare
     assert (sample_codes(decoder, given, uniform, options) == first).all()
     assert (other != first).any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("make", "given"), CASES)
+def test_memory_is_estimated_as_it_is_allocated(make, given, precision):
+    prior = make()
+    decoding = Decoder(prior, precision).start(given, uniforms([1, 2, 3], 64, "any"), SamplingOptions())
+    taken = sum(cache.buffer.nbytes for cache in decoding.caches) + decoding.condition.nbytes
+    assert 3 * memory.bytes_per_sequence(prior, precision, 2 if prior.can_be_guided else 1) == taken
+
+
+def test_as_many_sequences_as_fit(monkeypatch):
+    prior = low_prior()
+    weights = sum(p.nbytes for p in prior.parameters())
+    each = memory.bytes_per_sequence(prior, "fp32", 2)
+    for room, fit in ((0, 1), (5.5, 5), (1000, 64)):
+        monkeypatch.setattr(memory, "free_memory", lambda device, room=room: (weights + room * each) / 0.6)
+        assert memory.batch_that_fits([prior], "fp32") == fit
+    monkeypatch.undo()
+    free = memory.free_memory(torch.device("cpu"))
+    assert free is None or free > 2**20

@@ -232,3 +232,25 @@ def test_guided_away_from_a_picture(models):
 def test_bad_requests_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Request(clip(), **options)
+
+
+def test_windows_that_need_nothing_from_each_other_are_drawn_side_by_side(models, monkeypatch):
+    """Three items of five windows and one of two: one pass for all of the up level, the same codes as alone."""
+    from im2wav.generation import pipeline
+
+    sizes, real = [], pipeline.draw_tasks
+
+    def counted(models, tasks, options, on_step=None):
+        sizes.append((tasks[0].level, len(tasks)))
+        real(models, tasks, options, on_step)
+
+    monkeypatch.setattr(pipeline, "draw_tasks", counted)
+    lengths = (5, 5, 5, 2)
+    requests = [Request(clip(1, seed=s), s, samples=n * 1024, overlap=0.0) for s, n in enumerate(lengths)]
+    together = generate(models, requests, OPTIONS, batch_size=32)
+    assert sizes.count(("up", 17)) == 1
+    assert len(sizes) == 2
+    monkeypatch.undo()
+    for request, sound in zip(requests, together, strict=True):
+        alone = generate(models, [request], OPTIONS, batch_size=1)[0]
+        assert all((alone.codes[level] == sound.codes[level]).all() for level in ("low", "up"))

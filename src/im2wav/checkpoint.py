@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The weights are memory-mapped: read once, where they are used.
 
     A mapping lives as long as any of its tensors, and its pages count as memory in use; so the file is mapped anew
-    every few tensors, and whoever lets go of tensors one after the other (`Decoder(consume=True)`) frees memory as fast.
+    every few tensors, and who lets go of tensors one after the other (`Decoder(consume=True)`) frees memory as fast.
     """
     with safe_open(path, "pt") as file:
         about, names = json.loads(file.metadata()["im2wav"]), list(file.keys())

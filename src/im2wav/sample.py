@@ -98,10 +98,10 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
 
     drafts = cfg.num_drafts is not None
     numbers = range(cfg.num_drafts if drafts else cfg.num_samples)
-    if len(numbers) < 1 or cfg.batch_size < 1:
+    if len(numbers) < 1 or (cfg.batch_size != "auto" and (not isinstance(cfg.batch_size, int) or cfg.batch_size < 1)):
         raise ValueError(
             f"num_samples={cfg.num_samples}, num_drafts={cfg.num_drafts}, batch_size={cfg.batch_size}: expected 1 or "
-            "more"
+            "more (batch_size=auto: as many as fit)"
         )
     if drafts and (cfg.num_samples != 1 or not 1 <= cfg.keep <= cfg.num_drafts):
         raise ValueError(
@@ -126,8 +126,14 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
         edit=cfg.edit,
         replace=cfg.replace,
     )
-    leads = not int(os.environ.get("LOCAL_RANK", "0"))
-    return Work(model, settings, outputs, cfg.seed, cfg.keep if drafts else None, cfg.batch_size, leads), items, numbers
+    leads, size = not int(os.environ.get("LOCAL_RANK", "0")), cfg.batch_size
+    if size == "auto":
+        from im2wav.generation.memory import batch_that_fits
+
+        rows = 3 if cfg.negative.image or cfg.negative.text else 2
+        size = batch_that_fits([model.models.low, model.models.up], model.models.precision, rows)
+        log.info("up to %d sounds side by side", size)
+    return Work(model, settings, outputs, cfg.seed, cfg.keep if drafts else None, size, leads), items, numbers
 
 
 def sample(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -161,7 +167,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     nets: list[Any] = [work.model.models.codec, work.model.models.low, work.model.models.up]
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
-    batches = pack(units, cfg.batch_size)
+    batches = pack(units, work.batch_size)
     if _shared(cfg):
         from im2wav.training.predict import share_out
 

@@ -91,9 +91,8 @@ class Composition:
         low = self.codes["low"][start // ratio : (start + length) // ratio].cpu() if level == "up" else None
         return self.request.conditions(clip or self.request.clip, start * hop, length * hop, low)
 
-    def next_task(self, level: str) -> "Task":
-        """What is to be drawn next; the codes before it, and for the up level the coarse codes, must be there."""
-        window = self.windows[level][0]
+    def task(self, level: str, window: Window) -> "Task":
+        """What the prior is told of a window; the codes before it, and the coarse ones of the up level, are there."""
         negative = self.request.negative if self.models.decoders[level].can_be_guided else None
         return Task(
             self,
@@ -105,10 +104,15 @@ class Composition:
             self.codes[level][None, window.start : window.first],
         )
 
-    def put(self, level: str, codes: Tensor) -> None:
-        """Store the codes [n] of the window that was to be drawn next."""
-        _, first, end = self.windows[level].pop(0)
-        self.codes[level][first:end] = codes[first - end :]
+    def ready_tasks(self, level: str) -> list["Task"]:
+        """All that can be drawn now: the next window, and those later that need no code before them (overlap=0)."""
+        first, *later = self.windows[level]
+        return [self.task(level, w) for w in [first, *(w for w in later if w.first == w.start)]]
+
+    def put(self, level: str, window: Window, codes: Tensor) -> None:
+        """Store the codes [n] of a window."""
+        self.windows[level].remove(window)
+        self.codes[level][window.first : window.end] = codes[window.first - window.end :]
 
     def result(self, levels: Sequence[str] = LEVELS) -> Generated:
         """The sound, once all windows of these levels are drawn."""
@@ -160,8 +164,8 @@ def draw(
     while waiting := [item for item in items if item.windows[level]]:
         groups: dict[tuple[int, ...], list[Task]] = defaultdict(list)
         for item in waiting:
-            task = item.next_task(level)
-            groups[task.shape].append(task)
+            for task in item.ready_tasks(level):
+                groups[task.shape].append(task)
         for tasks in groups.values():
             for first in range(0, len(tasks), batch_size):
                 draw_tasks(models, tasks[first : first + batch_size], options, on_step)
@@ -174,7 +178,7 @@ def draw_tasks(
     decoding = start_tasks(models, tasks, options)
     codes = decoding.steps(on_step=on_step and (lambda n: on_step(n * len(tasks))))
     for task, row in zip(tasks, codes, strict=True):
-        task.item.put(task.level, row)
+        task.item.put(task.level, task.window, row)
     decoding.release()
 
 

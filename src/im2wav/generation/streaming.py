@@ -42,8 +42,8 @@ def stream(
     while item.windows["up"]:
         start, first, end = item.windows["up"][0]
         while item.windows["low"] and item.windows["low"][0].first * ratio < start + context:
-            draw_tasks(models, [item.next_task("low")], options, on_step)
-        decoding = start_tasks(models, [item.next_task("up")], options)
+            draw_tasks(models, [item.task("low", item.windows["low"][0])], options, on_step)
+        decoding = start_tasks(models, [item.task("up", item.windows["up"][0])], options)
         while first < end:
             count = min(max(waves.missing(first), 1), end - first)
             item.codes["up"][first : first + count] = decoding.steps(count, on_step)[0]
