@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2wav.prior.attention import KINDS, LayerCache, attend, attend_dense, mask
+from im2wav.prior.attention import KINDS, attend, attend_dense, mask
 
 
 def qkv(length, heads=2, width=4, batch=3):
@@ -28,23 +28,3 @@ def test_fast_attention_equals_the_dense_mask_forward_and_gradient(kind, length)
         results.append((out, *torch.autograd.grad((out * weight).sum(), tensors)))
     for fast, dense in zip(*results, strict=True):
         torch.testing.assert_close(fast, dense, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunks", [[1] * 24, [6, 6, 6, 6], [3, 2, 1, 4, 2, 5, 1, 6]])
-def test_cached_attention_equals_the_fast_path(kind, chunks):
-    q, k, v = (x.detach() for x in qkv(24))
-    whole = attend(kind, q, k, v, 6)
-    cache = LayerCache(kind, 3, 2, 24, 4, 6, like=q)
-    position = 0
-    for n in chunks:  # no chunk crosses a row
-        part = slice(position, position + n)
-        out = cache.attend(q[:, :, part], k[:, :, part], v[:, :, part], position)
-        torch.testing.assert_close(out, whole[:, :, part], rtol=1e-10, atol=1e-12)
-        position += n
-
-
-def test_caches_are_no_larger_than_what_is_needed():
-    q = torch.zeros(1)
-    sizes = {kind: LayerCache(kind, 1, 1, 64, 1, 8, like=q).buffer.numel() // 2 for kind in KINDS}
-    assert sizes == {"row": 8, "previous_row": 16, "column": 64}

@@ -59,3 +59,36 @@ def test_memory_and_operations_of_official_sizes_are_counted_without_computing(t
 def test_an_unknown_part_of_the_training_benchmark_is_refused(capsys):
     assert command("bench", "measure=training", "measure.parts=[speed]") == 2
     assert "expected some of throughput, dense, memory" in capsys.readouterr().err
+
+
+def test_every_figure_of_decoding_is_measured(tmp_path):
+    out = tmp_path / "d.json"
+    tiny = ["measure.transformer={width:32,depth:3,blocks:8}", "measure.context={low:64,up:256}", "measure.rounds=1"]
+    code = command(
+        "bench", "measure=decode", *tiny, "measure.precisions=[fp32]", "measure.whole=true", f"out={out}", "device=cpu"
+    )
+    rows = json.loads(out.read_text())["rows"]
+    assert code == int(any(row["holds"] is False for row in rows))
+    names = [row["name"] for row in rows]
+    for name in ("guided low code, fp32", "unguided up code, fp32", "peak memory, fp32", "start to first code, fp32"):
+        assert name in names
+    assert {"batch 1, fp32", "batch 8, fp32", "a sound of 0.128 s, batch 1", "last 16 codes of 64, fp32"} <= set(names)
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_the_official_way_draws_the_same_logits():
+    """Two passes and growing caches are a fair reference only if they compute the same."""
+    import torch
+
+    from im2wav.benchmarks.official_way import GrowingSequence
+    from im2wav.prior import Conditions
+    from test_prior import low_prior
+
+    prior, codes = low_prior(frames=False, timing=False), torch.randint(16, (1, 64))
+    given = Conditions(torch.randn(1, 1, 6))
+    with torch.no_grad():
+        start, _ = prior.conditioner(given, 64)
+        sequence = GrowingSequence(prior, torch.zeros(1, 32))
+        inputs = [start, *(prior.code_embedding(codes[:, t]) for t in range(63))]
+        logits = torch.stack([sequence.logits(x) for x in inputs], 1)
+        torch.testing.assert_close(logits, prior(codes, given), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from conftest import ASSETS
-from im2wav.data.encoder import ClipEncoder, EfficientNetLite2Encoder
+from im2wav.data.encoder import ClipEncoder, EfficientNetLite2Encoder, build_encoder
 from im2wav.data.media import read_image
 
 PICTURE = ASSETS / "images" / "owl_03.jpg"
@@ -59,6 +59,26 @@ def test_openai_s_own_torchscript_file_loads(clip_file, tmp_path):
     image = [read_image(PICTURE)]
     official, ours = (ClipEncoder(weights=str(p)).encode(image) for p in (tmp_path / "ViT-B-32.pt", path))
     assert torch.nn.functional.cosine_similarity(official, ours).item() > 0.9999
+
+
+def test_texts_land_where_clip_s_text_tower_puts_them(clip_file):
+    import open_clip
+
+    path, model = clip_file
+    texts = ["a dog barks", "rain on a tin roof"]
+    ours = ClipEncoder(weights=str(path)).encode_text(texts)
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(model.encode_text(open_clip.tokenize(texts)), dim=-1)
+    assert ours.shape == (2, 512)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="knows images alone"):
+        EfficientNetLite2Encoder().encode_text(texts)
+
+
+def test_encoders_are_built_by_name_alone():
+    assert build_encoder("efficientnet_lite2").dim == 1280
+    with pytest.raises(ValueError, match="encoder=resnet: expected one of clip_vit_b32"):
+        build_encoder("resnet")
 
 
 def test_clip_without_weights_or_network_says_what_to_do(tmp_path, monkeypatch):

@@ -26,6 +26,9 @@ MAY_IMPORT = {
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint", "clock"},
+    "pretrained": {"checkpoint", "data", "official"},
+    "api": {"generation", "data", "checkpoint", "hashing", "pretrained"},
+    "jobs": {"api", "generation", "data"},
     "cpu_torch": set(),
 }
 ONLY_IN = {
@@ -33,6 +36,7 @@ ONLY_IN = {
     "lightning": ENTRIES | {"training", "data/datamodule.py"},
     "open_clip": {"data/encoder.py"},
     "decord": {"data/media.py"},
+    "av": {"data/video.py"},
 }
 
 

@@ -61,19 +61,6 @@ def test_logit_t_has_no_gradient_to_codes_from_t_on(make, given):
         assert t == 0 or (gradient[:t] > 0).any()
 
 
-@pytest.mark.parametrize(("make", "given"), CASES)
-@pytest.mark.parametrize("prefix", [1, 5, 8, 37])
-def test_step_by_step_equals_the_whole_forward_pass(make, given, prefix):
-    prior, codes = make(), torch.randint(16, (3, 64))
-    with torch.no_grad():
-        whole = prior(codes, given)
-        state = prior.start(given)
-        parts = [prior(codes[:, :prefix], given, state)]
-        parts += [prior.advance(codes[:, t - 1 : t], state) for t in range(prefix, 64)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
-    assert state.position == 64
-
-
 def test_a_partial_sequence_has_the_logits_of_the_whole_one():
     prior, codes, given = low_prior(), torch.randint(16, (3, 64)), conditions()
     torch.testing.assert_close(prior(codes[:, :21], given), prior(codes, given)[:, :21], rtol=1e-4, atol=1e-5)
@@ -109,15 +96,6 @@ def test_greedy_sampling_equals_the_uncached_loop(make, given):
     assert (sample_codes(prior, given, uniform, options) == codes).all()
     for prefix in (1, 8, 29, 64):
         assert (sample_codes(prior, given, uniform, options, prefix=codes[:, :prefix]) == codes).all()
-
-
-def test_an_item_s_codes_depend_on_its_seed_alone():
-    prior, given, options = low_prior(), conditions(), SamplingOptions()
-    together = sample_codes(prior, given, uniforms([7, 8, 9], 64, "low"), options)
-    for row, seed in enumerate([7, 8, 9]):
-        alone = sample_codes(prior, given.take(slice(row, row + 1)), uniforms([seed], 64, "low"), options)
-        assert (alone[0] == together[row]).all()
-    assert (together[0] != together[1]).any()
 
 
 def test_frames_belong_to_positions_by_even_spacing_and_half_to_even_rounding():

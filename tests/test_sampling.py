@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2wav.generation.sampling import SamplingOptions, draw, filter_logits, item_seed, uniforms
+from im2wav.generation.sampling import SamplingOptions, draw, filter_logits, guide, item_seed, uniforms
 
 INF = float("inf")
 
@@ -36,6 +36,12 @@ def test_a_low_temperature_sharpens():
         (draw(logits, uniform, SamplingOptions(temperature=t)) == 0).float().mean().item() for t in (0.2, 1.0, 5.0)
     ]
     assert shares[0] > 0.99 > shares[1] > 0.7 > shares[2] > 0.5
+
+
+def test_guidance_by_hand():
+    assert guide(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), 3.0).tolist() == [[4.0, -3.0]]
+    three = torch.tensor([[2.0, 1.0], [1.0, 3.0], [0.0, 4.0]])
+    assert guide(three, 3.0, 0.5).tolist() == [[4.5, -3.5]]
 
 
 def test_random_numbers_belong_to_the_item():

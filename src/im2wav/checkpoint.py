@@ -19,6 +19,8 @@ from im2wav.prior import Prior
 # the nets that a checkpoint may ask for: a name from a file is never imported
 NETS: dict[str, type[nn.Module]] = {"im2wav.codec.AudioCodec": AudioCodec, "im2wav.prior.Prior": Prior}
 
+MAPPED_TOGETHER = 2**24  # bytes of tensors that share a mapping of their file
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -78,9 +80,22 @@ def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with safe_open(path, "pt") as file:  # memory-mapped: the weights are read once, where they are used
-        about = json.loads(file.metadata()["im2wav"])
-        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    """The weights are memory-mapped: read once, where they are used.
+
+    A mapping lives as long as any of its tensors, and its pages count as memory in use; so the file is mapped anew
+    every few tensors, and who lets go of tensors one after the other (`Decoder(consume=True)`) frees memory as fast.
+    """
+    with safe_open(path, "pt") as file:
+        about, names = json.loads(file.metadata()["im2wav"]), list(file.keys())
+    state: dict[str, Tensor] = {}
+    while names:
+        with safe_open(path, "pt") as file:
+            room = MAPPED_TOGETHER
+            while names and room > 0:
+                name = names.pop()
+                state[name] = file.get_tensor(name)
+                room -= state[name].nbytes
+    return about, state
 
 
 def save(loaded: Loaded, path: Path) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections import Counter
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,169 +15,176 @@ from omegaconf import DictConfig
 from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
-    import torch
-
-    from im2wav.data.encoder import ImageEncoder
+    from im2wav.api import Im2Wav
+    from im2wav.data.inputs import Input
+    from im2wav.jobs import Work
 
 log = logging.getLogger(__name__)
-KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 register_resolvers()
 
 
-def find_inputs(given: Path) -> list[Path]:
-    """The photos and videos that `input` names, sorted.
+def find(cfg: DictConfig) -> list[Input]:
+    """What is to be heard.
 
     Raises:
-        ValueError: it does not exist, is neither a photo nor a video, or holds none.
+        ValueError: nothing, several ways of saying it at once, or see `im2wav.data.inputs`.
     """
-    from im2wav.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from im2wav.data import inputs
 
-    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
-    else:
-        found = [given] if given.is_file() and given.suffix.lower() in known else []
-    if not found:
-        raise ValueError(f"input={given}: expected a photo, a video, or a folder of them ({', '.join(sorted(known))})")
-    return found
-
-
-def name_inputs(inputs: list[Path], given: Path) -> dict[Path, str]:
-    """What the outputs of each input are called; inputs that differ in their suffix alone keep it.
-
-    Raises:
-        ValueError: two inputs would have the same name.
-    """
-    from im2wav.data.sources import item_name
-
-    root = given if given.is_dir() else given.parent
-    names = {path: item_name(path, root) for path in inputs}
-    count = Counter(names.values())
-    names = {p: f"{name}_{p.suffix[1:]}" if count[name] > 1 else name for p, name in names.items()}
-    double = [name for name, n in Counter(names.values()).items() if n > 1]
-    if double:
-        raise ValueError(f"input={given}: several inputs would be called {double[0]!r}; rename them")
-    return names
+    if not isinstance(cfg.input, DictConfig):
+        given = str(cfg.input)
+        return inputs.list_inputs(sys.stdin) if given == "-" else inputs.find_inputs(Path(given))
+    ways = [str(key) for key, value in cfg.input.items() if value is not None]
+    if len(ways) != 1:
+        raise ValueError(
+            "give input=PATH (a photo, a video, a folder, a pairs folder, or - for a list on stdin), or "
+            "input.timeline=[dog.jpg@0,car.jpg@3], or input.text='a dog barks'"
+            + (f"; not {' and '.join(ways)} at once" if ways else "")
+        )
+    if cfg.input.timeline is not None:
+        return [inputs.timeline_input(list(cfg.input.timeline))]
+    return [inputs.text_input(str(cfg.input.text))]
 
 
-def embed_input(path: Path, encoder: ImageEncoder, fps: float, seconds: float) -> torch.Tensor:
-    """Embeddings [F, D] of a photo, or of the frames of a video that belong to its first `seconds`.
+def load_model(cfg: DictConfig) -> Im2Wav:
+    """The models that a configuration names.
 
     Raises:
-        MediaError: it cannot be read.
+        ValueError: a wrong or missing checkpoint, or nets that do not belong together.
     """
     import torch
 
-    from im2wav.data import media
+    from im2wav.api import Im2Wav
+    from im2wav.checkpoint import load
+    from im2wav.generation.precision import pick_precision
+    from im2wav.pretrained import KINDS, find_folder, find_weights
 
-    if path.suffix.lower() in media.IMAGE_SUFFIXES:
-        return encoder.encode([media.read_image(path)])
-    wanted = int(seconds * fps) + 1
-    clip: list[torch.Tensor] = []
-    for frames in media.read_frames(path, fps, size=encoder.size):
-        clip.append(encoder.encode(frames[: wanted - sum(map(len, clip))]))
-        if sum(map(len, clip)) >= wanted:
-            break
-    return torch.cat(clip)
-
-
-def load_models(cfg: DictConfig, device: str) -> dict[str, Any]:
-    """The codec, both priors and the encoder, checked to belong together.
-
-    Raises:
-        ValueError: a wrong or missing checkpoint, or an encoder that the priors were not trained with.
-    """
-    from im2wav.checkpoint import check_same_origin, load
-    from im2wav.data.pairs import DatasetInfo
-
-    paths = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
+    paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
     if cfg.pretrained:
         from im2wav.official import fetch
 
-        folder = fetch(Path(cfg.paths.cache)) if cfg.pretrained == "official" else Path(cfg.pretrained)
-        paths = {name: folder / f"{kind}.safetensors" for name, kind in KINDS.items()}
+        official = cfg.pretrained == "official"
+        paths = dict(find_weights(fetch(Path(cfg.paths.cache)) if official else find_folder(str(cfg.pretrained))))
+
+    def make_encoder() -> Any:
+        model.info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")  # before weights are fetched
+        return instantiate(cfg.encoder)
+
+    device = "cpu" if cfg.trainer.accelerator == "cpu" else pick_device(cfg.device)
     loaded = {name: load(paths[name], kind) for name, kind in KINDS.items()}
-    check_same_origin(**loaded)
-    data = dict(loaded["low"].data)
-    total = round(data.pop("seconds") * data["sample_rate"])
-    info = DatasetInfo(**data)
-    info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")
-    encoder = instantiate(cfg.encoder).to(device)
-    info.check_encoder(encoder.name, encoder.weights_sha256, f"the low prior {paths['low']}")
-    return {**{name: x.net.to(device) for name, x in loaded.items()}, "encoder": encoder, "info": info, "total": total}
+    model = Im2Wav(
+        **loaded,
+        make_encoder=make_encoder,
+        device="cpu" if _shared(cfg) else device,  # the Trainer gives each process its own
+        precision=pick_precision(cfg.precision, torch.device(device)),
+        consume=True,
+    )
+    return model
+
+
+def _shared(cfg: DictConfig) -> bool:
+    """Whether a Trainer shares the work out."""
+    return cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
+
+
+def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
+    """Load what is needed and check what is asked for.
+
+    Raises:
+        ValueError: options out of range, or see `find` and `load_model`.
+    """
+    from im2wav.data.outputs import Outputs
+    from im2wav.jobs import Work
+
+    drafts = cfg.num_drafts is not None
+    numbers = range(cfg.num_drafts if drafts else cfg.num_samples)
+    if len(numbers) < 1 or (cfg.batch_size != "auto" and (not isinstance(cfg.batch_size, int) or cfg.batch_size < 1)):
+        raise ValueError(
+            f"num_samples={cfg.num_samples}, num_drafts={cfg.num_drafts}, batch_size={cfg.batch_size}: expected 1 or "
+            "more (batch_size=auto: as many as fit)"
+        )
+    if drafts and (cfg.num_samples != 1 or not 1 <= cfg.keep <= cfg.num_drafts):
+        raise ValueError(
+            f"num_drafts={cfg.num_drafts}, keep={cfg.keep}, num_samples={cfg.num_samples}: expected to keep 1 to "
+            "num_drafts of them, and num_samples left at 1"
+        )
+    if cfg.mux not in (True, False, "auto"):
+        raise ValueError(f"mux={cfg.mux}: expected true, false or auto")
+    sampling, items = instantiate(cfg.sampler), find(cfg)
+    installed = importlib.util.find_spec("av") is not None
+    if not installed and cfg.mux is True:
+        raise ValueError("mux=true needs PyAV: pip install 'im2wav[video]'")
+    outputs = Outputs(Path(cfg.out), cfg.format, installed if cfg.mux == "auto" else cfg.mux, cfg.overwrite)
+    model = load_model(cfg)
+    settings = model.settings(
+        sampling,
+        seconds=cfg.seconds,
+        overlap=cfg.overlap,
+        negative=cfg.negative.image,
+        negative_text=cfg.negative.text,
+        prefix=cfg.prefix,
+        edit=cfg.edit,
+        replace=cfg.replace,
+    )
+    leads, size = not int(os.environ.get("LOCAL_RANK", "0")), cfg.batch_size
+    if size == "auto":
+        from im2wav.generation.memory import batch_that_fits
+
+        rows = 3 if cfg.negative.image or cfg.negative.text else 2
+        size = batch_that_fits([model.models.low, model.models.up], model.models.precision, rows)
+        log.info("up to %d sounds side by side", size)
+    return Work(model, settings, outputs, cfg.seed, cfg.keep if drafts else None, size, leads), items, numbers
 
 
 def sample(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Generate `num_samples` sounds for each input and write them as out/up/NAME_K.wav (and the draft, out/low/).
+    """Make sounds for each input and write them as out/up/NAME_K.wav (and the drafts, out/low/), with a manifest.csv.
+
+    Finished sounds of an earlier run are kept.
 
     Returns:
-        For each sound: input, number, seed, and the paths of its wavs by level.
+        For each sound: what its .json says, with the paths of its files by level.
 
     Raises:
-        ValueError: nothing could be generated, or bad options.
+        ValueError: nothing could be generated, more inputs than `max_bad` could not be read, or bad options.
     """
-    import torch
-    from tqdm.auto import tqdm
+    from im2wav.jobs import pack, plan
 
-    from im2wav.data.media import MediaError
-    from im2wav.data.pairs import wav_bytes, write_atomic
-    from im2wav.generation import Request, generate
-    from im2wav.generation.sampling import item_seed
+    work, items, numbers = prepare(cfg)
+    units, bad = plan(work, items, numbers, work.settings)
+    sounds = sum(len(unit.numbers) for unit in units)
+    seconds = sum(unit.seconds * len(unit.numbers) for unit in units)
+    log.info(
+        "%d inputs: %d sounds to make, %.1f s in all; %d are there already",
+        len(items),
+        sounds,
+        seconds,
+        (len(items) - bad) * len(numbers) - sounds,
+    )
+    if cfg.dry_run:
+        for unit in units:
+            log.info("%s: %d of %.3f s from %s", unit.item.name, len(unit.numbers), unit.seconds, unit.item.source)
+        return []
+    nets: list[Any] = [work.model.models.codec, work.model.models.low, work.model.models.up]
+    if any(unit.item.pair is None for unit in units):
+        nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
+    batches = pack(units, work.batch_size)
+    if _shared(cfg):
+        from im2wav.training.predict import share_out
 
-    options, inputs, out = instantiate(cfg.sampler), find_inputs(Path(cfg.input)), Path(cfg.out)
-    if cfg.num_samples < 1 or cfg.batch_size < 1:
-        raise ValueError(f"num_samples={cfg.num_samples}, batch_size={cfg.batch_size}: expected 1 or more")
-    names = name_inputs(inputs, Path(cfg.input))
-    device = pick_device(cfg.device)
-    models = load_models(cfg, device)
-    encoder, info, codec, low, up = (models[k] for k in ("encoder", "info", "codec", "low", "up"))
-    window = low.context_length * codec.hop_lengths["low"]
-    samples = window if cfg.seconds is None else round(cfg.seconds * info.sample_rate)
-    seconds = samples / info.sample_rate
-    if samples < window:
-        raise ValueError(f"seconds={cfg.seconds}: the shortest sound is one window, {window / info.sample_rate:.3f} s")
-    fps = info.fps or 1.0  # models that were trained on photos see a frame a second of a video
-    jobs, failed = [], []
-    for path in tqdm(inputs, desc="embed", unit="input", disable=None):
-        try:
-            clip = embed_input(path, encoder, fps, seconds)
-        except MediaError as error:
-            failed.append(str(error))
-            log.warning("skipped: %s", error)
-            continue
-        jobs += [(names[path], k, clip, path) for k in range(cfg.num_samples)]
-    if not jobs:
-        raise ValueError(f"input={cfg.input}: none of {len(inputs)} inputs could be read; first: {failed[0]}")
-    jobs.sort(key=lambda job: len(job[2]))  # inputs of the same number of frames share a batch
-    results: list[dict[str, Any]] = []
-    steps = sum(samples // hop for hop in codec.hop_lengths.values())
-    for batch in _batches(jobs, cfg.batch_size):
-        seeds = [item_seed(cfg.seed, name, k) for name, k, _, _ in batch]
-        clip = torch.stack([job[2] for job in batch]).to(device)
-        with tqdm(total=steps, desc=f"{len(results)}/{len(jobs)} sounds", unit="code", disable=None) as bar:
-            request = Request(clip, seeds, fps, samples, cfg.overlap, models["total"], info.sample_rate)
-            generated = generate(codec, low, up, request, options, on_step=bar.update)
-        for row, (name, k, _, path) in enumerate(batch):
-            files = {level: out / level / f"{name}_{k:02d}.wav" for level in generated.wav}
-            for level, file in files.items():
-                write_atomic(file, wav_bytes(generated.wav[level][row, 0].cpu(), info.sample_rate))
-            results.append(
-                {"input": str(path), "number": k, "seed": seeds[row], **{n: str(f) for n, f in files.items()}}
-            )
-    log.info("%d sounds of %.2f s in %s", len(results), seconds, out / "up")
-    if failed:
-        log.warning("%d of %d inputs could not be read", len(failed), len(inputs))
-    return results
-
-
-def _batches(jobs: list[Any], size: int) -> list[list[Any]]:
-    """Cut jobs into batches of inputs that have the same number of frames."""
-    batches: list[list[Any]] = []
-    for job in jobs:
-        if not batches or len(batches[-1]) == size or len(batches[-1][0][2]) != len(job[2]):
-            batches.append([])
-        batches[-1].append(job)
-    return batches
+        if not share_out(instantiate(cfg.trainer), work, batches, nets):
+            return []
+    else:
+        for batch in batches:
+            work(batch)
+    rows = work.outputs.write_manifest([(item.name, number) for item in items for number in numbers])
+    missing = len(items) - len({row["name"] for row in rows})
+    log.info("%d sounds in %s", len(rows), work.outputs.root / "up")
+    if missing:
+        message = f"{len(items) - missing or 'none'} of {len(items)} inputs could be read, see above"
+        if missing > cfg.max_bad * len(items):
+            raise ValueError(f"{message} (max_bad={cfg.max_bad})")
+        log.warning(message)
+    return rows
 
 
 @one_line

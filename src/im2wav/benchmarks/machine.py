@@ -10,10 +10,10 @@ from im2wav.clock import DTYPES, best_time, matmul_peak, synchronise
 __all__ = ["DTYPES", "best_time", "machine", "matmul_peak", "read_bandwidth", "synchronise"]
 
 
-def read_bandwidth(device: str = "cpu", megabytes: int = 512) -> float:
+def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) -> float:
     """Bytes per second at which memory is read: the sum of an array far larger than any cache."""
     array = torch.ones(megabytes * 2**20 // 4, device=device)
-    return array.nbytes / best_time(array.sum, device)
+    return array.nbytes / best_time(array.sum, device, repeats)
 
 
 def machine(device: str = "cpu", precisions: Sequence[str] = ("fp32", "bf16")) -> list[Row]:

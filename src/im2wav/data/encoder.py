@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,14 @@ class ImageEncoder(nn.Module):
         """
         return F.normalize(self.embed(self.normalise(squares)).float(), dim=-1)
 
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> embeddings of unit norm [B, D], in the space of the images.
+
+        Raises:
+            ValueError: the encoder knows images alone.
+        """
+        raise ValueError(f"encoder={self.name} knows images alone: texts need models that were trained with CLIP")
+
     def encode(self, images: Sequence[Picture]) -> Tensor:
         """Photos or frames -> embeddings of unit norm [B, D] on the CPU."""
         device = next(self.parameters()).device
@@ -97,24 +106,29 @@ class ClipEncoder(ImageEncoder):
                 f"encoder=clip_vit_b32 needs open_clip ({error}): pip install 'im2wav[clip]', "
                 "or use encoder=efficientnet_lite2"
             ) from error
-        path = self._fetch(open_clip) if weights == "openai" else Path(weights)
-        if not path.is_file():
+        self._path = self._fetch(open_clip) if weights == "openai" else Path(weights)
+        if not self._path.is_file():
             raise ValueError(
                 f"encoder.weights={weights}: no such file; expected `openai` or the path of a weights file"
             )
-        script = _is_torchscript(path)
-        try:
-            model = open_clip.create_model(self.architecture, pretrained=None if script else str(path))
-            if script:
-                self._load_torchscript(model, path)
-        except (RuntimeError, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"encoder.weights={weights} does not hold a CLIP {self.architecture}: {first}") from error
+        model = self._load(open_clip)
         self.visual = model.visual.eval().requires_grad_(False)
         self.weights_sha256 = state_sha256(self.visual.state_dict())
         self.size = model.visual.image_size[0]
         self.crop = partial(resized_centre, size=self.size)
         self.mean, self.std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+
+    def _load(self, open_clip) -> Any:
+        """Both towers."""
+        script = _is_torchscript(self._path)
+        try:
+            model = open_clip.create_model(self.architecture, pretrained=None if script else str(self._path))
+            if script:
+                self._load_torchscript(model, self._path)
+        except (RuntimeError, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self._path} does not hold a CLIP {self.architecture}: {first}") from error
+        return model
 
     def _fetch(self, open_clip) -> Path:
         config = open_clip.get_pretrained_cfg(self.architecture, "openai")
@@ -142,6 +156,17 @@ class ClipEncoder(ImageEncoder):
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, 224, 224] -> projected embeddings [B, 512]."""
         return self.visual(images)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> embeddings of unit norm [B, D] on the CPU, by CLIP's other tower.
+
+        Seldom wanted, so the tower is read when it is, and let go.
+        """
+        import open_clip
+
+        model = self._load(open_clip)
+        return F.normalize(model.eval().encode_text(open_clip.tokenize(texts)).float(), dim=-1)
 
 
 class EfficientNetLite2Encoder(ImageEncoder):
@@ -181,3 +206,21 @@ class EfficientNetLite2Encoder(ImageEncoder):
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, 260, 260] -> pooled features [B, 1280]."""
         return self.net.extract_features(images).mean((2, 3))
+
+
+# encoders by the names that data sets and checkpoints call them
+ENCODERS: dict[str, type[ImageEncoder]] = {
+    "clip_vit_b32": ClipEncoder,
+    "efficientnet_lite2": EfficientNetLite2Encoder,
+}
+
+
+def build_encoder(name: str, **options: Any) -> ImageEncoder:
+    """The encoder of a name.
+
+    Raises:
+        ValueError: no such encoder, or see the encoder.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder={name}: expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[name](**options)

@@ -15,6 +15,7 @@ class SamplingOptions:
     Attributes:
         guidance_scale: 1 samples from the conditioned distribution; larger values move away from the unconditioned
             one (3 in Im2Wav); 0 ignores the picture. Used where the prior can be guided.
+        negative_scale: how far to move away from what is unwanted, where a negative picture is given; 0 ignores it.
         temperature: logits are divided by it.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the most likely codes that together reach this probability; 0 keeps all.
@@ -24,6 +25,7 @@ class SamplingOptions:
     """
 
     guidance_scale: float = 3.0
+    negative_scale: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
@@ -39,10 +41,15 @@ class SamplingOptions:
             raise ValueError(f"top_k={self.top_k} and top_p={self.top_p}: use one of them, and 0 for the other")
 
 
-def guide(logits: Tensor, scale: float) -> Tensor:
-    """Split logits of a doubled batch [2B, ...] (with the picture, then without) and mix them: [B, ...]."""
-    conditioned, unconditioned = logits.chunk(2)
-    return scale * conditioned + (1 - scale) * unconditioned
+def guide(logits: Tensor, scale: float, negative_scale: float | None = None) -> Tensor:
+    """Mix logits of a doubled batch [2B, ...] (with the picture, then without): [B, ...].
+
+    With a `negative_scale` the batch is threefold, the last part with the unwanted picture, and the mix moves away from
+    what that picture adds to none.
+    """
+    conditioned, unconditioned, *unwanted = logits.chunk(2 if negative_scale is None else 3)
+    mixed = scale * conditioned + (1 - scale) * unconditioned
+    return mixed if negative_scale is None else mixed - negative_scale * (unwanted[0] - unconditioned)
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:

@@ -3,14 +3,16 @@
 Source: Im2Wav (Sheffer & Adi, 2022), sample.py; the scheme is Jukebox's.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
 
-from im2wav.generation.decode import sample_codes
-from im2wav.generation.sampling import SamplingOptions
-from im2wav.prior import Conditions, Prior
+class Window(NamedTuple):
+    """Codes `first` to `end` of a sequence are drawn; the context begins at `start`, and what lies before is known."""
+
+    start: int
+    first: int
+    end: int
 
 
 def window_starts(total: int, length: int, hop: int) -> list[int]:
@@ -27,34 +29,19 @@ def window_starts(total: int, length: int, hop: int) -> list[int]:
     return [*starts, total - length]
 
 
-def sample_windows(
-    prior: Prior,
-    conditions_at: Callable[[int], Conditions],
-    uniform: Tensor,
-    options: SamplingOptions,
-    hop: int,
-    on_step: Callable[[int], object] | None = None,
-) -> Tensor:
-    """Draw codes [B, T] with T at least the prior's context.
+def plan_windows(total: int, length: int, hop: int, wanted: Sequence[tuple[int, int]]) -> list[Window]:
+    """The windows that draw the `wanted` stretches (first, end) of `total` codes, each code once, from left to right.
 
-    Args:
-        prior: in eval mode.
-        conditions_at: the conditions of the window that begins at a position.
-        uniform: a random number in [0, 1) for each sequence and position, [B, T].
-        options: guidance, temperature, filters.
-        hop: codes from one window's start to the next one's.
-        on_step: called with 1 after each new code.
+    The windows lie where they would if everything were drawn, so that a code sees the same context in either case.
 
     Raises:
         ValueError: see `window_starts`.
     """
-    codes = torch.zeros(uniform.shape, dtype=torch.long, device=uniform.device)
-    done = 0
-    for start in window_starts(uniform.shape[1], prior.context_length, hop):
-        end = start + prior.context_length
-        prefix = codes[:, start:done] if done > start else None
-        codes[:, start:end] = sample_codes(
-            prior, conditions_at(start), uniform[:, start:end], options, prefix, on_step=on_step
-        )
-        done = end
-    return codes
+    plan, done = [], 0
+    for start in window_starts(total, length, hop):
+        for a, b in sorted(wanted):
+            first, end = max(a, done), min(b, start + length)
+            if first < end:
+                plan.append(Window(start, first, end))
+        done = start + length
+    return plan

@@ -7,7 +7,7 @@ Position p lies in row r = p // block and column c = p % block. Three kinds, one
     previous_row  p attends to all of row r - 1; in row 0 to nothing, and gets zeros
 
 `mask` is the specification. `attend` is the fast path: plain scaled-dot-product attention after a reshape, which
-fused kernels serve. `LayerCache.attend` is the incremental path. All three are equal, and tests hold them to it.
+fused kernels serve. `im2wav.generation.cache` is the incremental path. All three are equal, and tests hold them to it.
 Shapes: q, k, v are [B, H, T, D] (batch, heads, positions, width of a head).
 Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
 """
@@ -58,41 +58,3 @@ def attend(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=kind == "row")
         out = rearrange(out, "(b r) h c d -> b h (r c) d", b=batch)
     return out[:, :, :length]
-
-
-class LayerCache:
-    """Keys and values that one layer still needs, allocated once at their true size and written by position.
-
-    `row` needs the current row, `previous_row` the current and the one before, `column` everything.
-    The buffer is [2 (k, v), rows kept, B, H, block, D]; for `column` [2, B, H, block, rows, D], so that the rows of
-    one column lie side by side.
-    """
-
-    def __init__(self, kind: Kind, batch: int, heads: int, length: int, width: int, block: int, like: Tensor):
-        self.kind: Kind = kind
-        self.block = block
-        rows = -(-length // block)
-        kept = {"row": 1, "previous_row": 2}
-        shape = (batch, heads, block, rows, width) if kind == "column" else (kept[kind], batch, heads, block, width)
-        self.buffer = like.new_zeros(2, *shape)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: int) -> Tensor:
-        """Write k, v [B, H, n, D] at `position` and let q attend; the n positions lie in one row. [B, H, n, D]."""
-        row, first = divmod(position, self.block)
-        last = first + q.shape[2]
-        if self.kind == "column":
-            self.buffer[0, :, :, first:last, row] = k
-            self.buffer[1, :, :, first:last, row] = v
-            keys, values = self.buffer[:, :, :, first:last, : row + 1]
-            return F.scaled_dot_product_attention(q[:, :, :, None], keys, values)[:, :, :, 0]
-        here = row % self.buffer.shape[1]
-        self.buffer[0, here, :, :, first:last] = k
-        self.buffer[1, here, :, :, first:last] = v
-        if self.kind == "previous_row":  # before row 0 the other slot still holds zeros
-            keys, values = self.buffer[:, 1 - here]
-            return F.scaled_dot_product_attention(q, keys, values)
-        keys, values = self.buffer[:, here, :, :, :last]
-        seen = (
-            torch.ones(last - first, last, dtype=torch.bool, device=q.device).tril(first) if last - first > 1 else None
-        )
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)

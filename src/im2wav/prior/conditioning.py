@@ -53,6 +53,10 @@ class Conditions:
         """The conditions of some of the B sequences."""
         return _map(lambda *x: x[0][rows], self)
 
+    def to(self, device: torch.device) -> "Conditions":
+        """The same conditions on another device."""
+        return _map(lambda *x: x[0].to(device), self)
+
     @staticmethod
     def cat(parts: "Sequence[Conditions]") -> "Conditions":
         """Join conditions along the batch."""

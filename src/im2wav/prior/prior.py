@@ -6,33 +6,14 @@ Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2wav.prior.attention import LayerCache
 from im2wav.prior.conditioning import Conditioner, ConditioningConfig, Conditions, UpsamplerConfig
 from im2wav.prior.transformer import Transformer, TransformerConfig, code_table, normal
-
-
-@dataclass
-class DecodeState:
-    """What incremental decoding remembers. Made by `Prior.start`, owned by who decodes, gone with its owner.
-
-    Attributes:
-        start: start embedding [B, W].
-        positions: position embedding of the whole context [B, T, W].
-        caches: keys and values, one for each layer.
-        position: how many positions went through the transformer.
-    """
-
-    start: Tensor
-    positions: Tensor
-    caches: list[LayerCache]
-    position: int = 0
 
 
 class Prior(nn.Module):
@@ -75,61 +56,28 @@ class Prior(nn.Module):
         """Whether it learnt what no picture looks like, which classifier-free guidance needs."""
         return self.conditioner.null_start is not None
 
-    def forward(self, codes: Tensor, conditions: Conditions, state: DecodeState | None = None) -> Tensor:
+    def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Logits [B, n, K] aligned with codes [B, n]: entry t is of the distribution of codes[:, t].
+
+        `im2wav.generation.Decoder` gives the same logits one position after the other, through caches.
 
         Args:
             codes: int64; never more than `context_length` of them.
             conditions: what they are conditioned on; its batch equals that of the codes.
-            state: fresh from `start(conditions)`; then the codes go through the cached path, and the state is ready
-                to go on with `step`.
 
         Raises:
             ValueError: too many codes, or conditions that do not fit.
         """
-        if codes.shape[1] > self.context_length:
-            raise ValueError(f"{codes.shape[1]} codes, but the context has {self.context_length} positions")
-        if state is not None:
-            first = self.advance(None, state)
-            return torch.cat([first, self.advance(codes[:, :-1], state)], 1) if codes.shape[1] > 1 else first
-        start, positions = self._condition(conditions)
-        return self._logits(self._inputs(codes[:, :-1], start), positions[:, : codes.shape[1]])
+        length = codes.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"{length} codes, but the context has {self.context_length} positions")
+        start, positions = self.conditioner(conditions, self.context_length)
+        condition = start.new_zeros(1) if positions is None else positions[:, :length]
+        inputs = torch.cat([start[:, None], self.code_embedding(codes[:, :-1]).to(start.dtype)], 1)
+        h = self.transformer(inputs + self.position_embedding[:length] + condition) + condition
+        return h @ self.code_embedding.weight.t()
 
     def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Mean bits per code, -log2 p, of codes [B, n] under the conditions: a scalar, the training loss."""
         logits = self(codes, conditions)
         return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten()) / math.log(2)
-
-    def start(self, conditions: Conditions) -> DecodeState:
-        """Begin incremental decoding: conditions embedded once, caches allocated once."""
-        start, positions = self._condition(conditions)
-        return DecodeState(start, positions, self.transformer.caches(len(start), like=start))
-
-    def advance(self, previous: Tensor | None, state: DecodeState) -> Tensor:
-        """Logits [B, n, K] of the n positions that follow, given the code before each of them.
-
-        Args:
-            previous: codes [B, n] at positions state.position - 1 and on; None at position 0, which has none before.
-            state: moved on by n positions.
-        """
-        if previous is None:
-            inputs = state.start[:, None]
-        else:
-            inputs = self.code_embedding(previous).to(state.start.dtype)
-        first, state.position = state.position, state.position + inputs.shape[1]
-        positions = state.positions[:, first : state.position]
-        return self._logits(inputs, positions, state.caches, first)
-
-    def _condition(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        start, positions = self.conditioner(conditions, self.context_length)
-        return start, start.new_zeros(1, self.context_length, 1) if positions is None else positions
-
-    def _inputs(self, previous: Tensor, start: Tensor) -> Tensor:
-        return torch.cat([start[:, None], self.code_embedding(previous).to(start.dtype)], 1)
-
-    def _logits(
-        self, inputs: Tensor, positions: Tensor, caches: list[LayerCache] | None = None, first: int = 0
-    ) -> Tensor:
-        learnt = self.position_embedding[first : first + inputs.shape[1]]
-        h = self.transformer(inputs + learnt + positions, caches, first) + positions
-        return h @ self.code_embedding.weight.t()

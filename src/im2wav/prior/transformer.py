@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from im2wav.prior.attention import KINDS, Kind, LayerCache, attend
+from im2wav.prior.attention import KINDS, Kind, attend
 
 
 def normal(*shape: int, std: float) -> nn.Parameter:
@@ -89,10 +89,10 @@ class Layer(nn.Module):
             linear.weight = normal(*linear.weight.shape, std=0.02 * config.init_scale)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, position: int = 0) -> Tensor:
-        """Whole sequence x [B, T, W] from position 0, or with a cache the part of one row that starts at `position`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences x [B, T, W] from position 0."""
         q, k, v = rearrange(self.qkv(self.norm_attention(x)), "b t (three h d) -> three b h t d", three=3, h=self.heads)
-        out = attend(self.kind, q, k, v, self.block) if cache is None else cache.attend(q, k, v, position)
+        out = attend(self.kind, q, k, v, self.block)
         a = self.attention_out(rearrange(out, "b h t d -> b t (h d)"))
         return x + a + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(x + a))))
 
@@ -119,25 +119,9 @@ class Transformer(nn.Module):
         self.config, self.context_length, self.block = config, context_length, context_length // config.blocks
         self.layers = nn.ModuleList(Layer(config, KINDS[d % 3], self.block) for d in range(config.depth))
 
-    def caches(self, batch: int, like: Tensor) -> list[LayerCache]:
-        """Empty caches for `batch` sequences, of the dtype and on the device of `like`."""
-        heads = self.config.heads
-        size = (batch, heads, self.context_length, self.config.attention_width // heads, self.block)
-        return [LayerCache(layer.kind, *size, like=like) for layer in self.layers]  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor, caches: list[LayerCache] | None = None, position: int = 0) -> Tensor:
-        """Whole sequences x [B, T, W]; or with caches the positions that follow the cached ones, in one row or many."""
-        if caches is None:
-            again = self.config.checkpointing and self.training and torch.is_grad_enabled()
-            for layer in self.layers:
-                x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
-            return x
-        parts = []
-        while x.shape[1]:
-            room = self.block - position % self.block
-            part, x = x[:, :room], x[:, room:]
-            for layer, cache in zip(self.layers, caches, strict=True):
-                part = layer(part, cache, position)
-            parts.append(part)
-            position += part.shape[1]
-        return torch.cat(parts, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences x [B, T, W] from position 0."""
+        again = self.config.checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+        return x

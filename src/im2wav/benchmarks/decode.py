@@ -1,0 +1,212 @@
+"""How long a code takes, against the official way of drawing it and against one read of the weights."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2wav.benchmarks.footprint import footprint
+from im2wav.benchmarks.machine import read_bandwidth, synchronise
+from im2wav.benchmarks.official_way import OfficialWay
+from im2wav.benchmarks.row import Row
+from im2wav.generation import Decoder, Decoding, SamplingOptions
+from im2wav.prior import Conditions, Prior, Timing
+
+CONDITIONING: dict[str, dict[str, Any]] = {
+    "low": {"frames": True, "timing": True, "guidance": True},
+    "up": {"upsampler": {}},
+}
+CONTEXT = {"low": 2048, "up": 8192}
+# of the time that the official way takes, for a guided low code on a CPU
+BARS = {"fp32": 0.5, "bf16": 0.28, "int8": 0.2}
+OFFICIAL_MS = {"low": 116.0, "up": 54.0}  # the official code itself, early in a window, on the 2 cores it was tried on
+TO_THE_LIMIT = {"fp32": 2.0, "bf16": 2.0}
+
+
+def fresh_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
+    """A prior with random weights."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return Prior(2048, context[level], transformer, CONDITIONING[level]).eval().requires_grad_(False)
+
+
+def conditions_for(prior: Prior, batch: int) -> Conditions:
+    """Conditions of `batch` sequences that fit a prior."""
+    device, upsampler = prior.position_embedding.device, prior.conditioner.upsampler
+    timing = Timing(*(torch.full((batch,), seconds * 16000.0, device=device) for seconds in (10.0, 0.0, 4.096)))
+    coarse = None if upsampler is None else torch.zeros(batch, prior.context_length // upsampler.ratio).long()
+    clip = torch.randn(batch, 1, prior.conditioner.config.clip_dim, device=device)
+    return Conditions(clip, timing, None if coarse is None else coarse.to(device))
+
+
+def begin(decoder: Decoder, prior: Prior, batch: int = 1) -> Decoding:
+    """A decoding of a whole window."""
+    uniform = torch.rand(batch, prior.context_length, dtype=torch.float64, device=decoder.device)
+    return decoder.start(conditions_for(prior, batch), uniform, SamplingOptions())
+
+
+def bytes_per_code(decoder: Decoder, rows: int) -> float:
+    """What has to be read for one code: each weight of the layers and the output once, and the caches."""
+    sizes, block = decoder.sizes, decoder.block
+    width, inner, hidden = sizes.width, sizes.attention_width, int(sizes.mlp_ratio * sizes.width)
+    weights = sizes.depth * (4 * inner * width + 2 * width * hidden)
+    keys = {"row": block / 2, "previous_row": block, "column": sizes.blocks / 2}
+    cached = sum(keys[layer.kind] for layer in decoder.layers) * 2 * inner * rows
+    per_weight = {"fp32": 4, "bf16": 2, "int8": 1}[decoder.precision]
+    return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
+
+
+def step_time(drawing: Decoding | OfficialWay, device: str, count: int = 3) -> float:
+    """Seconds of a code. On a CPU the fastest of `count`; on a GPU, where codes queue up, the mean of 32 times as many.
+
+    A Decoding that nears its end begins anew: the caches' contents do not matter for the time.
+    """
+    if isinstance(drawing, Decoding) and drawing.position + 32 * count > drawing.codes.shape[1]:
+        drawing.go_to(0)
+    times = []
+    for _ in range(count if device == "cpu" else 1):
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(1 if device == "cpu" else 32 * count):
+            drawing.step()
+        synchronise(device)
+        times.append((time.perf_counter() - start) / (1 if device == "cpu" else 32 * count))
+    return min(times)
+
+
+def best_of_rounds(ways: Mapping[Any, Decoding | OfficialWay], device: str, rounds: int) -> tuple[dict, float]:
+    """Fastest code of each way in seconds, and the bandwidth; in turn, so that all meet the same neighbours."""
+    best = dict.fromkeys(ways, math.inf)
+    bandwidth = 0.0
+    for drawing in ways.values():
+        drawing.step()
+    for _ in range(rounds):
+        bandwidth = max(bandwidth, read_bandwidth(device, repeats=2))
+        for name, drawing in ways.items():
+            best[name] = min(best[name], step_time(drawing, device))
+    return best, bandwidth
+
+
+def measure_level(level: str, prior: Prior, precisions: Sequence[str], device: str, rounds: int) -> list[Row]:
+    """A code of one level at batch 1, guided where the prior can be, in each precision."""
+    guided = prior.can_be_guided
+    decoders = {p: Decoder(prior, p) for p in precisions}
+    ways: dict[str, Decoding | OfficialWay] = {p: begin(d, prior) for p, d in decoders.items()}
+    best, bandwidth = best_of_rounds({"official": OfficialWay(prior, guided), **ways}, device, rounds)
+    name, cpu, official = f"{'guided' if guided else 'unguided'} {level} code", device == "cpu", best["official"] * 1e3
+    rows = [
+        Row("memory read", bandwidth / 1e9, "GB/s"),
+        Row(f"{name}, the official way, fp32", official, "ms", note=f"{OFFICIAL_MS[level]:g} ms was its own code's"),
+    ]
+    for p, decoder in decoders.items():
+        value, limit = best[p] * 1e3, bytes_per_code(decoder, 2 if guided else 1) / bandwidth * 1e3
+        bar = BARS.get(p) if cpu and guided else None
+        note = f"{value / OFFICIAL_MS[level]:.2f} of {OFFICIAL_MS[level]:g} ms" if cpu else ""
+        rows.append(Row(f"{name}, {p}", value, "ms", official, "the official way", bar, False, note))
+        near = TO_THE_LIMIT.get(p)
+        rows.append(Row(f"{name}, {p}", value, "ms", limit, "weights and caches read once", near, False))
+    return rows
+
+
+def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100) -> Row:
+    """The last codes of a window against the first, drawn alternately. The last begin on empty caches: as much work."""
+    first, last = begin(decoder, prior), begin(decoder, prior)
+    count = min(count, prior.context_length // 4)
+    for drawing, position in ((first, 0), (last, prior.context_length - count - 3)):
+        drawing.go_to(position)
+        for _ in range(3):
+            drawing.step()
+    times: dict[Decoding, list[float]] = {first: [], last: []}
+    for _ in range(count):
+        for drawing, spent in times.items():
+            synchronise(device)
+            start = time.perf_counter()
+            drawing.step()
+            synchronise(device)
+            spent.append(time.perf_counter() - start)
+    early, late = (median(spent) * 1e3 for spent in times.values())
+    name = f"last {count} codes of {prior.context_length}, {decoder.precision}"
+    return Row(name, late, "ms", early, "the first ones", 1.25, False, "medians")
+
+
+def with_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: str) -> list[Row]:
+    """Codes a second at several batch sizes."""
+    rows: list[Row] = []
+    for batch in batches:
+        drawing = begin(decoder, prior, batch)
+        drawing.step()
+        rate = batch / step_time(drawing, device, 8 if batch < 32 else 4)
+        bar = 20.0 if device != "cpu" and batch == 64 else None
+        limit = rows[0].value if rows else None
+        rows.append(Row(f"batch {batch}, {decoder.precision}", rate, "codes/s", limit, "batch 1", bar))
+        del drawing
+        decoder.spare = None
+    return rows
+
+
+def whole_sounds(priors: Mapping[str, Prior], batches: Sequence[int], device: str) -> list[Row]:
+    """Both levels of a window, really drawn: seconds at batch 1, and against real time at each batch."""
+    decoders = {level: Decoder(prior, "auto") for level, prior in priors.items()}
+    length, rows = priors["up"].context_length * 8 / 16000, []
+    for batch in batches:
+        drawings: list[Decoding] = []
+        for level, decoder in decoders.items():  # graphs are captured, and first kernels chosen, before the clock runs
+            drawings.append(begin(decoder, priors[level], batch))
+            drawings[-1].step()
+        synchronise(device)
+        start = time.perf_counter()
+        codes: list[Tensor] = [drawing.steps() for drawing in drawings]
+        synchronise(device)
+        seconds = time.perf_counter() - start
+        assert all(torch.isfinite(c).all() for c in codes)
+        if batch == 1:
+            rows.append(Row(f"a sound of {length:g} s, batch 1", seconds, "s", 6.0, "promised", 1.0, False))
+        rate = batch * length / seconds
+        rows.append(Row(f"batch {batch}: faster than real time", rate, "times", 1.0, "real time"))
+    best = max((row for row in rows if row.unit == "times"), key=lambda row: row.value)
+    return [*rows, Row("at the best batch", best.value, "times", 1.0, "real time", 10.0)]
+
+
+def decode(
+    device: str = "cpu",
+    precisions: Sequence[str] = ("fp32", "bf16", "int8"),
+    levels: Sequence[str] = ("low", "up"),
+    rounds: int = 12,
+    batches: Sequence[int] = (1, 8),
+    first_code: bool = True,
+    whole: bool = False,
+    transformer: Mapping[str, Any] | None = None,
+    context: Mapping[str, int] | None = None,
+) -> list[Row]:
+    """Every figure of drawing codes, at official size unless told otherwise, with random weights.
+
+    Args:
+        device: cpu or cuda.
+        precisions: to be measured at batch 1.
+        levels: low, up or both.
+        rounds: how often each way draws a few codes; the fastest counts.
+        batches: sizes for codes a second, the first being 1.
+        first_code: also measure, in a fresh process, memory and the time from start to the first code.
+        whole: also draw whole windows of both levels, which takes minutes on a CPU.
+        transformer: options of the transformer; the official ones where None.
+        context: codes of a window of each level; the official ones where None.
+    """
+    if device != "cpu":
+        precisions = [p for p in precisions if p != "int8"]
+    rows: list[Row] = []
+    priors: dict[str, Prior] = {}
+    for level in levels:
+        prior = fresh_prior(level, device, transformer or {}, context or CONTEXT)
+        rows += measure_level(level, prior, precisions, device, rounds)
+        decoder = Decoder(prior, precisions[-1] if device == "cpu" else "auto")
+        rows.append(with_position(decoder, prior, device))
+        rows += with_batch(Decoder(prior, "auto"), prior, batches, device) if level == "low" else []
+        if first_code and device == "cpu" and level == "low":
+            rows += [row for p in precisions for row in footprint(prior, p)]
+        if whole:
+            priors[level] = prior
+    return [*rows, *(whole_sounds(priors, batches, device) if whole else [])]

@@ -1,0 +1,85 @@
+"""Memory, and the time to the first code: measured in fresh processes, as a user meets them.
+
+The parent writes a prior as .safetensors; the children (this file, run as a program) load it, make a decoder that takes
+the weights over, and draw a code.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from im2wav.benchmarks.row import Row
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process ever held (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: peak memory can only be measured on Linux")
+
+
+def draw_one(path: str, precision: str) -> dict[str, float]:
+    """Load a prior, draw a code, and say what memory it took: `held`, and `needed` for weights once and caches."""
+    from im2wav.benchmarks.decode import begin, fresh_prior
+    from im2wav.checkpoint import load_net
+    from im2wav.generation import Decoder
+
+    if path == "warm":  # the libraries take their own memory at their first use
+        net: Any = fresh_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
+    else:
+        net = load_net(path, "low_prior")
+    before = peak_memory()
+    decoder = Decoder(net, precision, consume=True)
+    decoding = begin(decoder, net)
+    decoding.step()
+    caches = sum(cache.buffer.nbytes for cache in decoding.caches) + decoding.condition.nbytes
+    rest = sum(p.nbytes for p in net.parameters() if not p.is_meta)
+    return {"held": peak_memory() - before, "needed": sum(layer.nbytes for layer in decoder.layers) + rest + caches}
+
+
+def child(*arguments: str) -> str:
+    """What this file prints as a program.
+
+    Raises:
+        ValueError: it failed.
+    """
+    command = [sys.executable, "-m", __name__, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise ValueError(f"drawing a code in a process of its own failed: {run.stderr.strip().splitlines()[-1]}")
+    return run.stdout
+
+
+def footprint(prior: Any, precision: str) -> list[Row]:
+    """Peak memory against one copy of the weights and the caches; seconds from starting Python to the first code."""
+    from im2wav.checkpoint import Loaded, save
+
+    config = {
+        "codebook_size": prior.codebook_size,
+        "context_length": prior.context_length,
+        "transformer": vars(prior.transformer.config),
+        "conditioning": {"frames": True, "timing": True, "guidance": True},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(save(Loaded(prior, "low_prior", config), Path(folder) / "low_prior.safetensors"))
+        memory = json.loads(child(precision, "warm", path))
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            child(precision, path)
+            times.append(time.perf_counter() - start)
+    held, needed = (memory[name] / 2**20 for name in ("held", "needed"))
+    return [
+        Row(f"peak memory, {precision}", held, "MiB", needed, "weights once and caches", 1.1, False),
+        Row(f"start to first code, {precision}", min(times), "s", 6.0, "promised", 1.0, False),
+    ]
+
+
+if __name__ == "__main__":
+    found = [draw_one(path, sys.argv[1]) for path in sys.argv[2:]]
+    sys.stdout.write(json.dumps(found[-1]))

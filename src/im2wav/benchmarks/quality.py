@@ -1,0 +1,82 @@
+"""What fewer bytes cost: how well a prior of lower precision foretells real codes, beside fp32."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from im2wav.benchmarks.row import Row
+from im2wav.checkpoint import load
+from im2wav.data.datamodule import PairsDataModule
+from im2wav.data.windows import collate
+from im2wav.generation import Decoder, SamplingOptions
+from im2wav.generation.sampling import guide
+from im2wav.prior import Conditions, Timing
+
+KINDS = {"low": "low_prior", "up": "up_prior"}
+
+
+@torch.inference_mode()
+def logits_along(decoder: Decoder, conditions: Conditions, codes: Tensor) -> Tensor:
+    """Logits [R, n, K] of the engine, drawn step by step along codes [B, n] that are known."""
+    decoding = decoder.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), SamplingOptions())
+    steps = []
+    for t in range(codes.shape[1]):
+        steps.append(decoding.logits())
+        decoding.feed(codes[:, t])
+    return torch.stack(steps, 1)
+
+
+def bits_and_guesses(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
+    """Bits per code under the condition, and the code [B, n] that greedy guided sampling would draw at each place."""
+    logits = logits_along(decoder, conditions, codes)
+    told = logits[: len(codes)]
+    bits = F.cross_entropy(told.flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
+    scale = SamplingOptions().guidance_scale
+    return bits, (guide(logits, scale) if decoder.can_be_guided else logits).argmax(2)
+
+
+def quality(
+    run: str,
+    pairs: str,
+    device: str = "cpu",
+    precisions: Sequence[str] = ("bf16", "int8"),
+    split: str = "train",
+    items: int = 16,
+) -> list[Row]:
+    """Bits per code on real codes, and the share of greedy codes that agree with fp32, for both levels of a run.
+
+    Args:
+        run: folder of a run, with vqvae/last.ckpt, low_prior/last.ckpt and up_prior/last.ckpt.
+        pairs: a pairs folder.
+        device: cpu or cuda.
+        precisions: to be compared with fp32.
+        split: of the pairs, train or valid.
+        items: how many pairs, the first ones.
+
+    Raises:
+        ValueError: a missing checkpoint or folder.
+    """
+    folder = Path(run)
+    codec = load(folder / "vqvae" / "last.ckpt", "vqvae").net.to(device)
+    priors = {level: load(folder / kind / "last.ckpt", kind).net.to(device) for level, kind in KINDS.items()}
+    samples = priors["low"].context_length * codec.hop_lengths["low"]  # type: ignore[operator,index]
+    windows = PairsDataModule(pairs, int(samples), crop="start").windows[split]
+    batch = collate([windows[(i, 0.0)] for i in range(min(items, len(windows.pairs)))])
+    timing = Timing(**{name: value.to(device) for name, value in batch.timing.items()})
+    with torch.inference_mode():
+        codes = codec.encode(batch.wav.to(device))  # type: ignore[operator]
+    rows: list[Row] = []
+    for level, prior in priors.items():
+        given = Conditions(batch.clip.to(device), timing, codes["low"] if level == "up" else None)
+        bits, greedy = bits_and_guesses(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
+        rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
+        for p in precisions:
+            value, guesses = bits_and_guesses(Decoder(prior, p), given, codes[level])  # type: ignore[arg-type]
+            agree = (guesses == greedy).float().mean().item()
+            rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))
+            rows.append(Row(f"{level}, {p}: greedy codes", 100 * agree, "% as in fp32"))
+    return rows

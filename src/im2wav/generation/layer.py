@@ -1,0 +1,56 @@
+"""A layer of a prior's transformer with weights made for decoding. R rows of the net, W width, n positions."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from im2wav.generation.cache import LayerCache
+from im2wav.generation.precision import Linear
+from im2wav.prior.attention import attend
+from im2wav.prior.transformer import Layer
+
+GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factor goes into the weights around it
+
+
+class DecoderLayer:
+    """A layer of the transformer with weights of its own; the residual stream stays fp32."""
+
+    def __init__(self, layer: Layer, linear: Callable[..., Linear]):
+        self.kind, self.block, self.heads = layer.kind, layer.block, layer.heads
+        self.norm_attention = _norm(layer.norm_attention)
+        self.norm_mlp = _norm(layer.norm_mlp)
+        self.qkv = linear(layer.qkv.weight, layer.qkv.bias)
+        self.attention_out = linear(layer.attention_out.weight, layer.attention_out.bias)
+        self.mlp_in = linear(layer.mlp_in.weight * GELU, layer.mlp_in.bias * GELU, silu=True)
+        self.mlp_out = linear(layer.mlp_out.weight / GELU, layer.mlp_out.bias)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
+
+    def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
+        """One position of every sequence, x [R, W] -> [R, W]."""
+        qkv = self.qkv(self.norm_attention(x)).unflatten(1, (3, self.heads, 1, -1))
+        kv = qkv[:, 1:].transpose(0, 1)
+        way = cache.attend if isinstance(position, int) else cache.attend_at
+        x = x + self.attention_out(way(qkv[:, 0], kv, position).flatten(1))  # type: ignore[arg-type]
+        return x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))
+
+    def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
+        """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]."""
+        batch = len(x)
+        qkv = self.qkv(self.norm_attention(x).flatten(0, 1))
+        q, k, v = rearrange(qkv, "(b t) (three h d) -> three b h t d", b=batch, three=3, h=self.heads)
+        cache.fill(torch.stack([k, v]), rows)
+        out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
+        x = x.flatten(0, 1) + self.attention_out(out)
+        return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))
+
+
+def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    weight, bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # a view would keep a file open
+    return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)

@@ -1,0 +1,122 @@
+"""Linear layers for decoding: few rows at a time, so that reading the weights is nearly all of the work.
+
+What torch offers on a CPU differs a lot for few rows (docs/speed.md has the figures): a plain fp32 `F.linear` of two
+rows takes twice as long as that of one. Weights packed by oneDNN are the fastest in fp32 and bf16, and each row of a
+result is the same to the last bit whatever rows stand beside it, which makes an item's codes independent of its batch.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+# rows that oneDNN's layout of the weights is chosen for: chosen for one row it rounds one row unlike others
+PACKED_FOR_ROWS = 32
+
+
+class Linear(Protocol):
+    """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision; `nbytes` are those of its weights."""
+
+    nbytes: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+
+
+class PlainLinear:
+    """`F.linear`, with SiLU behind it where asked: for CUDA, and for CPUs without oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
+        self.weight, self.bias, self.silu = weight.to(dtype), bias.to(dtype, copy=True), silu
+        self.nbytes = self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return F.silu(y, inplace=True) if self.silu else y
+
+
+class PackedLinear:
+    """Weights in the layout that oneDNN likes best on this CPU; bias and SiLU are done in the same pass."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), PACKED_FOR_ROWS)
+        self.bias, self.dtype, self.after = bias.to(dtype, copy=True), dtype, "swish" if silu else "none"
+        self.nbytes = weight.numel() * dtype.itemsize
+        self.apply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        return self.apply(x.to(self.dtype), self.weight, self.bias, self.after, [], "")
+
+
+class Int8Linear:
+    """Weights rounded to 8 bits, one scale for each output; activations stay bf16.
+
+    Kernels that also round activations share one scale among all rows, so that an item would sound different beside
+    others, and they err more.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, silu: bool = False):
+        scale = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        scale = scale.bfloat16()  # what the kernel multiplies with; the weights are rounded to multiples of this
+        self.padding = -weight.shape[1] % 16  # the kernel divides by zero where the inputs are no multiple of 16
+        rounded = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.weight = F.pad(rounded, (0, self.padding)) if self.padding else rounded
+        self.scale, self.bias, self.silu = scale, bias.to(torch.float32, copy=True), silu
+        self.nbytes = self.weight.nbytes
+        self.apply = torch.ops.aten._weight_int8pack_mm.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer; the result is fp32."""
+        x = x.to(torch.bfloat16)
+        x = F.pad(x, (0, self.padding)) if self.padding else x
+        y = self.apply(x, self.weight, self.scale) + self.bias
+        return F.silu(y, inplace=True) if self.silu else y
+
+
+def give_back_freed_memory() -> None:
+    """Return freed memory to the system, where the C library would keep it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """`auto` becomes fp32 on a CPU, bf16 elsewhere.
+
+    Raises:
+        ValueError: no such precision, or one that the device cannot do.
+    """
+    if name == "auto":
+        return "fp32" if device.type == "cpu" else "bf16"
+    if name not in PRECISIONS:
+        raise ValueError(f"precision={name}: expected auto or one of {', '.join(PRECISIONS)}")
+    if name == "int8" and device.type != "cpu":
+        raise ValueError("precision=int8 is for CPUs: use bf16 on a GPU, or device=cpu")
+    return name
+
+
+def packs_weights(dtype: torch.dtype) -> bool:
+    """Whether this CPU and this build of torch have oneDNN's packed linear layers for a dtype."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        tiny = PackedLinear(torch.eye(16), torch.zeros(16), False, dtype)
+        return bool(torch.isfinite(tiny(torch.ones(2, 16))).all())
+    except (RuntimeError, AttributeError):  # older CPUs have no bf16; a build without the operators
+        return False
+
+
+def linear_maker(precision: Precision, device: torch.device) -> Callable[..., Linear]:
+    """A function (weight [out, in], bias [out], silu) -> Linear that keeps its own copy of the weights."""
+    if precision == "int8":
+        return Int8Linear
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    kind = PackedLinear if device.type == "cpu" and packs_weights(dtype) else PlainLinear
+    return lambda weight, bias, silu=False: kind(weight, bias, silu, dtype)

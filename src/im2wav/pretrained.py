@@ -1,0 +1,87 @@
+"""A model as a folder, here or on the Hub: three nets in safetensors, and config.json with the image encoder."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from im2wav.checkpoint import Loaded, load, save
+from im2wav.data.pairs import DatasetInfo, write_atomic
+
+KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+CONFIG = "config.json"
+
+
+def find_weights(folder: Path) -> dict[str, Path]:
+    """The files of the three nets in a folder: as `save_pretrained` and `convert` write them, or of a training run.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    found = {}
+    for name, kind in KINDS.items():
+        places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
+        paths = [path for path in places if path.is_file()]
+        if not paths:
+            raise ValueError(
+                f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m "
+                f"im2wav.convert`) or {kind}/last.ckpt (of a run)"
+            )
+        found[name] = paths[0]
+    return found
+
+
+def find_folder(name: str, **hub: Any) -> Path:
+    """The folder of a model: itself, or what is fetched.
+
+    Args:
+        name: a folder, `official` for the authors' weights, or an id on the Hub.
+        hub: options of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        ValueError: no such folder, and nothing that could be fetched.
+    """
+    if name == "official":
+        from im2wav.official import fetch
+
+        return fetch(Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav"))
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=[CONFIG, *(f"{k}.safetensors" for k in KINDS.values())], **hub)
+        )
+    except Exception as error:  # whatever the network layer raises
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} is no folder, and could not be fetched from the Hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def load_folder(folder: Path) -> tuple[dict[str, Loaded], dict[str, Any]]:
+    """The three nets by name, and the options of the image encoder (its `name` among them).
+
+    Raises:
+        ValueError: a net is missing or broken.
+    """
+    loaded = {name: load(path, KINDS[name]) for name, path in find_weights(folder).items()}
+    seen: dict[str, Any] = {}
+    if (folder / CONFIG).is_file():
+        seen = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("image_encoder", {})
+    return loaded, {"name": loaded["low"].data["encoder"], **seen}
+
+
+def save_folder(loaded: Mapping[str, Loaded], info: DatasetInfo, folder: Path) -> None:
+    """Write a model.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    for name, kind in KINDS.items():
+        save(loaded[name], folder / f"{kind}.safetensors")
+    config: dict[str, Any] = {"image_encoder": {"name": info.encoder, "dim": info.dim}}
+    config |= {KINDS[name]: {"config": dict(x.config)} for name, x in loaded.items()}  # to read; the files need it not
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
