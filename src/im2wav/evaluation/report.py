@@ -144,7 +144,8 @@ def write_report(
         sections: the best and worst examples.
         rate: of their sounds, Hz.
     """
-    lines = table.figure_rows(report["rows"])
+    # an interval does not break over lines
+    lines = [[text.replace(", ", ",\u00a0") for text in line] for line in table.figure_rows(report["rows"])]
     parts = [page.table("Figures", lines)]
     if report["warnings"]:
         parts.append(page.table("Mind", [["warning"], *([text] for text in report["warnings"])]))

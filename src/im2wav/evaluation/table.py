@@ -43,11 +43,12 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def cell(figure: Mapping[str, Any] | None) -> str:
-    """A figure with its interval."""
+def cell(figure: Mapping[str, Any] | None, sounds: int | None = None) -> str:
+    """A figure with its interval, and its number of sounds where that is not `sounds`."""
     if figure is None:
         return "-"
-    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
+    counted = f" N={figure['n']}" if sounds not in (None, figure["n"]) else ""
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]{counted}"
 
 
 def title(name: str) -> str:
@@ -65,10 +66,10 @@ def figure_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     order = list(METRICS)
     names = sorted(found, key=lambda n: (n.partition("/")[2] or "~", order.index(n.partition("/")[0])))
     lines = [["figure [95 % interval]", *(ROWS[s] for s in sets)]]
+    counts = {s: max((f["n"] for f in rows[s].values()), default=0) for s in sets}
     for name in names:
-        lines.append([title(name), *(cell(rows[s].get(name)) for s in sets)])
-    counts = [[f["n"] for f in rows[s].values()] for s in sets]
-    return [*lines, ["sounds", *(str(max(c, default=0)) for c in counts)]]
+        lines.append([title(name), *(cell(rows[s].get(name), counts[s]) for s in sets)])
+    return [*lines, ["sounds (N)", *(str(counts[s]) for s in sets)]]
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:
