@@ -56,6 +56,8 @@ def chosen(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def picture(pair: Pair, folder: Path) -> Path | None:
     """The picture of a pair, or the middle frame of its video, as a file in `folder`; None where it is not there."""
+    from PIL import Image
+
     from im2wav.data.media import IMAGE_SUFFIXES, MediaError, read_frames, read_image
 
     source = Path(pair.source)
@@ -66,7 +68,7 @@ def picture(pair: Pair, folder: Path) -> Path | None:
             image = read_image(source)
         else:
             frames = [frame for chunk in read_frames(source, 1.0, 8) for frame in chunk]
-            image = frames[len(frames) // 2]
+            image = Image.fromarray(frames[len(frames) // 2])
     except (MediaError, IndexError):
         return None
     image.thumbnail((480, 480))

@@ -25,7 +25,6 @@ class PairsDataModule(pl.LightningDataModule):
 
     Args:
         root: the pairs folder, or the folder of shards.
-        chunks: of shards, where the large files are if not in `root`: a folder or a URL such as s3://bucket/folder.
         num_samples: length of a window.
         batch_size: windows in a batch of one device, where `global_batch_size` is None.
         global_batch_size: windows in a step of the optimiser, divided over devices and accumulated passes.
@@ -39,6 +38,7 @@ class PairsDataModule(pl.LightningDataModule):
         shares: of train, valid and test, with split=group.
         train_fraction: the share of the training pairs that is used; smaller ones are parts of larger ones.
         codes: `fresh`, computed for each batch by the tokenizer, or from the `cache` that `im2wav.tokenize` wrote.
+        chunks: of shards, where the large files are if not in `root`: a folder or a URL such as s3://bucket/folder.
         num_workers: processes that read.
         seed: of the order and of the crops.
 
@@ -49,7 +49,6 @@ class PairsDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: str,
-        chunks: str | None = None,
         num_samples: int = 65536,
         batch_size: int = 8,
         global_batch_size: int | None = None,
@@ -61,6 +60,7 @@ class PairsDataModule(pl.LightningDataModule):
         shares: Mapping[str, float] | None = None,
         train_fraction: float = 1.0,
         codes: str = "fresh",
+        chunks: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ):

@@ -27,8 +27,9 @@ def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Ite
     Raises:
         ValueError: no pair of the split has a sound.
     """
-    pairs = [p for p in folder.pairs if p.samples and split in ("all", p.split)]
-    if not pairs:
+    wanted = folder.pairs.where("split", lambda name: split in ("all", name))
+    pairs = folder.pairs.take(wanted & (folder.pairs.column("samples") > 0))
+    if not len(pairs):
         raise ValueError(
             f"{folder.root}: no pair with split={split} has a sound; its splits are "
             f"{sorted({p.split for p in folder.pairs})} (split=all takes every pair)"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from im2wav.data.crops import Picture
 from im2wav.data.encoder import ClipEncoder
 from im2wav.data.media import IMAGE_SUFFIXES, read_frames, read_image
 from im2wav.evaluation.sounds import listed
@@ -32,7 +33,7 @@ def embed_pictures(
     found = {}
     for item in items:
         if pictures[item].suffix.lower() in IMAGE_SUFFIXES:
-            frames = [read_image(pictures[item])]
+            frames: list[Picture] = [read_image(pictures[item])]
         else:
             frames = [frame for chunk in read_frames(pictures[item], VIDEO_FPS) for frame in chunk]
         found[item] = encoder.encode(frames).mean(0)
