@@ -1,6 +1,7 @@
 """The same windows in the same steps, whatever the devices, the workers, or where a run was stopped."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from conftest import TINY, TINY_NET, tiny_config
+from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import Draws, Share
 from im2wav.train import train
@@ -218,3 +219,13 @@ def test_overfitting_repeats_the_same_batches(pairs, tmp_path, monkeypatch):
     )
     train(tiny_config("vqvae", pairs, tmp_path, *STEADY, "+trainer.overfit_batches=2", "trainer.max_steps=5"))
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2 + [[0, 1, 2, 3]]
+
+
+def test_the_loader_is_timed(tmp_path):
+    small = ["num_samples=8192", "clips=3", "batches=2", "growth_batches=20", f"folder={tmp_path}"]
+    out = tmp_path / "b.json"
+    assert command("bench", "measure=loader", *(f"measure.{text}" for text in small), f"out={out}") in (0, 1)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["limit"] for row in rows if row["bar"]] == [300, 300, 10]
+    assert all(row["value"] > 1 for row in rows[:4])
+    assert [p.name for p in tmp_path.iterdir()] == ["b.json"]

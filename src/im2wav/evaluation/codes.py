@@ -27,12 +27,12 @@ def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Ite
     Raises:
         ValueError: no pair of the split has a sound.
     """
-    wanted = folder.pairs.where("split", lambda name: split in ("all", name))
+    wanted = folder.pairs.where("split", lambda there: split in ("all", there))
     pairs = folder.pairs.take(wanted & (folder.pairs.column("samples") > 0))
     if not len(pairs):
         raise ValueError(
             f"{folder.root}: no pair with split={split} has a sound; its splits are "
-            f"{sorted({p.split for p in folder.pairs})} (split=all takes every pair)"
+            f"{sorted(set(folder.pairs.strings('split')))} (split=all takes every pair)"
         )
     windows = Windows(folder, pairs, num_samples, "loop")
     for start in range(0, len(pairs), size):

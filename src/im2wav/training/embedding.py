@@ -35,6 +35,7 @@ class Embedder(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         """Take as many threads on two devices as on one, where Lightning divides them: sums depend on their number."""
+        self.threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
 
     def transfer_batch_to_device(self, batch: Packed, device: torch.device, dataloader_idx: int) -> Packed:
@@ -58,6 +59,7 @@ class Embedder(pl.LightningModule):
     def on_predict_end(self) -> None:
         """Finish the last batch, and wait for the other devices."""
         self._take_apart()
+        torch.set_num_threads(self.threads_before)
         if self.trainer.global_rank:
             self.close()
         self.trainer.strategy.barrier()
