@@ -108,7 +108,7 @@ def cores() -> int:
 def embed_sources(
     todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
 ) -> float:
-    """Embed sources, each device its part; returns the seconds that it took.
+    """Embed sources, each device its part; returns the seconds that it took from the first batch on.
 
     A source belongs to a device by its number, so all devices agree without talking to each other.
     """
@@ -131,9 +131,8 @@ def embed_sources(
     with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
         finish = PairWriter(journal, mine, bar.update)
         model = Embedder(encoder, finish, journal.release, cfg.threads or cores())
-        start = time.monotonic()
         trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
-    return time.monotonic() - start
+    return time.monotonic() - (model.began or time.monotonic())
 
 
 def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
@@ -168,37 +167,24 @@ def dry_run(sources: Sources, todo: dict[int, Source], cfg: DictConfig) -> None:
 
     chosen = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
     renumbered = {place * cfg.share.of: todo[number] for place, number in enumerate(chosen)}
-    wished = build_trainer(cfg)
-    devices, encoder = wished.world_size, instantiate(cfg.encoder)
+    encoder = instantiate(cfg.encoder)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         journal = Journal(out)
         trainer = build_trainer(cfg, devices=1, num_nodes=1, strategy="auto")
-        seconds = embed_sources(renumbered, cfg, encoder, journal, trainer)
+        seconds = embed_sources(renumbered, cfg, encoder, journal, trainer) / len(chosen)
         state = journal.fold({})
-        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*"))
+        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
         log.info("would be skipped: %s, %s (%s)", name, reason, detail)
-    each = seconds / len(chosen)
-    log.info(
-        "measured on %d inputs: %.2f s and %.2f MB each; for all of it %s on %d device(s), %.2f GB",
-        len(chosen),
-        each,
-        size / len(chosen) / 1e6,
-        _duration(each * len(todo) / devices),
-        devices,
-        size / len(chosen) * len(todo) / 1e9,
-    )
+    whole = f"{_duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    log.info("measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, whole)
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def summarise(sources: list[Source], state: State, out: Path) -> float:
@@ -244,9 +230,9 @@ def embed(cfg: DictConfig) -> float:
         embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0
-    mine = sources[cfg.share.index :: cfg.share.of]
-    state = (journal or Journal(out)).fold({source.id: source for source in sources})
-    return summarise(mine, state, out)
+    if todo or not state.settled(out, sources):
+        state = (journal or Journal(out)).fold({source.id: source for source in sources})
+    return summarise(sources[cfg.share.index :: cfg.share.of], state, out)
 
 
 @one_line

@@ -1,5 +1,6 @@
 """The image encoder as Lightning predicts with it."""
 
+import time
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -31,6 +32,7 @@ class Embedder(pl.LightningModule):
         super().__init__()
         self.encoder, self.close, self.threads = encoder, close, threads
         self.unpack = Unpacker(finish)
+        self.began: float | None = None  # when the first batch came, by time.monotonic
         self.running: tuple[Packed, Tensor] | None = None
 
     def on_predict_start(self) -> None:
@@ -46,6 +48,7 @@ class Embedder(pl.LightningModule):
 
     def predict_step(self, batch: Packed, batch_idx: int) -> None:
         """Start one batch, then take apart the one before: a GPU computes while the next frames are collected."""
+        self.began = self.began or time.monotonic()
         embeddings = self.encoder(batch.squares).half()
         self._take_apart()
         self.running = batch, embeddings
