@@ -44,7 +44,7 @@ def bytes_per_sequence(prior: Prior, precision: str, rows: int = 1) -> int:
 
 
 def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most: int = MOST_SIDE_BY_SIDE) -> int:
-    """How many sequences of the greediest prior fit into what is free now, 1 to `most`.
+    """How many sequences fit into what is free now, 1 to `most`: each prior keeps its caches for the next window.
 
     Args:
         priors: that will be used; weights that are not packed yet are taken into account as a second copy of one.
@@ -56,5 +56,5 @@ def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most
     if free is None:
         return min(most, 16)
     weights = max(sum(p.nbytes for p in prior.parameters()) for prior in priors)
-    each = max(bytes_per_sequence(prior, precision, rows if prior.can_be_guided else 1) for prior in priors)
+    each = sum(bytes_per_sequence(prior, precision, rows if prior.can_be_guided else 1) for prior in priors)
     return int(min(most, max(1, (free * SHARE_OF_FREE - weights) // each)))
