@@ -167,14 +167,15 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     nets: list[Any] = [work.model.models.codec, work.model.models.low, work.model.models.up]
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
-    batches = pack(units, work.batch_size)
     if _shared(cfg):
         from im2wav.training.predict import share_out
 
-        if not share_out(instantiate(cfg.trainer), work, batches, nets):
+        trainer = instantiate(cfg.trainer)
+        size = min(work.batch_size, -(-sounds // trainer.world_size))  # so that every device has something to do
+        if not share_out(trainer, work, pack(units, size), nets):
             return []
     else:
-        for batch in batches:
+        for batch in pack(units, work.batch_size):
             work(batch)
     rows = work.outputs.write_manifest([(item.name, number) for item in items for number in numbers])
     missing = len(items) - len({row["name"] for row in rows})
