@@ -167,7 +167,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     nets: list[Any] = [work.model.models.codec, work.model.models.low, work.model.models.up]
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
-    if _shared(cfg):
+    if _shared(cfg) and units:
         from im2wav.training.predict import share_out
 
         trainer = instantiate(cfg.trainer)
