@@ -14,7 +14,7 @@ from torch import Tensor
 
 from im2wav.generation.cache import LayerCache
 from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import give_back_freed_memory, linear_maker, pick_precision
+from im2wav.generation.precision import cache_dtype, give_back_freed_memory, linear_maker, pick_precision
 from im2wav.generation.sampling import SamplingOptions, draw, guide
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
@@ -43,7 +43,7 @@ class Decoder:
         self.position_embedding = prior.position_embedding.float()
         self.sizes, self.block = prior.transformer.config, prior.transformer.block
         self.head_width = self.sizes.attention_width // self.sizes.heads
-        self.cache_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.cache_dtype = cache_dtype(self.precision, self.device)
         options = prior.conditioner.config
         positional = options.frames or options.timing or options.upsampler is not None
         self.condition_shape = (self.context_length, self.sizes.width) if positional else (1, 1)

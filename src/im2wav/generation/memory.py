@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from im2wav.generation.precision import pick_precision
+from im2wav.generation.precision import cache_dtype, pick_precision
 from im2wav.prior import Prior
 
 MOST_SIDE_BY_SIDE = 64  # beyond, a CPU only gets slower, and on a GPU the caches' bytes outweigh those of the weights
@@ -38,7 +38,7 @@ def bytes_per_sequence(prior: Prior, precision: str, rows: int = 1) -> int:
     sizes, block, length = prior.transformer.config, prior.transformer.block, prior.context_length
     kept = {"row": block, "previous_row": 2 * block, "column": length}
     device = prior.position_embedding.device
-    per_number = 2 if pick_precision(precision, device) == "bf16" else 4
+    per_number = cache_dtype(pick_precision(precision, device), device).itemsize
     cached = sum(kept[str(layer.kind)] for layer in prior.transformer.layers)
     return rows * (cached * 2 * sizes.attention_width * per_number + length * sizes.width * 4)
 
