@@ -33,6 +33,8 @@ def find(cfg: DictConfig) -> list[Input]:
 
     if not isinstance(cfg.input, DictConfig):
         given = str(cfg.input)
+        if given == "-" and _shared(cfg):
+            raise ValueError("input=- is read by one process alone: give a folder, or trainer.devices=1")
         return inputs.list_inputs(sys.stdin) if given == "-" else inputs.find_inputs(Path(given))
     ways = [str(key) for key, value in cfg.input.items() if value is not None]
     if len(ways) != 1:
@@ -149,6 +151,8 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     from im2wav.jobs import pack, plan
 
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        log.setLevel(logging.WARNING)  # the leading process speaks for all
     work, items, numbers = prepare(cfg)
     units, bad = plan(work, items, numbers, work.settings)
     sounds = sum(len(unit.numbers) for unit in units)
