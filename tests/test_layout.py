@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint", "clock"},
     "pretrained": {"checkpoint", "data", "official"},
-    "api": {"generation", "data", "checkpoint", "hashing", "pretrained"},
-    "jobs": {"api", "generation", "data"},
+    "settings": {"generation", "data", "hashing"},
+    "api": {"generation", "data", "checkpoint", "pretrained", "settings"},
+    "jobs": {"api", "settings", "generation", "data"},
     "cpu_torch": set(),
 }
 ONLY_IN = {

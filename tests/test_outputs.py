@@ -187,6 +187,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(trained, folder, tmp
         (["input=PICTURE", "seconds=-1"], "seconds=-1"),
         (["input=PICTURE", "precision=fp8"], "precision=fp8"),
         (["input=-"], "stdin names no photo"),
+        (["input=-", "trainer.devices=2"], "give a folder, or trainer.devices=1"),
         (["input=PICTURE", "overlap=1"], "overlap=1"),
         (["input=PICTURE", "prefix=none.wav"], "missing file: none.wav"),
         (["input=PICTURE", "replace=[1,2]"], "go together"),
@@ -221,7 +222,7 @@ def test_two_devices_make_what_one_makes(trained, folder, tmp_path):
     assert len(contents(two)) == 8
     assert contents(one) == contents(two)
     assert (one / "manifest.csv").read_bytes() == (two / "manifest.csv").read_bytes()
-    assert shared.stdout.count("4 sounds in") == 1
+    assert shared.stdout.count("5 inputs: 4 sounds to make") == shared.stdout.count("4 sounds in") == 1
 
 
 def test_batches_are_filled():

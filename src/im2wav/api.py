@@ -7,23 +7,20 @@ sound = model.generate("dog.jpg", seed=1)
 sound.save("dog.wav")
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
-from im2wav.data import media
 from im2wav.data.encoder import ImageEncoder, build_encoder
 from im2wav.data.inputs import Input, look, one_input
 from im2wav.data.pairs import DatasetInfo
@@ -32,32 +29,8 @@ from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_
 from im2wav.generation.pipeline import Composition, count_codes
 from im2wav.generation.precision import pick_precision
 from im2wav.generation.sampling import item_seed
-from im2wav.hashing import state_sha256
 from im2wav.pretrained import find_folder, load_folder, save_folder
-
-Picture = str | Path | Image.Image
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What sounds that are made together have in common; see `Im2Wav.settings`."""
-
-    sampling: SamplingOptions
-    seconds: float | None = None
-    overlap: float = 0.5
-    negative: Input | None = None
-    given: Mapping[str, Tensor] | None = None
-    replace: tuple[int, int] | None = None  # samples
-
-    def plain(self) -> dict[str, Any]:
-        """The settings as plain values; files by their content."""
-        about: dict[str, Any] = {**asdict(self.sampling), "overlap": self.overlap}
-        if self.negative is not None:
-            about["negative_sha256"] = self.negative.sha256
-        if self.given is not None:
-            about["given_sha256"] = state_sha256(self.given)
-            about["replace"] = None if self.replace is None else list(self.replace)
-        return about
+from im2wav.settings import Picture, Settings, make_settings
 
 
 class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "image-to-audio", "video-to-audio"]):
@@ -275,7 +248,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         Args:
             image, video, timeline, text: one of them: a photo (a path or a PIL image); a video; photos with the second
                 from which each is seen, `["dog.jpg@0", "car.jpg@3"]`; a text (experimental, with CLIP alone).
-            settings: see `settings`; also guidance_scale, temperature, top_k, top_p: see `SamplingOptions`.
+            settings: see `make_settings`; also guidance_scale, temperature, top_k, top_p: see `SamplingOptions`.
 
         Raises:
             ValueError: not one input, or settings that do not fit each other.
@@ -287,61 +260,20 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
             sampling, **{k: v for k, v in settings.items() if k not in known}
         )
 
-    def settings(
-        self,
-        sampling: SamplingOptions,
-        *,
-        seconds: float | None = None,
-        overlap: float = 0.5,
-        negative: Picture | None = None,
-        negative_text: str | None = None,
-        prefix: str | Path | Tensor | None = None,
-        edit: Sound | str | Path | None = None,
-        replace: Sequence[float] | None = None,
-    ) -> Settings:
-        """What sounds have in common.
-
-        Args:
-            sampling: how codes are drawn.
-            seconds: length; that of a video, else one window of the priors, where None.
-            overlap: share of a window that repeats the one before, for sounds longer than a window.
-            negative, negative_text: a photo or a text that sounds are guided away from.
-            prefix: a sound that is to go on: a file, or samples [N] at the model's rate.
-            edit, replace: a sound (as `generate` gave it, or a file), and the stretch of it, in seconds, that is to be
-                made anew; what lies before and after is kept.
+    def settings(self, sampling: SamplingOptions, **options: Any) -> Settings:
+        """What sounds that are made together have in common; see `make_settings`.
 
         Raises:
-            ValueError: settings that do not fit each other.
+            ValueError: settings that do not fit each other, or a negative and a low prior that cannot be guided.
             MediaError: a file that cannot be read.
         """
-        away = None
-        if negative is not None or negative_text is not None:
-            away = one_input(negative, None, None, negative_text)
-            if not self.models.low.can_be_guided:
-                raise ValueError(
-                    "a negative needs guidance, and this low prior never learnt it (it was trained with "
-                    "condition_dropout=0)"
-                )
-        common = Settings(sampling, seconds, overlap, away)
-        if prefix is not None and (edit is not None or replace is not None):
-            raise ValueError("a sound goes on (prefix) or is mended (edit and replace), not both")
-        if prefix is not None:
-            wav = prefix if isinstance(prefix, Tensor) else media.read_audio(prefix, self.sample_rate)
-            return dataclasses.replace(common, given=self.encode(wav, whole=False))
-        if edit is None and replace is None:
-            return common
-        if edit is None or replace is None or seconds is not None:
-            raise ValueError("edit=SOUND and replace=[FROM,TO] go together; the sound keeps its length (no seconds)")
-        if isinstance(edit, Sound):
-            codes, samples = edit.codes, len(edit.wav)
-        else:
-            wav = media.read_audio(edit, self.sample_rate)
-            codes, samples = self.encode(wav), len(wav)
-        length = samples / self.sample_rate
-        if len(replace) != 2 or not 0 <= replace[0] < replace[1] <= length:
-            raise ValueError(f"replace={list(replace)}: expected two rising seconds within the sound's {length:.3f} s")
-        first, end = (round(x * self.sample_rate) for x in replace)
-        return dataclasses.replace(common, seconds=length, given=codes, replace=(first, end))
+        settings = make_settings(sampling, self.encode, self.sample_rate, **options)
+        if settings.negative is not None and not self.models.low.can_be_guided:
+            raise ValueError(
+                "a negative needs guidance, and this low prior never learnt it (it was trained with "
+                "condition_dropout=0)"
+            )
+        return settings
 
     def request(self, item: Input, settings: Settings, seed: int) -> Request:
         """Look at an input: all that its sound depends on.

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from im2wav.api import Im2Wav, Settings, bar
+from im2wav.api import Im2Wav, bar
 from im2wav.data.inputs import Input
 from im2wav.data.media import MediaError
 from im2wav.data.outputs import Outputs
 from im2wav.generation import draft_and_refine
 from im2wav.generation.sampling import item_seed
+from im2wav.settings import Settings
 
 log = logging.getLogger(__name__)
 

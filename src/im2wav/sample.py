@@ -33,6 +33,8 @@ def find(cfg: DictConfig) -> list[Input]:
 
     if not isinstance(cfg.input, DictConfig):
         given = str(cfg.input)
+        if given == "-" and _shared(cfg):
+            raise ValueError("input=- is read by one process alone: give a folder, or trainer.devices=1")
         return inputs.list_inputs(sys.stdin) if given == "-" else inputs.find_inputs(Path(given))
     ways = [str(key) for key, value in cfg.input.items() if value is not None]
     if len(ways) != 1:
@@ -149,6 +151,8 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     from im2wav.jobs import pack, plan
 
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        log.setLevel(logging.WARNING)  # the leading process speaks for all
     work, items, numbers = prepare(cfg)
     units, bad = plan(work, items, numbers, work.settings)
     sounds = sum(len(unit.numbers) for unit in units)
@@ -167,14 +171,15 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     nets: list[Any] = [work.model.models.codec, work.model.models.low, work.model.models.up]
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
-    batches = pack(units, work.batch_size)
-    if _shared(cfg):
+    if _shared(cfg) and units:
         from im2wav.training.predict import share_out
 
-        if not share_out(instantiate(cfg.trainer), work, batches, nets):
+        trainer = instantiate(cfg.trainer)
+        size = min(work.batch_size, -(-sounds // trainer.world_size))  # so that every device has something to do
+        if not share_out(trainer, work, pack(units, size), nets):
             return []
     else:
-        for batch in batches:
+        for batch in pack(units, work.batch_size):
             work(batch)
     rows = work.outputs.write_manifest([(item.name, number) for item in items for number in numbers])
     missing = len(items) - len({row["name"] for row in rows})

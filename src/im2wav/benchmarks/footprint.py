@@ -15,12 +15,12 @@ from typing import Any
 from im2wav.benchmarks.row import Row
 
 
-def peak_memory() -> int:
-    """Most bytes of memory that this process ever held (Linux)."""
+def memory_held(name: str) -> int:
+    """Bytes of memory that this process holds (`VmRSS`) or ever held (`VmHWM`). Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: peak memory can only be measured on Linux")
+    raise OSError(f"/proc/self/status has no {name}: memory can only be measured on Linux")
 
 
 def draw_one(path: str, precision: str) -> dict[str, float]:
@@ -33,13 +33,16 @@ def draw_one(path: str, precision: str) -> dict[str, float]:
         net: Any = fresh_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
     else:
         net = load_net(path, "low_prior")
-    before = peak_memory()
+    before = memory_held("VmRSS")
     decoder = Decoder(net, precision, consume=True)
     decoding = begin(decoder, net)
     decoding.step()
     caches = sum(cache.buffer.nbytes for cache in decoding.caches) + decoding.condition.nbytes
     rest = sum(p.nbytes for p in net.parameters() if not p.is_meta)
-    return {"held": peak_memory() - before, "needed": sum(layer.nbytes for layer in decoder.layers) + rest + caches}
+    return {
+        "held": memory_held("VmHWM") - before,
+        "needed": sum(layer.nbytes for layer in decoder.layers) + rest + caches,
+    }
 
 
 def child(*arguments: str) -> str:
@@ -73,10 +76,13 @@ def footprint(prior: Any, precision: str) -> list[Row]:
             start = time.perf_counter()
             child(precision, path)
             times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        alone = f"importing torch alone: {time.perf_counter() - start:.1f} s"
     held, needed = (memory[name] / 2**20 for name in ("held", "needed"))
     return [
         Row(f"peak memory, {precision}", held, "MiB", needed, "weights once and caches", 1.1, False),
-        Row(f"start to first code, {precision}", min(times), "s", 6.0, "promised", 1.0, False),
+        Row(f"start to first code, {precision}", min(times), "s", 6.0, "promised", 1.0, False, alone),
     ]
 
 

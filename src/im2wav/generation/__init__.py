@@ -1,6 +1,7 @@
 """Inference: from image embeddings to a wave. Neither Lightning nor Hydra."""
 
-from im2wav.generation.decode import Decoder, Decoding, sample_codes
+from im2wav.generation.decode import Decoder, sample_codes
+from im2wav.generation.decoding import Decoding
 from im2wav.generation.drafts import Draft, draft_and_refine
 from im2wav.generation.pipeline import Generated, generate
 from im2wav.generation.request import Clip, Models, Request

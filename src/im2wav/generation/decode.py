@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from im2wav.generation.cache import LayerCache
+from im2wav.generation.decoding import Decoding
 from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import give_back_freed_memory, linear_maker, pick_precision
-from im2wav.generation.sampling import SamplingOptions, draw, guide
+from im2wav.generation.precision import cache_dtype, give_back_freed_memory, linear_maker, pick_precision
+from im2wav.generation.sampling import SamplingOptions
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
 
@@ -43,7 +43,7 @@ class Decoder:
         self.position_embedding = prior.position_embedding.float()
         self.sizes, self.block = prior.transformer.config, prior.transformer.block
         self.head_width = self.sizes.attention_width // self.sizes.heads
-        self.cache_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.cache_dtype = cache_dtype(self.precision, self.device)
         options = prior.conditioner.config
         positional = options.frames or options.timing or options.upsampler is not None
         self.condition_shape = (self.context_length, self.sizes.width) if positional else (1, 1)
@@ -108,198 +108,6 @@ class Decoder:
         decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
         rows = torch.arange(len(codes), device=codes.device)
         return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
-
-
-class Decoding:
-    """B sequences that are being drawn. Made by `Decoder.start`.
-
-    Attributes:
-        codes: [B, n]; the first `position` of them are there.
-        position: how many codes are there.
-    """
-
-    def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
-        if negative and not decoder.can_be_guided:
-            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
-        self.decoder, self.options, self.batch, self.negative = decoder, options, batch, negative
-        self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
-        self.position = 0
-        rows, device, width = batch * (1 + self.guided + negative), decoder.device, decoder.sizes.width
-        self.codes = torch.zeros(batch, length, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=device)
-        self.input = torch.zeros(rows, width, device=device)
-        self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
-        self.caches: list[LayerCache] = []
-        self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where a CUDA graph can read it
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    @torch.inference_mode()
-    def begin(
-        self,
-        conditions: Conditions,
-        uniform: Tensor,
-        prefix: Tensor | None = None,
-        negative: Conditions | None = None,
-    ) -> None:
-        """Forget all and begin anew with other conditions; see `Decoder.start`."""
-        self.codes.zero_()
-        self.uniform.copy_(uniform)
-        self.go_to(0)
-        self._embed_conditions(conditions, negative)
-        self._clear_caches()
-        if prefix is not None and prefix.shape[1]:
-            self._prefill(prefix)
-
-    def _clear_caches(self) -> None:
-        """Forget all; allocated at first use, so that their memory first serves what the conditions need in passing."""
-        for cache in self.caches:
-            cache.clear()
-        if not self.caches:
-            decoder = self.decoder
-            give_back_freed_memory()
-            like = torch.empty(0, dtype=decoder.cache_dtype, device=decoder.device)
-            size = (len(self.input), decoder.sizes.heads, decoder.context_length, decoder.head_width, decoder.block)
-            self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
-
-    def release(self) -> None:
-        """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that."""
-        self.decoder.spare = self
-
-    @torch.inference_mode()
-    def go_to(self, position: int) -> None:
-        """Go on at another position, where the caches have what it needs."""
-        self.position = position
-        self.place.fill_(position)
-
-    def _embed_conditions(self, conditions: Conditions, negative: Conditions | None) -> None:
-        """Start and position embeddings, item by item: the same whatever stands beside it in the batch."""
-        items = [conditions.take(slice(i, i + 1)) for i in range(self.batch)]
-        items += [item.null_like() for item in items] if self.guided else []
-        items += [negative.take(slice(i, i + 1)) for i in range(self.batch)] if negative is not None else []
-        for row, item in enumerate(items):
-            start, positions = self.decoder.conditioner(item, self.decoder.context_length)
-            self.input[row] = start[0]
-            if positions is not None:
-                self.condition[row] = positions[0]
-
-    def _prefill(self, prefix: Tensor) -> None:
-        """Run all positions of the prefix at once, item by item for the same reason as above."""
-        given = prefix.shape[1]
-        self.codes[:, :given] = prefix
-        for item in range(self.batch):
-            self.run_known(torch.arange(item, len(self.input), self.batch, device=prefix.device), prefix[item])
-        self._embed(prefix[:, -1])
-        self.go_to(given)
-
-    def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """Run the known codes [p] of one item at once through its `rows` [r], into the caches: what the head reads.
-
-        Returns:
-            [r, p, W]
-        """
-        before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
-        condition = self.condition[rows, : len(codes)]
-        x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[: len(codes)] + condition
-        for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
-            x = layer.prefill(x, cache, rows)
-        return x + condition
-
-    @torch.inference_mode()
-    def logits(self) -> Tensor:
-        """Logits [R, K] of the codes at `position`; with guidance those with the picture first, then those without.
-
-        `feed` comes after it; `step` does both.
-        """
-        t = min(self.position, self.condition.shape[1] - 1)
-        return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
-
-    def _run(self, learnt: Tensor, condition: Tensor, position: int | Tensor) -> Tensor:
-        x = self.input + learnt + condition
-        for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
-            x = layer.step(x, cache, position)
-        return self.decoder.head(x + condition)
-
-    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        if self.guided:
-            away = self.options.negative_scale if self.negative else None
-            logits = guide(logits, self.options.guidance_scale, away)
-        return draw(logits, uniform, self.options)
-
-    def _embed(self, codes: Tensor) -> None:
-        """Make codes [B] the input of the next position."""
-        self.input.copy_(self.decoder.code_embedding[codes].repeat(len(self.input) // self.batch, 1))
-
-    @torch.inference_mode()
-    def feed(self, codes: Tensor) -> None:
-        """Take codes [B] as those at `position`, and go on to the next one."""
-        self.codes[:, self.position] = codes
-        self._embed(codes)
-        self.go_to(self.position + 1)
-
-    @torch.inference_mode()
-    def step(self) -> Tensor:
-        """Draw the next code of every sequence: [B]. On CUDA nothing waits for the device.
-
-        Raises:
-            ValueError: all codes are drawn.
-        """
-        t = self.position
-        if t >= self.codes.shape[1]:
-            raise ValueError(f"all {t} codes are drawn already")
-        if self.decoder.on_device:
-            self._step_in_graph()
-        else:
-            self.feed(self._draw(self.logits(), self.uniform[:, t]))
-        self.position = t + 1
-        return self.codes[:, t]
-
-    def _step_at_place(self) -> None:
-        """A step that reads its position from the device: the same kernels on the same memory at every position."""
-        place = self.place
-        condition = self.condition
-        condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
-        logits = self._run(self.decoder.position_embedding.index_select(0, place), condition[:, 0], place)
-        codes = self._draw(logits, self.uniform.index_select(1, place)[:, 0])
-        self.codes.index_copy_(1, place, codes[:, None])
-        self._embed(codes)
-        place += 1
-
-    def _step_in_graph(self) -> None:
-        if self.decoder.device.type == "cuda" and self.graph is None:
-            self.graph = self._capture()
-        if self.graph is None:
-            self._step_at_place()
-        else:
-            self.graph.replay()
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step, after two rehearsals of it that leave everything as it was but what the step overwrites."""
-        saved, stream = self.input.clone(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._step_at_place()
-                self.place -= 1
-                self.input.copy_(saved)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step_at_place()
-        return graph
-
-    def steps(self, count: int | None = None, on_step: Callable[[int], object] | None = None) -> Tensor:
-        """Draw the next `count` codes of every sequence, or all that are left: [B, count].
-
-        Args:
-            count: no more than are left.
-            on_step: called with 1 after each code, for progress bars.
-        """
-        first = self.position
-        for _ in range(self.codes.shape[1] - first if count is None else count):
-            self.step()
-            if on_step:
-                on_step(1)
-        return self.codes[:, first : self.position]
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ class DecoderLayer:
 
     def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
         """One position of every sequence, x [R, W] -> [R, W]."""
-        qkv = self.qkv(self.norm_attention(x)).unflatten(1, (3, self.heads, 1, -1))
+        qkv = self.qkv(self.norm_attention(x)).to(cache.buffer.dtype).unflatten(1, (3, self.heads, 1, -1))
         kv = qkv[:, 1:].transpose(0, 1)
         way = cache.attend if isinstance(position, int) else cache.attend_at
         x = x + self.attention_out(way(qkv[:, 0], kv, position).flatten(1))  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ class DecoderLayer:
     def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
         """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]."""
         batch = len(x)
-        qkv = self.qkv(self.norm_attention(x).flatten(0, 1))
+        qkv = self.qkv(self.norm_attention(x).flatten(0, 1)).to(cache.buffer.dtype)
         q, k, v = rearrange(qkv, "(b t) (three h d) -> three b h t d", b=batch, three=3, h=self.heads)
         cache.fill(torch.stack([k, v]), rows)
         out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from im2wav.generation.precision import pick_precision
+from im2wav.generation.precision import cache_dtype, pick_precision
 from im2wav.prior import Prior
 
 MOST_SIDE_BY_SIDE = 64  # beyond, a CPU only gets slower, and on a GPU the caches' bytes outweigh those of the weights
@@ -38,13 +38,13 @@ def bytes_per_sequence(prior: Prior, precision: str, rows: int = 1) -> int:
     sizes, block, length = prior.transformer.config, prior.transformer.block, prior.context_length
     kept = {"row": block, "previous_row": 2 * block, "column": length}
     device = prior.position_embedding.device
-    per_number = 2 if pick_precision(precision, device) == "bf16" else 4
+    per_number = cache_dtype(pick_precision(precision, device), device).itemsize
     cached = sum(kept[str(layer.kind)] for layer in prior.transformer.layers)
     return rows * (cached * 2 * sizes.attention_width * per_number + length * sizes.width * 4)
 
 
 def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most: int = MOST_SIDE_BY_SIDE) -> int:
-    """How many sequences of the greediest prior fit into what is free now, 1 to `most`.
+    """How many sequences fit into what is free now, 1 to `most`: each prior keeps its caches for the next window.
 
     Args:
         priors: that will be used; weights that are not packed yet are taken into account as a second copy of one.
@@ -56,5 +56,5 @@ def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most
     if free is None:
         return min(most, 16)
     weights = max(sum(p.nbytes for p in prior.parameters()) for prior in priors)
-    each = max(bytes_per_sequence(prior, precision, rows if prior.can_be_guided else 1) for prior in priors)
+    each = sum(bytes_per_sequence(prior, precision, rows if prior.can_be_guided else 1) for prior in priors)
     return int(min(most, max(1, (free * SHARE_OF_FREE - weights) // each)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS
-from im2wav.generation.decode import Decoding
+from im2wav.generation.decoding import Decoding
 from im2wav.generation.request import Clip, Models, Request
 from im2wav.generation.sampling import SamplingOptions, uniforms
 from im2wav.generation.waves import decode_wave
