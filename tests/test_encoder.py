@@ -90,3 +90,27 @@ def test_efficientnet_sees_what_pictures_have_in_common():
     assert likeness[3, 4] > likeness[3, :3].max()  # a cat is like a kitten
     assert likeness[1, 2] > likeness[1, [0, 3, 4]].max()  # and a car like a car
     assert (encoder.encode([read_image(ASSETS / "images" / "cat_03.jpg")]) - embeddings[3]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (720, 1280), (500, 333), (224, 398), (260, 260), (90, 100), (61, 1000)])
+def test_frames_are_cut_and_scaled_as_photos_are(shape):
+    """Two ways agree: torch on arrays and Pillow on images, both against CLIP's own preprocessing."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from open_clip.transform import image_transform
+
+    from im2wav.data.crops import resized_centre, resized_square
+
+    generator = np.random.default_rng(0)
+    frame = np.kron(generator.integers(0, 256, (shape[0] // 4 + 1, shape[1] // 4 + 1, 3)), np.ones((4, 4, 1)))
+    frame = frame[: shape[0], : shape[1]].astype(np.uint8)
+    image = Image.fromarray(frame)
+    transform = image_transform(
+        224, False, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, interpolation="bicubic", resize_mode="shortest"
+    )
+    mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    expected = ((transform(image) * std + mean) * 255).round().numpy()
+    np.testing.assert_array_equal(resized_centre(image, 224), expected)
+    assert np.abs(resized_centre(frame, 224) - expected).max() <= 2
+    pair = [resized_square(picture, 260).astype(int) for picture in (frame, image)]
+    assert np.abs(pair[0] - pair[1])[:, 4:-4, 4:-4].max() <= 2  # at the rim Pillow also sees what is cut off
+    assert pair[0].shape == (3, 260, 260)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from im2wav.data import media
+from im2wav.data.crops import Picture
 from im2wav.data.pairs import wav_bytes
 from im2wav.data.sources import Source
 from im2wav.data.workers import Failed
@@ -46,7 +46,7 @@ class Decoder:
         chunk: frames that are held at a time.
     """
 
-    crop: Callable[[Image.Image], np.ndarray]
+    crop: Callable[[Picture], np.ndarray]
     size: int
     fps: float
     sample_rate: int = 16000

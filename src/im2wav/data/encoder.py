@@ -1,23 +1,22 @@
 """Image encoders: photos and video frames -> embeddings of unit norm.
 
-Both encoders are chosen by the config group `encoder/` and used in the same way: `crop` turns a PIL image into a square
+Both encoders are chosen by the config group `encoder/` and used in the same way: `crop` turns a picture into a square
 of bytes, wherever it was decoded; `forward` turns a batch of such squares into embeddings, on the encoder's device.
 """
 
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from im2wav.data.crops import resized_centre, resized_square
+from im2wav.data.crops import Picture, resized_centre, resized_square
 from im2wav.hashing import state_sha256
 
 
@@ -36,14 +35,14 @@ class ImageEncoder(nn.Module):
         dim: width D of its embeddings.
         weights_sha256: hash of the weights; embeddings of other weights do not mix with these.
         size: side S in pixels of the squares that it sees.
-        crop: PIL image -> uint8 [3, S, S]. It can be sent to another process without the network.
+        crop: photo or frame -> uint8 [3, S, S]. It can be sent to another process without the network.
     """
 
     name: str
     dim: int
     weights_sha256: str
     size: int
-    crop: Callable[[Image.Image], np.ndarray]
+    crop: Callable[[Picture], np.ndarray]
 
     def embed(self, images: Tensor) -> Tensor:
         """Values as the network was trained with [B, 3, S, S] -> raw embeddings [B, D]."""
@@ -62,8 +61,8 @@ class ImageEncoder(nn.Module):
         """
         return F.normalize(self.embed(self.normalise(squares)).float(), dim=-1)
 
-    def encode(self, images: list[Image.Image]) -> Tensor:
-        """PIL images -> embeddings of unit norm [B, D] on the CPU."""
+    def encode(self, images: Sequence[Picture]) -> Tensor:
+        """Photos or frames -> embeddings of unit norm [B, D] on the CPU."""
         device = next(self.parameters()).device
         return self(torch.from_numpy(np.stack([self.crop(image) for image in images])).to(device)).cpu()
 

@@ -1,0 +1,140 @@
+"""How fast videos become embeddings: decoding beside what decord alone decodes, and the encoder that it must feed."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from im2wav.benchmarks.machine import best_time
+from im2wav.benchmarks.row import Row
+from im2wav.data.crops import resized_centre
+from im2wav.data.decoding import Decoded, Decoder
+from im2wav.data.media import VIDEO_SUFFIXES, read_all_frames
+from im2wav.data.packing import PackedFrames
+from im2wav.data.sources import Source
+
+SIZES = ((1280, 720), (340, 256))  # of the videos that are made: as uploaded, and as many copies of VGGSound have them
+
+
+def write_video(path: Path, width: int, height: int, seconds: float = 4.0, fps: int = 30) -> None:
+    """A video of moving noise with a sound track: as hard to decode as a filmed one.
+
+    Raises:
+        ValueError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("making test videos needs PyAV: pip install av, or give a folder: measure.videos=") from error
+    generator = np.random.default_rng(0)
+    small = generator.integers(0, 255, (height // 8 + 64, width // 8 + 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        for i in range(int(seconds * fps)):
+            shift = i % 60
+            part = small[shift : shift + height // 8, shift : shift + width // 8]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")
+            container.mux(video.encode(frame.reformat(width, height, "yuv420p")))
+        container.mux(video.encode())
+        for start in range(0, int(seconds * 44100), 1024):
+            part = generator.normal(0, 0.1, (1, 1024)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 44100, start
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """CPU seconds of the best of several runs: other processes on the machine count for less than on the clock."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def decode(path: str, fps: float, size: int) -> int:
+    """Frames of a video through the whole decoder, sound included."""
+    decoder = Decoder(partial(resized_centre, size=size), size, fps)
+    count = 0
+    for message in decoder(Source("a", video=path)):
+        if isinstance(message, np.ndarray):
+            count += len(message)
+        elif not isinstance(message, Decoded):
+            raise ValueError(f"{path}: {message.reason}, {message.detail}")
+    return count
+
+
+def embed(
+    videos: str | None = None,
+    size: int = 224,
+    encoder: Any = None,
+    device: str = "cpu",
+    batch_size: int = 8,
+    repeats: int = 3,
+) -> list[Row]:
+    """Decoding with preprocessing beside decord alone, on one core; and, where an encoder is given, its speed.
+
+    Args:
+        videos: a folder of videos with sound; some are made where None.
+        size: side of the squares that the encoder sees.
+        encoder: an image encoder.
+        device: of the encoder.
+        batch_size: images in a pass of it.
+        repeats: the best of so many.
+
+    Raises:
+        ValueError: the folder holds no videos.
+    """
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        folder = Path(videos or stack.enter_context(tempfile.TemporaryDirectory()))
+        if videos is None:
+            for width, height in SIZES:
+                write_video(folder / f"{width}x{height}.mp4", width, height)
+        paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        if not paths:
+            raise ValueError(f"measure.videos={videos} holds no videos")
+        rows = _decoding(paths, size, repeats)
+    if encoder is not None:
+        threads = torch.get_num_threads()
+        squares = torch.randint(0, 256, (batch_size, 3, encoder.size, encoder.size), dtype=torch.uint8, device=device)
+        seconds = best_time(lambda: encoder.to(device)(squares), device, repeats)
+        where = "GPU" if device != "cpu" else f"CPU, {threads} thread(s)"
+        rows.append(Row(f"encoder, {where}", batch_size / seconds, "images/s"))
+    return rows
+
+
+def _decoding(paths: list[str], size: int, repeats: int) -> list[Row]:
+    alone = {path: cpu_seconds(partial(read_all_frames, path), repeats) for path in paths}
+    counts = {path: read_all_frames(path) for path in paths}
+    frames, name, rows = sum(counts.values()), "decord alone, every frame and the sound", []
+    limit = frames / sum(alone.values())
+    for fps in (30.0, 8.0):
+        spent = {path: cpu_seconds(partial(decode, path, fps, size), repeats) for path in paths}
+        value = frames / sum(spent.values())
+        rows.append(Row(f"decoding + preprocessing, {fps:g} fps", value, "frames/core-s", limit, name, 0.85))
+        for path in paths:
+            part = (counts[path] / spent[path], "frames/core-s", counts[path] / alone[path], name)
+            rows.append(Row(f"  {Path(path).name[:24]}, {fps:g} fps", *part))
+    sources = {number: Source(str(number), video=path) for number, path in enumerate(paths * 2)}
+    packed = PackedFrames(sources, Decoder(partial(resized_centre, size=size), size, 30.0), 32, 1, 100)
+    start, shown = time.perf_counter(), 0
+    for batch in packed:
+        start = start if shown else time.perf_counter()  # without the start of the process
+        shown += sum(count for _, count in batch.runs)
+    rate = (shown - 32) / (time.perf_counter() - start)
+    begun = time.perf_counter()
+    for path in paths:
+        read_all_frames(path)
+    clock = frames / (time.perf_counter() - begun)
+    return [*rows, Row("one decoding process, packed, 30 fps", rate, "frames/s", clock, name)]
