@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from im2wav.data.media import IMAGE_SUFFIXES, read_frames
 from im2wav.data.pairs import write_atomic
 from im2wav.evaluation import table
@@ -63,7 +65,7 @@ def _picture(path: Path | None, folder: Path) -> Path | None:
     if path is None or path.suffix.lower() in IMAGE_SUFFIXES:
         return path
     frame = folder / f".{path.stem}.png"
-    next(iter(read_frames(path, 1.0, 1)))[0].save(frame)
+    Image.fromarray(next(iter(read_frames(path, 1.0, 1)))[0]).save(frame)
     return frame
 
 
