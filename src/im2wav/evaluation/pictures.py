@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from im2wav.data.crops import Picture
 from im2wav.data.encoder import ClipEncoder
 from im2wav.data.media import IMAGE_SUFFIXES, read_frames, read_image
 from im2wav.evaluation.sounds import listed
@@ -33,8 +33,7 @@ def embed_pictures(
     found = {}
     for item in items:
         if pictures[item].suffix.lower() in IMAGE_SUFFIXES:
-            frames: list[Picture] = [read_image(pictures[item])]
+            found[item] = encoder.encode([read_image(pictures[item])])[0]
         else:
-            frames = [frame for chunk in read_frames(pictures[item], VIDEO_FPS) for frame in chunk]
-        found[item] = encoder.encode(frames).mean(0)
+            found[item] = torch.cat([encoder.encode(c) for c in read_frames(pictures[item], VIDEO_FPS)]).mean(0)
     return found
