@@ -37,7 +37,7 @@ ONLY_IN = {
     "lightning": ENTRIES | {"training", "data/datamodule.py"},
     "open_clip": {"data/encoder.py"},
     "decord": {"data/media.py"},
-    "av": {"data/video.py"},
+    "av": {"data/video.py", "benchmarks"},
 }
 
 
