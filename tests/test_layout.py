@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "generation": {"codec", "prior"},
     "data": {"hashing"},
     "training": {"codec", "prior", "generation", "data", "evaluation", "clock"},
-    "evaluation": {"data", "prior", "checkpoint", "hashing"},
+    "evaluation": {"data", "prior", "checkpoint", "hashing", "pretrained", "cli"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {"codec", "prior", "generation", "data", "training", "evaluation", "checkpoint", "clock"},

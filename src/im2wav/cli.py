@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from math import prod
@@ -101,6 +102,23 @@ def one_line(main: Callable[[], None]) -> Callable[[], None]:
                 del os.environ["HYDRA_FULL_ERROR"]
 
     return entry
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra reads it literally, whatever characters are in it."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def verb(name: str, *arguments: str) -> None:
+    """Run `python -m im2wav.NAME ...` and show it.
+
+    Raises:
+        ValueError: it failed.
+    """
+    logging.getLogger(__name__).info("\n$ python -m im2wav.%s %s", name, " ".join(arguments))
+    if subprocess.run([sys.executable, "-m", f"im2wav.{name}", *arguments], check=False).returncode:
+        raise ValueError(f"`python -m im2wav.{name} {' '.join(arguments)}` failed; see above")
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:

@@ -10,8 +10,6 @@ import csv
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
+from im2wav.cli import CONF, one_line, quoted, register_resolvers, run, verb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,23 +31,6 @@ register_resolvers()
 
 ASSETS = Path(__file__).parent / "assets" / "pairs"
 STAGES = ("vqvae", "low_prior", "up_prior")
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra reads it literally, whatever characters are in it."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
-def verb(name: str, *arguments: str) -> None:
-    """Run `python -m im2wav.NAME ...` and show it.
-
-    Raises:
-        ValueError: it failed.
-    """
-    log.info("\n$ python -m im2wav.%s %s", name, " ".join(arguments))
-    if subprocess.run([sys.executable, "-m", f"im2wav.{name}", *arguments], check=False).returncode:
-        raise ValueError(f"`python -m im2wav.{name} {' '.join(arguments)}` failed; see above")
 
 
 @contextmanager

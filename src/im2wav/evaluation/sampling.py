@@ -1,11 +1,8 @@
 """A model that is to be evaluated: sampled first, resumably, and its codec and priors measured."""
 
 import json
-import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,36 +12,12 @@ import torchaudio.functional
 from torch import Tensor
 
 from im2wav.checkpoint import check_same_origin, load
+from im2wav.cli import quoted, verb
 from im2wav.data.pairs import PairsFolder, write_atomic
 from im2wav.evaluation.codes import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
 from im2wav.hashing import file_sha256
-
-log = logging.getLogger(__name__)
-KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra reads it literally, whatever characters are in it."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
-def model_files(model: str | Path) -> dict[str, Path]:
-    """The three checkpoints of a model: of a folder of runs, or of one that `convert` wrote.
-
-    Raises:
-        ValueError: the folder does not hold them.
-    """
-    folder = Path(model)
-    for pattern in ("{kind}/last.ckpt", "{kind}.safetensors"):
-        paths = {name: folder / pattern.format(kind=kind) for name, kind in KINDS.items()}
-        if all(path.is_file() for path in paths.values()):
-            return paths
-    raise ValueError(
-        f"model={folder}: expected vqvae/last.ckpt, low_prior/last.ckpt and up_prior/last.ckpt (runs/RUN_NAME), or "
-        "vqvae.safetensors, low_prior.safetensors and up_prior.safetensors"
-    )
+from im2wav.pretrained import find_weights
 
 
 def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:
@@ -59,7 +32,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
     Raises:
         ValueError: sampling failed, or the folder holds sounds of another model or other options.
     """
-    files = model_files(cfg.model_dir)
+    files = find_weights(Path(cfg.model_dir))
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
     nets: Any = {"low": low.net, "codec": codec.net}
     window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples; also of a longer video
@@ -83,11 +56,9 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
         folder = out / "inputs" / str(number)
         link_pictures({name: pictures[name] for name in todo}, folder)
         arguments = [f"input={quoted(folder)}", f"out={quoted(out)}", f"num_samples={number}", f"encoder={encoder}"]
-        arguments.append(f"seconds={seconds}")
+        arguments += [f"seconds={seconds}", "mux=false"]
         arguments += [f"batch_size={cfg.batch_size}", f"device={cfg.device}", *options]
-        log.info("$ python -m im2wav.sample %s", " ".join(arguments))
-        if subprocess.run([sys.executable, "-m", "im2wav.sample", *arguments], check=False).returncode:
-            raise ValueError("sampling failed; see above. The same command goes on where it stopped")
+        verb("sample", *arguments)
     shutil.rmtree(out / "inputs", ignore_errors=True)
 
 
@@ -110,9 +81,9 @@ def link_pictures(pictures: Mapping[str, Path], folder: Path) -> None:
 
 def round_trip(model: str | Path, rate: int, device: str) -> Callable[[Tensor], Tensor]:
     """What the model's codec makes of a wave [N] at `rate`: encoded, decoded at its fine level, cut to the length."""
-    loaded = load(model_files(model)["codec"], "vqvae")
+    loaded = load(find_weights(Path(model))["codec"], "vqvae")
     codec: Any = loaded.net.to(device)
-    own = int(load(model_files(model)["low"], "low_prior").data.get("sample_rate", rate))
+    own = int(load(find_weights(Path(model))["low"], "low_prior").data.get("sample_rate", rate))
     hop = codec.hop_lengths["low"]
 
     @torch.inference_mode()
@@ -131,7 +102,7 @@ def measure_codes(model: str | Path, data: str | Path, split: str, plan: Plan, d
     Raises:
         ValueError: nets that do not belong together, embeddings of another encoder, or an empty split.
     """
-    folder, loaded = PairsFolder(data), {name: load(path) for name, path in model_files(model).items()}
+    folder, loaded = PairsFolder(data), {name: load(path) for name, path in find_weights(Path(model)).items()}
     check_same_origin(**loaded)
     about = loaded["low"].data
     folder.info.check_encoder(about["encoder"], about.get("weights_sha256"), f"model={model}")
