@@ -140,8 +140,7 @@ STEADY = [
     "model.scheduler.steps=1",
     "model.net.codebook.restart_threshold=0",
     "callbacks.checkpoint.every_n_epochs=null",
-    "+callbacks.checkpoint.every_n_train_steps=2",
-    "callbacks.checkpoint.save_on_train_epoch_end=false",
+    "callbacks.checkpoint.every_n_steps=2",
 ]
 
 
