@@ -27,7 +27,7 @@ demo: setup ## pictures to sounds in a quarter of an hour: train on the shipped 
 	$(PYTHON) -m im2wav.demo $(ARGS)
 
 test: setup ## run the tests (needs nothing but 2 CPU cores)
-	$(PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -1,8 +1,10 @@
 import io
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ASSETS, write_mp4
 from im2wav.data.inputs import (
@@ -25,10 +27,11 @@ IMAGES = ASSETS / "images"
 class Brightness(torch.nn.Module):
     """An encoder whose embedding of a picture is its brightness."""
 
-    name, dim = "brightness", 1
+    name, dim, size = "brightness", 1, None
 
     def encode(self, images):
-        return torch.tensor([[sum(image.convert("L").resize((1, 1)).getdata()) / 255.0] for image in images])
+        grey = [Image.fromarray(np.asarray(image)).convert("L") for image in images]
+        return torch.tensor([[sum(image.resize((1, 1)).getdata()) / 255.0] for image in grey])
 
     def encode_text(self, texts):
         return torch.tensor([[float(len(text))] for text in texts])

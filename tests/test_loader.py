@@ -216,7 +216,7 @@ def test_overfitting_repeats_the_same_batches(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "im2wav.training.VQVAE.on_train_batch_start", lambda self, batch, _: seen.append(batch.number.tolist())
     )
-    train(tiny_config("vqvae", pairs, tmp_path, *STEADY, "+trainer.overfit_batches=2", "trainer.max_steps=5"))
+    train(tiny_config("vqvae", pairs, tmp_path, *STEADY, "trainer.overfit_batches=2", "trainer.max_steps=5"))
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2 + [[0, 1, 2, 3]]
 
 

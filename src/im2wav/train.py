@@ -225,7 +225,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     from im2wav.data.pairs import write_atomic
     from im2wav.training.facts import origin
-    from im2wav.training.loggers import WANDB_ID
+    from im2wav.training.loggers import WANDB_ID, own_run
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -247,7 +247,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
         part.compile()
-    with explained(cfg):
+    with own_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:
         raise ValueError(

@@ -1,6 +1,6 @@
 """How long the whole evaluation takes, and how much memory: the command line in a process of its own."""
 
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,11 +46,14 @@ def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, g
         write_sounds(generated, reference, sounds, seconds)
         command = [sys.executable, "-m", "im2wav.evaluate", f"generated={generated}", f"reference={reference}"]
         start = time.perf_counter()
-        run = subprocess.run([*command, f"out={out}"], capture_output=True, text=True, check=False)
-        taken = time.perf_counter() - start
-    if run.returncode:
-        raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with (Path(folder) / "errors.txt").open("w+") as errors:
+            process = subprocess.Popen([*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=errors)
+            _, status, usage = os.wait4(process.pid, 0)  # of this process and its children, of no others
+            process.returncode = os.waitstatus_to_exitcode(status)
+            taken = time.perf_counter() - start
+            errors.seek(0)
+            if process.returncode:
+                raise ValueError(f"the evaluation failed: {errors.read().strip()[-300:]}")
     used = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     what = f"{sounds} sounds of {seconds:g} s and {sounds} references"
     return [

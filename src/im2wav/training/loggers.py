@@ -2,6 +2,9 @@
 
 import os
 import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from im2wav.data.pairs import write_atomic
 
 WANDB_ID = "wandb_run_id.txt"  # in the run's folder, so that a run that goes on is one run in W&B too
+
+
+@contextmanager
+def own_run() -> Iterator[None]:
+    """End the W&B run with the training that it belongs to: the next one of a sweep has a run of its own."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish(exit_code=int(failed))
 
 
 def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
