@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, config
+from conftest import REPO, command, config
+from im2wav.cli import VERBS
 
 SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
@@ -118,9 +119,17 @@ def test_every_entry_composes_and_shows_help(name):
     assert "encoder" in run.stdout
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_refuses_an_unknown_key_in_one_line(verb, capfd):
+    assert command(verb, *(["model=vqvae"] if verb == "train" else []), "colour=red") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "colour" in line
+
+
 def test_the_command_lists_its_verbs():
     run = subprocess.run([sys.executable, "-m", "im2wav.cli"], capture_output=True, text=True, check=True)
-    assert all(verb in run.stdout for verb in ("embed", "train", "sample", "demo"))
+    assert all(verb in run.stdout for verb in VERBS)
     run = subprocess.run([sys.executable, "-m", "im2wav.cli", "sing"], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "'sing' is no verb" in run.stderr

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,6 +171,7 @@ def inspect(cfg: DictConfig) -> Survey:
     return found
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="inspect")
 def main(cfg: DictConfig) -> None:
     """Entry."""

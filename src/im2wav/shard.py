@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -49,6 +49,7 @@ def shard(cfg: DictConfig) -> Path:
     return Path(cfg.out)
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="shard")
 def main(cfg: DictConfig) -> None:
     """Entry."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,6 +232,7 @@ def tokenize(cfg: DictConfig) -> CodesFolder:
     return cache
 
 
+@one_line
 @hydra.main(version_base="1.3", config_path=CONF, config_name="tokenize")
 def main(cfg: DictConfig) -> None:
     """Entry."""
