@@ -34,11 +34,12 @@ def find_weights(folder: Path) -> dict[str, Path]:
     return found
 
 
-def find_folder(name: str, **hub: Any) -> Path:
+def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
     """The folder of a model: itself, or what is fetched.
 
     Args:
         name: a folder, `official` for the authors' weights, or an id on the Hub.
+        cache: where the authors' weights are kept; IM2WAV_CACHE, or ~/.cache/im2wav, where None.
         hub: options of `huggingface_hub.snapshot_download`.
 
     Raises:
@@ -47,7 +48,7 @@ def find_folder(name: str, **hub: Any) -> Path:
     if name == "official":
         from im2wav.official import fetch
 
-        return fetch(Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav"))
+        return fetch(cache or Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav"))
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -63,10 +63,7 @@ def load_model(cfg: DictConfig) -> Im2Wav:
 
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
     if cfg.pretrained:
-        from im2wav.official import fetch
-
-        official = cfg.pretrained == "official"
-        paths = dict(find_weights(fetch(Path(cfg.paths.cache)) if official else find_folder(str(cfg.pretrained))))
+        paths = dict(find_weights(find_folder(str(cfg.pretrained), Path(cfg.paths.cache))))
 
     def make_encoder() -> Any:
         model.info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")  # before weights are fetched

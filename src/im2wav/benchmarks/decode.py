@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from im2wav.benchmarks.footprint import footprint
-from im2wav.benchmarks.machine import read_bandwidth, synchronise
+from im2wav.benchmarks.machine import read_bandwidth
 from im2wav.benchmarks.official_way import OfficialWay
 from im2wav.benchmarks.row import Row
+from im2wav.clock import synchronise
 from im2wav.generation import Decoder, Decoding, SamplingOptions
 from im2wav.prior import Conditions, Prior, Timing
 

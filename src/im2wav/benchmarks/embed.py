@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from im2wav.benchmarks.machine import best_time
 from im2wav.benchmarks.row import Row
+from im2wav.clock import best_time
 from im2wav.data.crops import resized_centre
 from im2wav.data.decoding import Decoded, Decoder
 from im2wav.data.media import VIDEO_SUFFIXES, read_all_frames

@@ -9,8 +9,8 @@ import numpy as np
 import soundfile
 import torch
 
-from im2wav.benchmarks.machine import best_time
 from im2wav.benchmarks.row import Row
+from im2wav.clock import best_time
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import WindowLoader
 from im2wav.data.manifest import COLUMNS

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import DTYPES, best_time, matmul_peak, synchronise
-
-__all__ = ["DTYPES", "best_time", "machine", "matmul_peak", "read_bandwidth", "synchronise"]
+from im2wav.clock import best_time, matmul_peak
 
 
 def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) -> float:

@@ -4,13 +4,13 @@ Chen et al., 2020, arXiv 2004.14368. The csv has no header: YouTube id, start in
 """
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from os import scandir
 from pathlib import Path
 
 from im2wav.data.media import VIDEO_SUFFIXES
 from im2wav.data.sources import Source, Sources
+from im2wav.hashing import file_sha256
 
 SECONDS = 10  # of a clip
 
@@ -40,7 +40,7 @@ def vggsound_sources(videos: str, table: str) -> Sources:
     if not any(names & files.keys() for names in (set(clip_names(*_key(source.id))) for source in sources)):
         example = clip_names(*_key(sources[0].id))[0] if sources else "ID_000030"
         raise ValueError(f"input={videos} holds none of the {len(sources)} clips of {table}, such as {example}.mp4")
-    return Sources("vggsound", sources, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Sources("vggsound", sources, file_sha256(path))
 
 
 def _videos(folder: Path) -> Iterator[tuple[str, str]]:

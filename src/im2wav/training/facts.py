@@ -1,6 +1,5 @@
 """What a run says of itself: a summary at the start, and figures of its health and speed while it goes on."""
 
-import hashlib
 import logging
 import subprocess
 import time
@@ -11,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from im2wav.clock import matmul_peak
+from im2wav.hashing import file_sha256
 from im2wav.training.ema import EMA
 from im2wav.training.guard import SkipBadSteps
 
@@ -32,7 +32,7 @@ def git_hash() -> str | None:
 def origin(root: str | Path) -> dict[str, str | None]:
     """What besides the configuration decides a run: the commit of the sources and the hash of the data's manifest."""
     manifest = Path(root) / "manifest.csv"
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    digest = file_sha256(manifest) if manifest.is_file() else None
     return {"git": git_hash(), "data_sha256": digest}
 
 
