@@ -1,6 +1,10 @@
 """Benchmarks give ratios to limits measured in the same run, and an exit code that tells the truth."""
 
+import importlib
 import json
+import sys
+
+import torch
 
 from conftest import command
 from im2wav.bench import table
@@ -41,6 +45,16 @@ def test_the_evaluation_is_timed(tmp_path):
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["unit"] for row in rows] == ["min", "min", "GB"]
     assert all(row["holds"] for row in rows if row["limit"])
+
+
+def test_the_memory_of_an_evaluation_is_its_own(monkeypatch):
+    """A child starts with the peak of the process that made it: here more than an evaluation may take."""
+    held = torch.ones(3 * 2**28)  # 3 GiB
+    evaluation = importlib.import_module("im2wav.benchmarks.evaluate")
+    monkeypatch.setattr(evaluation, "COMMAND", [sys.executable, "-c", "b'x' * (300 * 2**20)"])
+    *_, memory = evaluation.evaluate(sounds=2, seconds=0.1)
+    assert held.nbytes == 3 * 2**30
+    assert 0.29 < memory.value < 0.4
 
 
 def test_memory_and_operations_of_official_sizes_are_counted_without_computing(tmp_path):

@@ -1,10 +1,9 @@
 """How long the whole evaluation takes, and how much memory: the command line in a process of its own."""
 
-import os
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -15,6 +14,16 @@ from im2wav.data.pairs import wav_bytes, write_atomic
 
 ASSETS = Path(__file__).parents[1] / "assets" / "pairs" / "audio"
 RATE = 16000
+COMMAND = [sys.executable, "-m", "im2wav.evaluate"]
+# A process starts with the peak memory of the one that made it, so a small one stands between: it runs the command that
+# it is given, and prints its exit code, its seconds, its CPU seconds and its peak memory in units of the system.
+MEASURED = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+taken, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, taken, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
 
 
 def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -> None:
@@ -44,20 +53,16 @@ def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, g
     with tempfile.TemporaryDirectory() as folder:
         generated, reference, out = (Path(folder) / name for name in ("generated", "reference", "out"))
         write_sounds(generated, reference, sounds, seconds)
-        command = [sys.executable, "-m", "im2wav.evaluate", f"generated={generated}", f"reference={reference}"]
-        start = time.perf_counter()
-        with (Path(folder) / "errors.txt").open("w+") as errors:
-            process = subprocess.Popen([*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=errors)
-            _, status, usage = os.wait4(process.pid, 0)  # of this process and its children, of no others
-            process.returncode = os.waitstatus_to_exitcode(status)
-            taken = time.perf_counter() - start
-            errors.seek(0)
-            if process.returncode:
-                raise ValueError(f"the evaluation failed: {errors.read().strip()[-300:]}")
-    used = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        options = [f"generated={generated}", f"reference={reference}", f"out={out}"]
+        measured = [sys.executable, "-c", MEASURED, *COMMAND, *options]
+        run = subprocess.run(measured, capture_output=True, text=True, check=True)
+        code, taken, busy, peak = json.loads(run.stdout)
+        if code:
+            raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
+    used = peak / (2**30 if sys.platform == "darwin" else 2**20)
     what = f"{sounds} sounds of {seconds:g} s and {sounds} references"
     return [
         Row(what, taken / 60, "min", minutes, "what it may take", 1.0, at_least=False),
-        Row("CPU time of all cores", (usage.ru_utime + usage.ru_stime) / 60, "min"),
+        Row("CPU time of all cores", busy / 60, "min"),
         Row("peak memory", used, "GB", gigabytes, "what it may take", 1.0, at_least=False),
     ]
