@@ -18,16 +18,16 @@ class LayerCache:
     """Keys and values that one layer still needs, allocated once at their true size and written by position.
 
     `row` keeps the current row, `previous_row` the current one and the one before, `column` everything.
-    The buffer is [2, B, H, rows kept * block, D], a row's place being its number modulo the rows kept; for `column`
-    [2, B, H, block, rows, D], so that the rows of one column lie side by side.
+    The buffer is [2, B, H, places, D]. A position of row r and column c has the place (r mod rows kept) * block + c;
+    for `column` c * rows + r, so that the positions of one column lie side by side.
     """
 
     def __init__(self, kind: Kind, batch: int, heads: int, length: int, width: int, block: int, like: Tensor):
         self.kind: Kind = kind
         self.block, self.rows = block, -(-length // block)
         self.kept = self.rows if kind == "column" else ROWS_KEPT[kind]
-        places = (block, self.rows) if kind == "column" else (self.kept * block,)
-        self.buffer = like.new_zeros(2, batch, heads, *places, width)
+        self.buffer = like.new_zeros(2, batch, heads, self.kept * block, width)
+        self.keys, self.values = self.buffer.unbind(0)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -39,35 +39,37 @@ class LayerCache:
         for row in range(max(0, -(-length // self.block) - self.kept), -(-length // self.block)):
             part = kv[:, :, :, row * self.block : (row + 1) * self.block]
             if self.kind == "column":
-                self.buffer[:, rows, :, : part.shape[3], row] = part
+                self.buffer.unflatten(3, (self.block, self.rows))[:, rows, :, : part.shape[3], row] = part
             else:
                 first = row % self.kept * self.block
                 self.buffer[:, rows, :, first : first + part.shape[3]] = part
 
-    def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
-        """Write kv [2, B, H, 1, D] at `position` and let q [B, H, 1, D] attend: [B, H, 1, D]."""
+    def places(self, position: int) -> tuple[int, int, int]:
+        """Where `position` is written, the first place that it attends to, and how many."""
         row, column = divmod(position, self.block)
         if self.kind == "column":
-            self.buffer[:, :, :, column, row] = kv[:, :, :, 0]
-            keys, values = self.buffer[:, :, :, column, : row + 1]
-        else:
-            first = row % self.kept * self.block
-            self.buffer[:, :, :, first + column] = kv[:, :, :, 0]
-            other = self.block - first  # where the row before lies, of the two that are kept
-            seen = slice(column + 1) if self.kind == "row" else slice(other, other + self.block)
-            keys, values = self.buffer[:, :, :, seen]
-        return F.scaled_dot_product_attention(q, keys, values)
+            return column * self.rows + row, column * self.rows, row + 1
+        first = row % self.kept * self.block
+        if self.kind == "row":
+            return column, 0, column + 1
+        return first + column, self.block - first, self.block  # the other one of the two rows kept
+
+    def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
+        """Write kv [2, B, H, 1, D] at `position` and let q [B, H, 1, D] attend: [B, H, 1, D]."""
+        place, first, count = self.places(position)
+        self.buffer.narrow(3, place, 1).copy_(kv)
+        return F.scaled_dot_product_attention(q, self.keys.narrow(2, first, count), self.values.narrow(2, first, count))
 
     def attend_at(self, q: Tensor, kv: Tensor, position: Tensor) -> Tensor:
         """`attend` at a position [1] that lies on the device: the same work wherever it is, as a CUDA graph needs."""
         row, column = position // self.block, position % self.block
         if self.kind == "column":
-            self.buffer.flatten(3, 4).index_copy_(3, column * self.rows + row, kv)
-            keys, values = self.buffer.index_select(3, column).squeeze(3)
+            self.buffer.index_copy_(3, column * self.rows + row, kv)
+            keys, values = self.buffer.unflatten(3, (self.block, self.rows)).index_select(3, column).squeeze(3)
             seen = torch.arange(self.rows, device=q.device) <= row
         else:
             place = torch.arange(self.kept * self.block, device=q.device)
             self.buffer.index_copy_(3, row % self.kept * self.block + column, kv)
-            keys, values = self.buffer
+            keys, values = self.keys, self.values
             seen = place <= column if self.kind == "row" else place // self.block != row % self.kept
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])

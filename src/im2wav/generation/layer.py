@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -33,12 +32,12 @@ class DecoderLayer:
         return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
 
     def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
-        """One position of every sequence, x [R, W] -> [R, W]."""
-        qkv = self.qkv(self.norm_attention(x)).to(cache.buffer.dtype).unflatten(1, (3, self.heads, 1, -1))
-        kv = qkv[:, 1:].transpose(0, 1)
+        """One position of every sequence, x [R, W] -> [R, W], in place: small operations are what a step waits for."""
+        qkv = self.qkv(self.norm_attention(x)).to(cache.buffer.dtype).view(len(x), 3, self.heads, 1, -1).transpose(0, 1)
         way = cache.attend if isinstance(position, int) else cache.attend_at
-        x = x + self.attention_out(way(qkv[:, 0], kv, position).flatten(1))  # type: ignore[arg-type]
-        return x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))
+        out = way(qkv[0], qkv[1:], position)  # type: ignore[arg-type]
+        x.add_(self.attention_out(out.view(len(x), -1)))
+        return x.add_(self.mlp_out(self.mlp_in(self.norm_mlp(x))))
 
     def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
         """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]."""
@@ -53,4 +52,4 @@ class DecoderLayer:
 
 def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     weight, bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # a view would keep a file open
-    return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)
+    return lambda x: torch.layer_norm(x, weight.shape, weight, bias, norm.eps)
