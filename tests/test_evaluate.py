@@ -205,7 +205,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "give either generated=DIR"),
+        ([], "give one of generated=DIR"),
         (["generated=GENERATED"], "needs reference=DIR"),
         (["generated=none", "reference=REFERENCE"], "generated=none: no such folder"),
         (["generated=GENERATED", "reference=REFERENCE", "suite=best"], "suite=best: expected one of"),
@@ -218,6 +218,8 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
         (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "expected `error` or `skip`"),
         (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "at least 2 resamples"),
         (["model_dir=GENERATED"], "needs data=PAIRS"),
+        (["codec=GENERATED"], "codec=FILE needs data=PAIRS"),
+        (["codec=GENERATED", "model_dir=GENERATED"], "give one of"),
         (
             ["model_dir=GENERATED", "benchmark=imagehear", "images=GENERATED"],
             "of ImageHear are missing: accordion1.jpg",
@@ -261,6 +263,21 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert "im2wav.sample" in capfd.readouterr().out
     assert command("evaluate", *arguments, "seed=1") == 2
     assert "made by another model or with other options" in capfd.readouterr().err
+
+
+def test_a_codec_alone_is_judged_as_the_ceiling_of_its_model(trained, pairs, tmp_path, capfd):
+    arguments = [f"data={pairs}", "split=all", "resamples=50", "resamples_fd=3", "examples=1", "seconds=0.256"]
+    model = [f"model={trained / 'base'}", "sampler.guidance_scale=1", f"out={tmp_path / 'model'}"]
+    codec = [f"codec={trained / 'base' / 'vqvae' / 'last.ckpt'}", f"out={tmp_path / 'codec'}"]
+    assert command("evaluate", *model, *arguments) == 0
+    capfd.readouterr()
+    assert command("evaluate", *codec, *arguments) == 0
+    assert "SI-SDR" in capfd.readouterr().out
+    whole, alone = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("model", "codec"))
+    assert alone["rows"]["generated"] == whole["rows"]["ceiling"]
+    assert alone["rows"]["floor"] == whole["rows"]["floor"]
+    assert alone["codec"] == whole["codec"]  # 0.256 s are the window of this model
+    assert "priors" not in alone
 
 
 def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):

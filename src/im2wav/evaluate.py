@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 register_resolvers()
 
+CODEC_SECONDS = 4.096  # of each sound that a codec alone is judged by: the official window
+
 
 def check(cfg: DictConfig) -> None:
     """Refuse options that do not go together, before anything is read.
@@ -37,8 +39,12 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"benchmark={cfg.benchmark}: expected imagehear")
     if cfg.export not in (None, "av-benchmark"):
         raise ValueError(f"export={cfg.export}: expected av-benchmark")
-    if (cfg.generated is None) == (cfg.model_dir is None):
-        raise ValueError("give either generated=DIR (sounds) or model=DIR (which is sampled first)")
+    if sum(bool(cfg[name]) for name in ("generated", "model_dir", "codec")) != 1:
+        raise ValueError(
+            "give one of generated=DIR (sounds), model=DIR (which is sampled first) and codec=FILE (a VQ-VAE alone)"
+        )
+    if cfg.codec and (cfg.benchmark or not cfg.data_dir):
+        raise ValueError("codec=FILE needs data=PAIRS: a pairs folder, whose sounds it encodes and gives back")
     if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
         raise ValueError("model=DIR needs data=PAIRS (a pairs folder to hear), or benchmark=imagehear images=DIR")
     if cfg.model_dir and cfg.benchmark and not cfg.images:
@@ -62,6 +68,8 @@ def gather(cfg: DictConfig) -> Inputs:
     from im2wav.evaluation import imagehear, inputs
     from im2wav.evaluation.sampling import sample_pictures
 
+    if cfg.codec:
+        return inputs.pairs_inputs(PairsFolder(cfg.data_dir), cfg.split)
     if cfg.benchmark:
         found = inputs.imagehear_inputs(Path(cfg.images) if cfg.images else None)
         numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
@@ -103,18 +111,16 @@ def embeddings(cfg: DictConfig, found: Inputs) -> dict[str, Any]:
 
 
 def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: Reading) -> dict[str, Judged]:
-    """Let the networks hear every set, and with a model the references as its codec gives them back."""
-    from dataclasses import replace
-
-    from im2wav.evaluation.sampling import round_trip
+    """Let the networks hear every set, and of a codec or with a model the references as the codec gives them back."""
+    from im2wav.evaluation.sampling import given_back, model_files
     from im2wav.evaluation.sounds import judge
 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
-        if cfg.model_dir and cfg.ceiling:
-            process = round_trip(cfg.model_dir, reading.rate, pick_device(cfg.device))
-            sets["ceiling"] = replace(found.reference, title="codec", process=process)
+        if cfg.codec or (cfg.model_dir and cfg.ceiling):
+            name = "generated" if cfg.codec else "ceiling"
+            sets[name] = given_back(found.reference, model_files(cfg)["codec"], pick_device(cfg.device))
     return {name: judge(sounds, networks, reading) for name, sounds in sets.items()}
 
 
@@ -186,10 +192,11 @@ def build(
         shown = items.item_rows(judged["generated"], tagger, plan, judged.get("reference") if paired else None)
         report["classes"] = items.label_rows(shown, judged["generated"], tagger)
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
-    if cfg.model_dir and cfg.data_dir:
-        from im2wav.evaluation.sampling import measure_codes
+    if cfg.codec or (cfg.model_dir and cfg.data_dir):
+        from im2wav.evaluation.sampling import measure_codes, model_files
 
-        report |= measure_codes(cfg.model_dir, cfg.data_dir, cfg.split, plan, pick_device(cfg.device))
+        device = pick_device(cfg.device)
+        report |= measure_codes(model_files(cfg), cfg.data_dir, cfg.split, reading.seconds, plan, device)
     return report, shown
 
 
@@ -209,7 +216,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
     found = gather(cfg)
     sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
-    seconds = cfg.seconds or min(sound.seconds for sound in found.sets["generated"].sounds)
+    seconds = cfg.seconds or (CODEC_SECONDS if cfg.codec else min(s.seconds for s in found.sets["generated"].sounds))
     reading = sounds.Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
     times["gather"] = round(time.monotonic() - start, 3)
     if cfg.export:
@@ -225,6 +232,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     examples = Examples(cfg.examples, items.tagger_of(networks), plan, found.pictures, reading)
     write_all(Path(cfg.out), report, shown, judged, examples, times, start)
     log.info("%s", table.as_text(table.figure_rows(report["rows"])))
+    for name, lines in table.model_tables(report):
+        log.info("\n%s\n%s", name, table.as_text(lines))
     for warning in report["warnings"]:
         log.warning("mind: %s", warning)
     log.info("figures: %s\nopen the page: %s", Path(cfg.out) / "report.json", (Path(cfg.out) / "report.html").resolve())

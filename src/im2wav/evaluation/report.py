@@ -93,31 +93,6 @@ def class_lines(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def level_lines(levels: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[list[str]]:
-    """A table by level of the codec or of the priors; `names`: key -> heading."""
-    lines = [["level", *names.values()]]
-    for level, found in levels.items():
-        cells = (found.get(key) for key in names)
-        lines.append([level, *(table.cell(x) if isinstance(x, dict) else table.number(x) for x in cells)])
-    return lines
-
-
-CODEC = {
-    "si_sdr_db": "SI-SDR, dB",
-    "log_stft_db": "log-STFT distance, dB",
-    "codes_used": "share of codes used",
-    "codes_perplexity": "perplexity",
-    "codebook_size": "codebook",
-}
-PRIORS = {
-    "condition": "bits with its picture",
-    "shuffled": "with another's",
-    "none": "with none",
-    "gain_over_shuffled": "gain over another's",
-    "gain_over_none": "gain over none",
-}
-
-
 def facts(report: Mapping[str, Any]) -> list[list[str]]:
     """What a figure needs to be trusted: sets, networks, protocol."""
     lines = [["what", "value"]]
@@ -159,10 +134,7 @@ def write_report(
         parts.append(
             page.plot("What is heard for which label", "Among these labels alone.", heatmap(report["confusion"]))
         )
-    if report.get("codec"):
-        parts.append(page.table("Codec", level_lines(report["codec"], CODEC)))
-    if report.get("priors"):
-        parts.append(page.table("Priors, bits per code", level_lines(report["priors"], PRIORS)))
+    parts += [page.table(name, lines) for name, lines in table.model_tables(report)]
     parts.append(page.table("How it was measured", facts(report)))
     title = "im2wav: ImageHear" if report["protocol"].get("benchmark") else "im2wav: evaluation"
     text = (

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from im2wav.cli import quoted, verb
 from im2wav.data.pairs import PairsFolder, write_atomic
 from im2wav.evaluation.codes import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
+from im2wav.evaluation.sounds import SoundSet
 from im2wav.hashing import file_sha256
-from im2wav.pretrained import find_weights
+from im2wav.pretrained import KINDS, find_weights
 
 
 def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:
@@ -79,42 +81,56 @@ def link_pictures(pictures: Mapping[str, Path], folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def round_trip(model: str | Path, rate: int, device: str) -> Callable[[Tensor], Tensor]:
-    """What the model's codec makes of a wave [N] at `rate`: encoded, decoded at its fine level, cut to the length."""
-    loaded = load(find_weights(Path(model))["codec"], "vqvae")
+def model_files(cfg: Any) -> dict[str, Path]:
+    """The files of the model that is evaluated: of `codec=FILE` the codec alone.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    return {"codec": Path(cfg.codec)} if cfg.codec else find_weights(Path(cfg.model_dir))
+
+
+def given_back(reference: SoundSet, file: Path, device: str) -> SoundSet:
+    """The references as a codec gives them back: encoded, decoded at its fine level, cut to the length."""
+    loaded = load(file, "vqvae")
     codec: Any = loaded.net.to(device)
-    own = int(load(find_weights(Path(model))["low"], "low_prior").data.get("sample_rate", rate))
     hop = codec.hop_lengths["low"]
 
     @torch.inference_mode()
-    def process(wav: Tensor) -> Tensor:
+    def process(wav: Tensor, rate: int) -> Tensor:
+        own = int(loaded.data.get("sample_rate", rate))
         inside = torchaudio.functional.resample(wav, rate, own)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % hop))[None, None].to(device)
         back = codec.decode(codec.encode(padded)["up"], "up")[0, 0, : len(inside)].cpu().clamp(-1, 1)
         return torchaudio.functional.resample(back, own, rate)[: len(wav)]
 
-    return process
+    return replace(reference, title="codec", process=process)
 
 
-def measure_codes(model: str | Path, data: str | Path, split: str, plan: Plan, device: str) -> dict[str, Any]:
-    """Figures of a model's codec and priors on a pairs folder: `codec` and `priors`, each by level.
+def measure_codes(
+    files: Mapping[str, Path], data: str | Path, split: str, seconds: float, plan: Plan, device: str
+) -> dict[str, Any]:
+    """Figures of a codec, and of its priors where there are any, on a pairs folder: `codec` and `priors`, by level.
+
+    Measured on a window of the priors at the start of each sound; of a codec alone, on the first `seconds`.
 
     Raises:
         ValueError: nets that do not belong together, embeddings of another encoder, or an empty split.
     """
-    folder, loaded = PairsFolder(data), {name: load(path) for name, path in find_weights(Path(model)).items()}
-    check_same_origin(**loaded)
-    about = loaded["low"].data
-    folder.info.check_encoder(about["encoder"], about.get("weights_sha256"), f"model={model}")
+    folder, loaded = PairsFolder(data), {name: load(path, KINDS[name]) for name, path in files.items()}
     nets: dict[str, Any] = {name: x.net.to(device) for name, x in loaded.items()}
     codec = nets["codec"]
-    num_samples = nets["low"].context_length * codec.hop_lengths["low"]
+    hop = codec.hop_lengths["low"]
+    coarse = max(1, int(seconds * folder.info.sample_rate) // hop)
+    if "low" in nets:
+        check_same_origin(**loaded)
+        about = loaded["low"].data
+        folder.info.check_encoder(about["encoder"], about.get("weights_sha256"), f"model={files['low'].parent}")
+        coarse = nets["low"].context_length
 
     def data_again() -> Any:
-        return batches(folder, split, num_samples, 4)
+        return batches(folder, split, coarse * hop, 4)
 
-    priors = {level: nets[level] for level in ("low", "up")}
-    return {
-        "codec": codec_figures(codec, data_again(), plan),
-        "priors": prior_figures(codec, priors, data_again(), plan),
-    }
+    figures = {"codec": codec_figures(codec, data_again(), plan)}
+    priors = {level: net for level, net in nets.items() if level != "codec"}
+    return figures | ({"priors": prior_figures(codec, priors, data_again(), plan)} if priors else {})

@@ -57,12 +57,12 @@ class SoundSet:
     Attributes:
         title: what the set is called in messages.
         sounds: sorted by name.
-        process: applied to each wave as it is read, such as a codec's round trip.
+        process: applied to each wave [N] and its rate as it is read, such as a codec's round trip.
     """
 
     title: str
     sounds: tuple[Sound, ...]
-    process: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    process: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False)
 
     @property
     def rates(self) -> Counter:
@@ -171,7 +171,7 @@ class Reading:
     seconds: float
     loudness: float | None
 
-    def raw(self, sound: Sound, process: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def raw(self, sound: Sound, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
         """The wave [N] before its loudness is set.
 
         Raises:
@@ -180,7 +180,7 @@ class Reading:
         wav = read_audio(sound.path, self.rate)
         samples = round(self.seconds * self.rate)
         wav = wav.repeat(-(-samples // len(wav)))[:samples]
-        return wav if process is None else process(wav)
+        return wav if process is None else process(wav, self.rate)
 
     def level(self, wav: Tensor) -> Tensor:
         """The wave at the wanted loudness; a silent one stays silent."""

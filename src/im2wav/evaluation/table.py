@@ -34,6 +34,22 @@ METRICS = {
     "clipped": ("share clipped", ""),
 }
 
+# of a codec and of priors, by level
+CODEC = {
+    "si_sdr_db": "SI-SDR, dB",
+    "log_stft_db": "log-STFT distance, dB",
+    "codes_used": "share of codes used",
+    "codes_perplexity": "perplexity",
+    "codebook_size": "codebook",
+}
+PRIORS = {
+    "condition": "bits with its picture",
+    "shuffled": "with another's",
+    "none": "with none",
+    "gain_over_shuffled": "gain over another's",
+    "gain_over_none": "gain over none",
+}
+
 
 def number(value: float | None) -> str:
     """A figure with three significant digits, never in powers of ten."""
@@ -70,6 +86,21 @@ def figure_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name in names:
         lines.append([title(name), *(cell(rows[s].get(name), counts[s]) for s in sets)])
     return [*lines, ["sounds (N)", *(str(counts[s]) for s in sets)]]
+
+
+def level_lines(levels: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[list[str]]:
+    """A table by level of the codec or of the priors; `names`: key -> heading."""
+    lines = [["level", *names.values()]]
+    for level, found in levels.items():
+        cells = (found.get(key) for key in names)
+        lines.append([level, *(cell(x) if isinstance(x, dict) else number(x) for x in cells)])
+    return lines
+
+
+def model_tables(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """Title and lines of the tables about a model's nets; none where only sounds were judged."""
+    parts = (("Codec", "codec", CODEC), ("Priors, bits per code", "priors", PRIORS))
+    return [(name, level_lines(report[key], names)) for name, key, names in parts if report.get(key)]
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:

@@ -118,7 +118,9 @@ def write_all(
     """Write all files. Times go to a file of their own: the others are the same whenever the same is measured."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "items.csv", table.as_csv(rows))
-    write_atomic(out / "report.md", table.as_markdown(table.figure_rows(report["rows"])).encode())
+    text = table.as_markdown(table.figure_rows(report["rows"]))
+    text += "".join(f"\n{name}\n\n{table.as_markdown(lines)}" for name, lines in table.model_tables(report))
+    write_atomic(out / "report.md", text.encode())
     try:
         shown = sections(judged, rows, examples, out)
         write_report(out / "report.html", report, panels(judged, rows), shown, examples.reading.rate)
