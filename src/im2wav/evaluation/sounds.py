@@ -19,6 +19,7 @@ from torch import Tensor
 
 from im2wav.data.media import AUDIO_SUFFIXES, MediaError, read_audio, set_loudness
 from im2wav.evaluation.network import Heard, Heardings, Network
+from im2wav.evaluation.threads import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -209,8 +210,8 @@ def choose_rate(sets: Sequence[SoundSet], resample: bool) -> int:
 def levels(wav: Tensor) -> Tensor:
     """RMS level in dB, whether it is silent, whether it is clipped: wave [N] -> [3]."""
     rms = 20 * wav.double().square().mean().sqrt().clamp_min(10 ** (QUIETEST / 20)).log10()
-    full = (wav.abs() >= FULL).float()
-    clipped = len(full) >= CLIPPED and bool(full.unfold(0, CLIPPED, 1).all(1).any())
+    full = wav.abs() >= FULL
+    clipped = int(full.sum()) >= CLIPPED and bool(full.unfold(0, CLIPPED, 1).all(1).any())
     return torch.tensor([rms.item(), float(wav.abs().max() < SILENT), float(clipped)], dtype=torch.float64)
 
 
@@ -224,29 +225,37 @@ class Judged:
 
 
 def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading) -> Judged:
-    """Let each network hear each sound of a set. One sound is in memory at a time.
+    """Let each network hear each sound of a set. A few sounds are in memory at a time, one for each thread.
 
     Raises:
         ValueError: sounds that cannot be used; all of them are named.
     """
     from tqdm.auto import tqdm
 
-    heard: dict[str, list[Heard]] = {network.name: [] for network in networks}
-    facts, broken = [], []
-    for sound in tqdm(sounds.sounds, desc=f"hear {sounds.title}", unit="sound", disable=None):
+    def hear(sound: Sound) -> tuple[Tensor, list[Heard]] | str:
+        """Levels, and what each network makes of it; or why it cannot be used."""
         try:
             wav = reading.raw(sound, sounds.process)
         except MediaError as error:
-            broken.append(f"{sound.name} ({error.reason})")
-            continue
-        facts.append(levels(wav))
-        wav = reading.level(wav)
-        for network in networks:
-            at_rate = torchaudio.functional.resample(wav, reading.rate, network.sample_rate)
-            heard[network.name].append(network.hear(at_rate))
+            return f"{sound.name} ({error.reason})"
+        even = reading.level(wav)
+        at_rates = (torchaudio.functional.resample(even, reading.rate, n.sample_rate) for n in networks)
+        return levels(wav), [network.hear(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
+
+    heard = tqdm(
+        side_by_side(hear, sounds.sounds),
+        desc=f"hear {sounds.title}",
+        total=len(sounds.sounds),
+        unit="sound",
+        disable=None,
+    )
+    found = list(heard)
+    broken = [reason for reason in found if isinstance(reason, str)]
     if broken:
         raise ValueError(f"{sounds.title}: {len(broken)} sounds cannot be used: {listed(broken)}; make them again")
-    return Judged(sounds, {name: Heardings.join(found) for name, found in heard.items()}, torch.stack(facts))
+    facts, by_sound = zip(*(one for one in found if not isinstance(one, str)), strict=True)
+    by_network = zip(networks, zip(*by_sound, strict=True), strict=True)
+    return Judged(sounds, {network.name: Heardings.join(of) for network, of in by_network}, torch.stack(facts))
 
 
 def describe(sounds: SoundSet) -> dict[str, Any]:
