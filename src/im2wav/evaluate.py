@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.evaluation.figures import Plan, Row
@@ -97,6 +97,7 @@ def embeddings(cfg: DictConfig, found: Inputs) -> dict[str, Any]:
         ValueError: items without a picture, or weights that are missing.
     """
     from im2wav.evaluation.pictures import embed_pictures
+    from im2wav.generation.precision import pick_device
 
     items = sorted({target for sounds in found.sets.values() for target in sounds.targets})
     return embed_pictures(found.pictures, items, Path(cfg.weights_dir), cfg.check_weights, pick_device(cfg.device))
@@ -108,6 +109,7 @@ def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: 
 
     from im2wav.evaluation.sampling import round_trip
     from im2wav.evaluation.sounds import judge
+    from im2wav.generation.precision import pick_device
 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
@@ -188,6 +190,7 @@ def build(
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
     if cfg.model_dir and cfg.data_dir:
         from im2wav.evaluation.sampling import measure_codes
+        from im2wav.generation.precision import pick_device
 
         report |= measure_codes(cfg.model_dir, cfg.data_dir, cfg.split, plan, pick_device(cfg.device))
     return report, shown
