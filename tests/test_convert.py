@@ -14,6 +14,7 @@ import torch
 
 from conftest import ASSETS, command, config, tiny_config, tone, write_wav
 from im2wav.checkpoint import check_same_origin, load, load_net
+from im2wav.data.media import read_audio
 from im2wav.data.pairs import PairsFolder
 from im2wav.official import convert, fetch, folder
 from im2wav.official.weights import read
@@ -232,6 +233,21 @@ def test_released_weights_are_fetched_and_converted_once(server, tmp_path):
 def test_files_that_were_fetched_by_hand_will_do(official, tmp_path):
     shutil.copytree(official, tmp_path / "official")
     assert fetch(tmp_path, "http://127.0.0.1:9/{id}") == tmp_path / "official-converted"
+
+
+def test_the_authors_weights_are_heard_through_the_command_line(official, tmp_path):
+    """pretrained=official, files fetched by hand; published embeddings stand in for CLIP, which cannot be fetched."""
+    shutil.copytree(official, tmp_path / "cache" / "official")
+    (tmp_path / "CLIP.pickle").write_bytes(pickle.dumps({"image": {"dog": unit(1)}}))
+    assert command("convert", f"pickles={tmp_path / 'CLIP.pickle'}", f"out={tmp_path / 'pairs'}") == 0
+    where = [f"paths.cache={tmp_path / 'cache'}", f"input={tmp_path / 'pairs'}", f"out={tmp_path / 'out'}"]
+    assert command("sample", "pretrained=official", *where) == 0
+    assert [path.name for path in (tmp_path / "out" / "up").glob("*.wav")] == ["dog_0_00.wav"]
+    wav = read_audio(tmp_path / "out" / "up" / "dog_0_00.wav", 16000)
+    low = load_net(tmp_path / "cache" / "official-converted" / "low_prior.safetensors", "low_prior")
+    codec = load_net(tmp_path / "cache" / "official-converted" / "vqvae.safetensors", "vqvae")
+    assert len(wav) == low.context_length * codec.hop_lengths["low"]
+    assert wav.abs().max() > 0
 
 
 def test_without_a_network_one_message_says_where_files_go(tmp_path):

@@ -79,6 +79,26 @@ def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
     assert set(lists().audioset_general) - set(yamnet.labels) == {"Funny music"}
 
 
+def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
+    monkeypatch.setattr(sounds, "TOGETHER", 3)
+    folder = folders[0]
+    reading = sounds.Reading(16000, 1.5, -20.0)
+    chosen = sounds.SoundSet("generated", tuple(sounds.find_sounds(folder, "generated")))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = sounds.judge(chosen, [yamnet], reading)
+    finally:
+        torch.set_num_threads(threads)
+    alone = [yamnet.hear(reading.level(reading.raw(sound))) for sound in chosen.sounds]
+    heard = found.heard["yamnet"]
+    assert torch.equal(heard.rows, torch.cat([one.rows for one in alone]))
+    assert heard.owner.tolist() == list(range(len(alone)))
+    assert torch.equal(heard.scores, torch.stack([one.scores for one in alone]))
+    assert torch.equal(heard.logits, torch.stack([one.logits for one in alone]))
+    assert torch.equal(found.levels, torch.stack([sounds.levels(reading.raw(sound)) for sound in chosen.sounds]))
+
+
 def test_a_damaged_network_is_refused(tmp_path):
     content = bytearray(PATH.read_bytes())
     content[1000] ^= 1

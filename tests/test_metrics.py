@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import multiprocessing
 
 from im2wav.evaluation import metrics, statistics
 from im2wav.evaluation.distance import log_stft_distance
+from im2wav.evaluation.threads import side_by_side
 
 torch.manual_seed(0)
 
@@ -250,3 +252,62 @@ def test_too_few_sounds_are_refused():
         statistics.frechet_distance(torch.zeros(1, 4), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="at least two"):
         statistics.median_distance(torch.zeros(1, 4))
+
+
+def test_a_kernel_in_blocks_is_the_whole_kernel(monkeypatch):
+    """Pairs of a set with itself are looked at once, block by block; the resamples' counts go with them."""
+    x, y = (gaussian(n, torch.zeros(5), torch.ones(5), n) for n in (23, 31))
+    u, v = statistics.resamples(23, 6, 0), statistics.resamples(31, 6, 1)
+    a, b, c = (torch.exp(-torch.cdist(p, q).square() / (2 * 1.3**2)) for p, q in ((x, x), (y, y), (x, y)))
+
+    def within(kernel, w):
+        pairs = torch.outer(w, w) - torch.diag(w**2)  # a row is not compared with its own copies
+        return (kernel * pairs).sum() / pairs.sum()
+
+    expected = [
+        100 * (within(a, p) + within(b, q) - 2 * (p @ c @ q) / (p.sum() * q.sum())).item()
+        for p, q in zip(u, v, strict=True)
+    ]
+    monkeypatch.setattr(statistics, "BLOCK", 4)
+    assert statistics.kernel_distance(x, y, 1.3, u, v).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_dead_units_leave_the_frechet_distance_alone(n):
+    x, y = (gaussian(n, torch.full((8,), m), torch.ones(8), seed) for m, seed in ((0.0, 0), (0.5, 1)))
+    wide = [torch.cat([z, torch.full((n, 3), 0.7, dtype=torch.float64), z[:, :2]], 1) for z in (x, y)]  # singular
+    (m, s), (m2, s2) = (statistics.moments(z) for z in wide)
+    root = torch.linalg.eigvals(s @ s2).real.clamp_min(0).sqrt().sum()
+    expected = (m - m2).square().sum() + s.trace() + s2.trace() - 2 * root
+    assert statistics.frechet_distance(*wide) == pytest.approx(expected.item(), rel=1e-6)
+    assert statistics.frechet(m, s, m2, s2).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_what_runs_side_by_side_comes_in_order_whatever_the_number_of_threads():
+    rows = [gaussian(50, torch.zeros(20), torch.ones(20), seed) for seed in range(12)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(list(side_by_side(lambda x: (x.T @ x).logdet().item(), rows)))
+            assert torch.get_num_threads() == threads
+            with pytest.raises(ZeroDivisionError):
+                list(side_by_side(lambda x: 1 / x, [1, 0, 2]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == [(x.T @ x).logdet().item() for x in rows]
+
+
+def test_threads_stop_where_the_work_is_given_up():
+    started = []
+
+    def work(number: int) -> int:
+        started.append(number)
+        time.sleep(0.005)
+        return number
+
+    results = side_by_side(work, range(1000))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert len(started) < 500

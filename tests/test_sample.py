@@ -8,6 +8,7 @@ import torch
 
 from conftest import ASSETS, command, config, write_mp4
 from im2wav.checkpoint import check_same_origin, load
+from im2wav.generation.precision import pick_device
 from im2wav.sample import sample
 
 PICTURES = ("owl_03", "cat_03")
@@ -29,6 +30,27 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
         assert (rate, samples.shape) == (16000, (4096,))
         assert np.abs(samples).max() > 0
     assert "2 sounds to make, 0.5 s in all" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [
+        ("sample", "seed=abc", "seed=0"),
+        ("sample", "sampler.top_k=many", "sampler.top_k=0"),
+        ("sample", "seconds=long", "seconds=4"),
+        ("evaluate", "resamples=x", "resamples=1000"),
+        ("embed", "fps=x", "fps=30"),
+    ],
+)
+def test_a_word_for_a_number_is_refused_in_one_line(verb, given, expected, capfd):
+    assert command(verb, given) == 2
+    assert capfd.readouterr().err == f"error: {given}: expected a number, such as {expected}\n"
+
+
+def test_a_device_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="device=gpu: expected auto, cpu or cuda"):
+        pick_device("gpu")
+    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_the_same_seed_gives_the_same_sounds_whatever_the_batch_and_the_company(trained, tmp_path):

@@ -27,7 +27,7 @@ from im2wav.data.pairs import DatasetInfo
 from im2wav.data.sound import Sound
 from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_refine, stream
 from im2wav.generation.pipeline import Composition, count_codes
-from im2wav.generation.precision import pick_precision
+from im2wav.generation.precision import pick_device, pick_precision
 from im2wav.generation.sampling import item_seed
 from im2wav.pretrained import find_folder, load_folder, save_folder
 from im2wav.settings import Picture, Settings, make_settings
@@ -45,7 +45,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         consume: hold the priors' weights once, not twice, in memory; the model can then not be saved.
 
     Raises:
-        ValueError: nets that do not belong together, or a precision that the device cannot do.
+        ValueError: nets that do not belong together, or a device or precision that there is not.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         consume: bool = False,
     ):
         check_same_origin(codec, low, up)
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = pick_device(device)
         self.loaded = {"codec": codec, "low": low, "up": up}
         data = dict(low.data)
         self.total = round(data.pop("seconds") * data["sample_rate"])  # length of a recording that the priors know

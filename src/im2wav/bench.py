@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.benchmarks import Row
@@ -40,6 +40,7 @@ def bench(cfg: DictConfig) -> list[Row]:
     import torch
 
     from im2wav.data.pairs import write_atomic
+    from im2wav.generation.precision import pick_device
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

@@ -61,6 +61,7 @@ def run(task: Callable[[Any], Any], config: Any) -> Any:
 
     logging.captureWarnings(True)
     try:
+        check_numbers(config)
         return task(config)
     except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("IM2WAV_TRACEBACK"):
@@ -71,6 +72,40 @@ def run(task: Callable[[Any], Any], config: Any) -> Any:
             text += ": run `python -m im2wav.cpu_torch` once in this environment"
         sys.stderr.write(f"error: {text}\n")
         raise SystemExit(2) from error
+
+
+# options that are a number or a word, and those that are a number or null
+WORDS_TOO = ("trainer.devices", "callbacks.ema.decay")
+NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "workers", "data.global_batch_size")
+
+
+def check_numbers(config: Any) -> None:
+    """Refuse a word that the command line gives where the configs have a number.
+
+    Raises:
+        ValueError: naming the option and what it usually is.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
+        return  # the config comes from Python
+    about = HydraConfig.get()
+    given = {override: override.partition("=")[0].lstrip("+") for override in about.overrides.task}
+    words = {
+        override: key
+        for override, key in given.items()
+        if key not in WORDS_TOO and isinstance(OmegaConf.select(config, key, throw_on_resolution_failure=False), str)
+    }
+    if not words:
+        return
+    usual = hydra.compose(str(about.job.config_name), [override for override in given if override not in words])
+    for override, key in words.items():
+        value = OmegaConf.select(usual, key, throw_on_resolution_failure=False)
+        if key in NUMBERS_OR_NULL or (isinstance(value, int | float) and not isinstance(value, bool)):
+            raise ValueError(f"{override}: expected a number, such as {key}={4 if value is None else value}")
 
 
 def one_line(main: Callable[[], None]) -> Callable[[], None]:
@@ -126,13 +161,6 @@ def instantiate(node: Any, **arguments: Any) -> Any:
     import hydra
 
     return hydra.utils.instantiate(node, _convert_="all", **arguments)
-
-
-def pick_device(name: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def main() -> None:

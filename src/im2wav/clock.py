@@ -8,6 +8,14 @@ import torch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
 def synchronise(device: str) -> None:
     """Wait until the device has done what it was given."""
     if device != "cpu":

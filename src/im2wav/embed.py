@@ -159,6 +159,8 @@ def dry_run(sources: Sources, todo: dict[int, Source], cfg: DictConfig) -> None:
     import random
     import tempfile
 
+    from im2wav.clock import duration
+
     total = len(range(cfg.share.index, len(sources), cfg.share.of))
     log.info("%d of %d inputs are to do; nothing is written to %s", len(todo), total, cfg.out)
     if not todo:
@@ -177,14 +179,8 @@ def dry_run(sources: Sources, todo: dict[int, Source], cfg: DictConfig) -> None:
         size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
         log.info("would be skipped: %s, %s (%s)", name, reason, detail)
-    whole = f"{_duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    whole = f"{duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
     log.info("measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, whole)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def summarise(sources: list[Source], state: State, out: Path) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.evaluation.figures import Plan, Row
@@ -105,6 +105,7 @@ def embeddings(cfg: DictConfig, found: Inputs) -> dict[str, Any]:
         ValueError: items without a picture, or weights that are missing.
     """
     from im2wav.evaluation.pictures import embed_pictures
+    from im2wav.generation.precision import pick_device
 
     items = sorted({target for sounds in found.sets.values() for target in sounds.targets})
     return embed_pictures(found.pictures, items, Path(cfg.weights_dir), cfg.check_weights, pick_device(cfg.device))
@@ -114,6 +115,7 @@ def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: 
     """Let the networks hear every set, and of a codec or with a model the references as the codec gives them back."""
     from im2wav.evaluation.sampling import given_back, model_files
     from im2wav.evaluation.sounds import judge
+    from im2wav.generation.precision import pick_device
 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
@@ -194,6 +196,7 @@ def build(
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
     if cfg.codec or (cfg.model_dir and cfg.data_dir):
         from im2wav.evaluation.sampling import measure_codes, model_files
+        from im2wav.generation.precision import pick_device
 
         device = pick_device(cfg.device)
         report |= measure_codes(model_files(cfg), cfg.data_dir, cfg.split, reading.seconds, plan, device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.api import Im2Wav
@@ -58,7 +58,7 @@ def load_model(cfg: DictConfig) -> Im2Wav:
 
     from im2wav.api import Im2Wav
     from im2wav.checkpoint import load
-    from im2wav.generation.precision import pick_precision
+    from im2wav.generation.precision import pick_device, pick_precision
     from im2wav.pretrained import KINDS, find_folder, find_weights
 
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, pick_device, register_resolvers, run
+from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,6 +206,7 @@ def tokenize(cfg: DictConfig) -> CodesFolder:
     from im2wav.checkpoint import load
     from im2wav.data.codes import codes_folder
     from im2wav.data.shards import open_folder
+    from im2wav.generation.precision import pick_device
 
     number, count = parse_part(cfg.part)
     codec: Any = load(cfg.codec, "vqvae").net.to(pick_device(cfg.device))

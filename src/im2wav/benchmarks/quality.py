@@ -14,9 +14,8 @@ from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.windows import collate
 from im2wav.generation import Decoder, SamplingOptions
 from im2wav.generation.sampling import guide
+from im2wav.pretrained import KINDS, find_weights
 from im2wav.prior import Conditions, Timing
-
-KINDS = {"low": "low_prior", "up": "up_prior"}
 
 
 @torch.inference_mode()
@@ -50,7 +49,7 @@ def quality(
     """Bits per code on real codes, and the share of greedy codes that agree with fp32, for both levels of a run.
 
     Args:
-        run: folder of a run, with vqvae/last.ckpt, low_prior/last.ckpt and up_prior/last.ckpt.
+        run: folder of a model: of a run, or as `convert` or `save_pretrained` wrote it.
         pairs: a pairs folder.
         device: cpu or cuda.
         precisions: to be compared with fp32.
@@ -60,9 +59,8 @@ def quality(
     Raises:
         ValueError: a missing checkpoint or folder.
     """
-    folder = Path(run)
-    codec = load(folder / "vqvae" / "last.ckpt", "vqvae").net.to(device)
-    priors = {level: load(folder / kind / "last.ckpt", kind).net.to(device) for level, kind in KINDS.items()}
+    priors = {name: load(path, KINDS[name]).net.to(device) for name, path in find_weights(Path(run)).items()}
+    codec = priors.pop("codec")
     samples = priors["low"].context_length * codec.hop_lengths["low"]  # type: ignore[operator,index]
     windows = PairsDataModule(pairs, int(samples), crop="start").windows[split]
     batch = collate([windows[(i, 0.0)] for i in range(min(items, len(windows.pairs)))])

@@ -11,6 +11,7 @@ from im2wav.evaluation import imagehear, statistics
 from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
 from im2wav.evaluation.network import Heardings, Network
 from im2wav.evaluation.sounds import Judged
+from im2wav.evaluation.threads import side_by_side
 
 PERCENTILE = "95 %, percentile bootstrap over items"
 NORMAL = "95 %, 1.96 standard deviations of bootstrap resamples over items"
@@ -111,12 +112,15 @@ def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tenso
 
 def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
     """Fréchet distance of two sets."""
-    value = statistics.frechet_distance(one.heard.rows, other.heard.rows)
-    drawn = [
-        statistics.frechet_distance(one.heard.rows, other.heard.rows, u, v)
+    resampled = [
+        (u, v)
         for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
+    value, *drawn = side_by_side(
+        lambda counts: statistics.frechet_distance(one.heard.rows, other.heard.rows, *counts),
+        [(None, None), *resampled],
+    )
     spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
     return normal_figure(value, spread, len(one.items), len(other.items))
 
@@ -128,10 +132,11 @@ def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
     if far is not None:
         row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
     sigma = statistics.median_distance(other.heard.rows)
-    value = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma)[0].item()
-    weights = joint_weights(one, other, min(plan.resamples, 200), plan)
-    drawn = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
-    row["kad"] = normal_figure(value, drawn.std().item(), *counts)
+    drawn = joint_weights(one, other, min(plan.resamples, 200), plan)
+    # the sets as they are come first, so that one kernel serves both
+    weights = [torch.cat([torch.ones_like(w[:1]), w]) for w in drawn]
+    value, *resampled = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
+    row["kad"] = normal_figure(value.item(), torch.stack(resampled).std().item(), *counts)
     return row
 
 

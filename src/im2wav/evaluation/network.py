@@ -53,3 +53,17 @@ class Heardings:
             logits=torch.stack([h.logits for h in heard]),
             scores=torch.stack([h.scores for h in heard]),
         )
+
+    @classmethod
+    def concat(cls, parts: Sequence["Heardings"]) -> "Heardings":
+        """Of several lots of sounds, one after the other."""
+        before, owners = 0, []
+        for part in parts:
+            owners.append(part.owner + before)
+            before += len(part.logits)
+        return cls(
+            rows=torch.cat([part.rows for part in parts]),
+            owner=torch.cat(owners),
+            logits=torch.cat([part.logits for part in parts]),
+            scores=torch.cat([part.scores for part in parts]),
+        )

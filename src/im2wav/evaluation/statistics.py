@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from im2wav.evaluation.threads import side_by_side
+
 BLOCK = 512  # rows of a kernel matrix that are in memory at once
 MEDIAN_ROWS = 5000  # rows among which the median distance is looked for
 
@@ -25,14 +27,23 @@ def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor
 
 def _centred(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean, and rows scaled so that their Gram matrix is the covariance."""
-    rows = rows.double()
     weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
-    rows, weights = rows[weights > 0], weights[weights > 0]
+    rows, weights = rows[weights > 0].double(), weights[weights > 0]  # picked first: less is converted
     total = weights.sum()
     if total < 2:
         raise ValueError(f"{len(rows)} sounds: a spread needs at least two")
     mean = weights @ rows / total
-    return mean, (rows - mean) * (weights / (total - 1)).sqrt()[:, None]
+    return mean, rows.sub_(mean).mul_((weights / (total - 1)).sqrt()[:, None])
+
+
+def _spread(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean, and A with A^T A the covariance and at most D rows.
+
+    A comes from the rows by QR. That is as fast as a Cholesky factor of the covariance, and unlike it holds for a
+    singular covariance, which a network with a dead unit has, without its eigenvectors, which take most of the time.
+    """
+    mean, centred = _centred(rows, weights)
+    return mean, centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
 def factor(covariance: Tensor) -> Tensor:
@@ -70,9 +81,8 @@ def frechet_distance(
     Raises:
         ValueError: fewer than two rows.
     """
-    (mean, x), (mean_2, y) = _centred(rows, weights), _centred(rows_2, weights_2)
+    (mean, x), (mean_2, y) = _spread(rows, weights), _spread(rows_2, weights_2)
     trace = x.square().sum() + y.square().sum()
-    x, y = (a if len(a) <= a.shape[1] else factor(a.T @ a) for a in (x, y))
     return ((mean - mean_2).square().sum() + trace - 2 * trace_of_root(x, y)).item()
 
 
@@ -110,11 +120,9 @@ def frechet_infinity(
     rows, rows_2 = rows[in_order(rows)], rows_2[in_order(rows_2)]
     generator = torch.Generator().manual_seed(seed)
     sizes = [round(1 / x) for x in torch.linspace(1 / largest, 1 / smallest, points, dtype=torch.float64).tolist()]
-    distances = []
-    for size in sizes:
-        picks = [torch.randperm(len(x), generator=generator)[:size] for x in (rows, rows_2)]
-        distances.append(frechet_distance(rows[picks[0]], rows_2[picks[1]]))
-    x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(distances, dtype=torch.float64)
+    picks = [[torch.randperm(len(x), generator=generator)[:size] for x in (rows, rows_2)] for size in sizes]
+    distances = side_by_side(lambda pick: frechet_distance(rows[pick[0]], rows_2[pick[1]]), picks)
+    x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(list(distances), dtype=torch.float64)
 
     def intercept(x: Tensor, y: Tensor) -> Tensor:
         mean_x, mean_y = x.mean(-1, keepdim=True), y.mean(-1, keepdim=True)
@@ -164,12 +172,16 @@ def kernel_distance(
     v = torch.ones(1, len(y), dtype=torch.float64) if weights_2 is None else weights_2.double()
 
     def form(a: Tensor, p: Tensor, b: Tensor, q: Tensor) -> Tensor:
-        """sum_ij p_i k(a_i, b_j) q_j for each resample."""
-        total = torch.zeros(len(p), dtype=torch.float64)
-        for i in range(0, len(a), BLOCK):
-            kernel = torch.exp(-torch.cdist(a[i : i + BLOCK], b).square() / (2 * sigma**2))
-            total += (p[:, i : i + BLOCK] @ kernel * q).sum(1)
-        return total
+        """sum_ij p_i k(a_i, b_j) q_j for each resample; of a set with itself, pairs are looked at once."""
+
+        def block(i: int) -> Tensor:
+            first = i if a is b else 0
+            kernel = torch.cdist(a[i : i + BLOCK], b[first:]).square_().mul_(-1 / (2 * sigma**2)).exp_()
+            if a is b:
+                kernel[:, BLOCK:] *= 2
+            return (p[:, i : i + BLOCK] @ kernel).mul_(q[:, first:]).sum(1)
+
+        return sum(side_by_side(block, range(0, len(a), BLOCK)), torch.zeros(len(p), dtype=torch.float64))
 
     def within(a: Tensor, p: Tensor) -> Tensor:
         own = p.square().sum(1)

@@ -5,10 +5,12 @@ embedding is read, and the last layer is computed from its stored weights in ful
 """
 
 import io
+import threading
 import warnings
 import zipfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,20 +68,29 @@ class Yamnet(Network):
                 f"{path} has sha256 {self.sha256[:12]}…, expected {SHA256[:12]}…: it is damaged or another network"
             )
         self.labels = labels(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that keeping inner tensors takes memory: it takes little
-            self._net = Interpreter(str(path), num_threads=1, experimental_preserve_all_tensors=True)
-            self._net.allocate_tensors()
+        self._make = partial(Interpreter, str(path), num_threads=1, experimental_preserve_all_tensors=True)
+        self._of_thread = threading.local()
         details = {d["name"]: d for d in self._net.get_tensor_details()}
         self._embedding = details[EMBEDDING]
         self._input = self._net.get_input_details()[0]["index"]
-        self._weights = self._read(details[WEIGHTS])  # [521, 1024]
+        self._weights = self._read(details[WEIGHTS]).T.contiguous()  # [1024, 521]
         self._biases = self._read(details[BIASES])  # [521]
 
-    def _read(self, detail: dict) -> np.ndarray:
+    @property
+    def _net(self) -> Any:
+        """The interpreter of this thread: it holds the frame that it is at."""
+        if not hasattr(self._of_thread, "net"):
+            # that inner tensors are kept takes memory, it says: it takes little
+            warnings.filterwarnings("ignore", r".*experimental_preserve_all_tensors", UserWarning)
+            net = self._make()
+            net.allocate_tensors()
+            self._of_thread.net = net
+        return self._of_thread.net
+
+    def _read(self, detail: dict) -> Tensor:
         """A tensor as the numbers that it stands for."""
         scale, zero = detail["quantization"]
-        return (self._net.get_tensor(detail["index"]).astype(np.float64) - zero) * scale
+        return (torch.from_numpy(self._net.get_tensor(detail["index"])).double() - zero) * scale
 
     def hear(self, wav: Tensor) -> Heard:
         """Tag wav [N] at 16 kHz: its embedding is the mean over frames; a frame that is not full is left out.
@@ -89,15 +100,15 @@ class Yamnet(Network):
         samples = wav.float().numpy()
         if len(samples) < FRAME:
             samples = np.pad(samples, (0, FRAME - len(samples)))
-        frames = []
+        net, frames = self._net, []
         for start in range(0, len(samples) - FRAME + 1, HOP):
-            self._net.set_tensor(self._input, samples[start : start + FRAME])
-            self._net.invoke()
-            frames.append(self._read(self._embedding).reshape(-1))
-        embedding = np.stack(frames)  # [frames, 1024]
-        logits = torch.from_numpy(embedding @ self._weights.T + self._biases)  # [frames, 521]
+            net.set_tensor(self._input, samples[start : start + FRAME])
+            net.invoke()
+            frames.append(self._read(self._embedding).flatten())
+        embedding = torch.stack(frames)  # [frames, 1024]
+        logits = embedding @ self._weights + self._biases  # [frames, 521]
         return Heard(
-            rows=torch.from_numpy(embedding.mean(0, keepdims=True)).float(),
+            rows=embedding.mean(0, keepdim=True).float(),
             logits=logits.mean(0).float(),
             scores=logits.sigmoid().mean(0).float(),
         )

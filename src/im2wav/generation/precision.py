@@ -87,6 +87,21 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def pick_device(name: str) -> str:
+    """`auto` becomes cuda where there is one, else cpu.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device={name}: expected auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch sees no CUDA device here; use device=cpu or device=auto")
+    return name
+
+
 def pick_precision(name: str, device: torch.device) -> Precision:
     """`auto` becomes fp32 on a CPU, bf16 elsewhere.
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from im2wav.clock import matmul_peak
+from im2wav.clock import duration, matmul_peak
 from im2wav.hashing import file_sha256
 from im2wav.training.ema import EMA
 from im2wav.training.guard import SkipBadSteps
@@ -34,14 +34,6 @@ def origin(root: str | Path) -> dict[str, str | None]:
     manifest = Path(root) / "manifest.csv"
     digest = file_sha256(manifest) if manifest.is_file() else None
     return {"git": git_hash(), "data_sha256": digest}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 class RunFacts(pl.Callback):
