@@ -224,6 +224,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     import lightning.pytorch as pl
 
     from im2wav.data.pairs import write_atomic
+    from im2wav.training.dashboard import Dashboard
     from im2wav.training.facts import origin
     from im2wav.training.loggers import WANDB_ID, own_run
 
@@ -231,6 +232,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
+    for callback in callbacks:
+        if isinstance(callback, Dashboard):
+            callback.find_partner(module, datamodule)
     if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
