@@ -250,7 +250,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     rows = len(datamodule.windows["train"])
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
-        part.compile()
+        part.compile(dynamic=False)  # training batches have one size
     with own_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from im2wav.generation.sampling import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
 from im2wav.training.media import Sample, log_histogram, log_samples, write_files, write_page
+from im2wav.training.module import as_written
 from im2wav.training.partner import draw_columns, load_partner, missing_column, on_device
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,6 @@ def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
         if isinstance(callback, EMA):
             return callback.averaged
     return module
-
-
-@contextmanager
-def evaluating(net: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, and what the net was in afterwards."""
-    training = net.training
-    net.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        net.train(training)
 
 
 class Dashboard(pl.Callback):
@@ -113,7 +101,7 @@ class Dashboard(pl.Callback):
             return
         module = averaged_module(trainer, pl_module)
         batch, pictures = self._batch(trainer, pl_module.device)
-        with evaluating(module.net), torch.autocast(pl_module.device.type, enabled=False):
+        with as_written(module.net), torch.inference_mode(), torch.autocast(pl_module.device.type, enabled=False):
             show = self._codec if module.kind == "vqvae" else self._prior
             samples, figures, usage = show(trainer, module, batch, pictures)
         samples = _gathered(trainer, samples)
