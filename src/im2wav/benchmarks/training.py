@@ -133,9 +133,9 @@ def against_eager(model: str, batch: int, device: str, precision: str, checkpoin
     net = official(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
     work = forward_backward(net, batch, device, precision)
     eager = best_time(work, device, repeats, warm_up=1)
-    regions = (
-        [*net.encoders.values(), *net.decoders.values()] if isinstance(net, AudioCodec) else net.transformer.layers
-    )  # type: ignore[union-attr]
+    parts: Any = net
+    coders = (parts.encoders, parts.decoders) if model == "vqvae" else ()
+    regions = [part for group in coders for part in group.values()] or parts.transformer.layers
     for part in regions:
         part.compile(dynamic=False)
     first = best_time(work, device, 1, warm_up=0)
