@@ -17,7 +17,6 @@ from im2wav.prior import Conditions, Prior, Timing, attention, transformer
 from im2wav.training.flops import forward_flops, prior_flops
 
 MODELS = ("vqvae", "low_prior", "up_prior")
-PARTS = ("throughput", "dense", "memory", "compile")
 WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second
 CARDS = (8, 12, 24, 80)  # GB
 RESERVE = 1.0  # GB that a GPU's driver, kernels and fragments take
@@ -105,9 +104,10 @@ def throughput(model: str, batch: int, device: str, precision: str, checkpointin
     return rows
 
 
-def forward_backward(net: nn.Module, batch: int, device: str, precision: str) -> Callable[[], None]:
-    """Forward and backward of a random batch, as a function."""
-    loss = loss_of(net, batch, device)
+def against_dense(device: str, precision: str, repeats: int) -> Row:
+    """Forward and backward of the low prior, fast and by the specification."""
+    net = official("low_prior").to(device).train()
+    loss = loss_of(net, 1, device)
 
     def work() -> None:
         with autocast(device, precision):
@@ -115,34 +115,11 @@ def forward_backward(net: nn.Module, batch: int, device: str, precision: str) ->
         value.backward()
         net.zero_grad(set_to_none=True)
 
-    return work
-
-
-def against_dense(device: str, precision: str, repeats: int) -> Row:
-    """Forward and backward of the low prior, fast and by the specification."""
-    work = forward_backward(official("low_prior").to(device).train(), 1, device, precision)
     fast = best_time(work, device, repeats, warm_up=1)
     with dense_attention():
         dense = best_time(work, device, repeats, warm_up=1)
     name = f"low_prior, forward and backward, {precision}"
     return Row(name, fast, "s", dense, "the same under dense masks", bar=0.5, at_least=False)
-
-
-def against_eager(model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int) -> list[Row]:
-    """Forward and backward compiled as `compile=true` does it, against uncompiled; and how long compiling takes."""
-    net = official(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
-    work = forward_backward(net, batch, device, precision)
-    eager = best_time(work, device, repeats, warm_up=1)
-    parts: Any = net
-    coders = (parts.encoders, parts.decoders) if model == "vqvae" else ()
-    regions = [part for group in coders for part in group.values()] or parts.transformer.layers
-    for part in regions:
-        part.compile(dynamic=False)
-    first = best_time(work, device, 1, warm_up=0)
-    compiled = best_time(work, device, repeats, warm_up=1)
-    name = f"{model}, batch {batch}, {precision}"
-    rows = [Row(f"{name}: forward and backward, compiled", compiled, "s", eager, "uncompiled", at_least=False)]
-    return [*rows, Row(f"{name}: compiling", first - compiled, "s", note="once for each run; less from the cache")]
 
 
 def saved_bytes(model: str, batch: int, precision: str, checkpointing: bool) -> int:
@@ -195,18 +172,15 @@ def training(
     Raises:
         ValueError: no such model or part.
     """
-    unknown = set(parts) - set(PARTS)
+    unknown = set(parts) - {"throughput", "dense", "memory"}
     if unknown:
-        raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of {', '.join(PARTS)}")
+        raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of throughput, dense, memory")
     rows: list[Row] = []
     if "memory" in parts:
         for model in models:
             rows += memory(model) if model != "vqvae" else []
     if "dense" in parts:
         rows.append(against_dense(device, precision, repeats))
-    if "compile" in parts:
-        for model in models:
-            rows += against_eager(model, batch, device, precision, checkpointing, repeats)
     if "throughput" in parts:
         for model in models:
             rows += throughput(model, batch, device, precision, checkpointing, repeats)
