@@ -10,6 +10,7 @@ from PIL import Image
 
 from conftest import tiny_config
 from im2wav.train import train
+from im2wav.training.dashboard import Dashboard
 
 SHOW = ["callbacks.dashboard.every_n_steps=2", "callbacks.dashboard.items=1"]
 
@@ -23,23 +24,39 @@ def losses(folder) -> list[str]:
     return [row["train/loss"] for row in rows(folder) if row["train/loss"]]
 
 
-@pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
-def test_the_dashboard_shows_sounds_and_changes_no_loss(pairs, trained, tmp_path, model):
+# columns of the table besides the real sound, by the model in training and its partner
+COLUMNS = {
+    ("vqvae", None): {"up", "low"},
+    ("low_prior", None): {"low"},
+    ("low_prior", "up_prior"): {"low", "up"},
+    ("up_prior", None): {"up", "low_(real_codes)"},
+    ("up_prior", "low_prior"): {"low", "up", "up_(real_codes)", "low_(real_codes)"},
+}
+
+
+@pytest.mark.parametrize(("model", "partner"), COLUMNS)
+def test_the_dashboard_shows_sounds_and_changes_no_loss(pairs, trained, tmp_path, model, partner):
     codec = f"codec={trained}/base/vqvae/last.ckpt"
     quiet = ["callbacks.dashboard=null", "callbacks.facts=null"]
+    shown = [*SHOW, f"callbacks.dashboard.partner={trained / 'base' if partner else 'null'}"]
     train(tiny_config(model, pairs, tmp_path / "quiet", codec, "trainer.max_steps=4", *quiet))
-    train(tiny_config(model, pairs, tmp_path / "shown", codec, "trainer.max_steps=4", *SHOW))
+    train(tiny_config(model, pairs, tmp_path / "shown", codec, "trainer.max_steps=4", *shown))
     assert losses(tmp_path / "shown") == losses(tmp_path / "quiet")
     assert len(losses(tmp_path / "quiet")) == 4
     folder = tmp_path / "shown/media/step_00000002"
     names = {path.stem for path in folder.glob("*.wav")}
+    scales = ["_guidance_1", "_guidance_3", "_guidance_5"] if "low_prior" in (model, partner) else ["_guidance_1"]
+    (item,) = {name.split("_guidance")[0].split("_real")[0].split("_up")[0].split("_low")[0] for name in names}
+    rows_of = {name.removeprefix(item) for name in names}
     if model == "vqvae":
-        assert {name.split("_", 2)[2] for name in names} == {"real", "up", "low"}
+        assert rows_of == {f"_{column}" for column in {"real"} | COLUMNS[model, partner]}
     else:
-        level = model.split("_")[0]
-        scales = (1, 3, 5) if model == "low_prior" else (1,)
-        assert all(any(name.endswith(f"guidance_{scale}_{level}") for name in names) for scale in scales)
-        assert len({(folder / f"{n}.wav").read_bytes() for n in names if n.endswith(f"_{level}")}) == len(scales)
+        fixed = {c for c in COLUMNS[model, partner] if "real" in c}  # of codes that guidance does not change
+        drawn = {"real"} | COLUMNS[model, partner] - fixed
+        wanted = {f"{scale}_{column}" for scale in scales for column in drawn}
+        assert rows_of == wanted | {f"_guidance_1_{column}" for column in fixed}
+        level = "low" if len(scales) > 1 else "up"
+        assert len({(folder / f"{item}{scale}_{level}.wav").read_bytes() for scale in scales}) == len(scales)
     for name in names:
         samples, rate = soundfile.read(folder / f"{name}.wav")
         assert (len(samples), rate) == (4096, 16000)
@@ -48,6 +65,8 @@ def test_the_dashboard_shows_sounds_and_changes_no_loss(pairs, trained, tmp_path
     page = (folder / "index.html").read_text()
     assert page.count("<audio") == len(names)
     assert page.count(".jpg") >= 1
+    assert ("callbacks.dashboard.partner=FOLDER" in page) == (model != "vqvae" and partner is None)
+    assert (f"Partner: {trained / 'base'}" in page) == (partner is not None)
     logged = {key for row in rows(tmp_path / "shown") for key, value in row.items() if value}
     wanted = {"run/gradient_norm", "run/gradient_norm_clipped", "run/skipped_steps", "run/ema_distance", "run/mfu"}
     wanted |= {"run/windows_per_second", "run/data_wait_share", "run/memory_gb"}
@@ -62,15 +81,99 @@ def test_wandb_gets_a_table_with_everything_in_it(pairs, trained, tmp_path, monk
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     codec = f"codec={trained}/base/vqvae/last.ckpt"
-    train(tiny_config("low_prior", pairs, tmp_path, codec, "trainer.max_steps=2", "logger=wandb", *SHOW))
+    shown = [*SHOW, f"callbacks.dashboard.partner={trained / 'base'}"]
+    train(tiny_config("low_prior", pairs, tmp_path, codec, "trainer.max_steps=2", "logger=wandb", *shown))
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")
     table = json.loads(path.read_text())
     assert table["columns"] == [
-        "item", "picture", "guidance", "seed", "step", "real", "real mel", "low", "low mel"]  # fmt: skip
+        "item", "picture", "guidance", "seed", "step", "real", "real mel", "low", "low mel", "up", "up mel",
+    ]  # fmt: skip
     assert [row[2] for row in table["data"]] == [1.0, 3.0, 5.0]
-    assert table["data"][0][1:] == ["Image", 1.0, 0, 2, "Audio", "Image", "Audio", "Image"]
+    assert table["data"][0][1:] == ["Image", 1.0, 0, 2, *["Audio", "Image"] * 3]
     settings = "".join(file.read_text(errors="replace") for file in tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert all(word in settings for word in ("data_sha256", "git", "transformer", "num_samples"))
+
+
+def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
+    """Of the low prior in training and of the up prior in training: the sound that `generate` makes."""
+    import numpy as np
+
+    from im2wav.checkpoint import load_net
+    from im2wav.data.pairs import PairsFolder
+    from im2wav.generation import Clip, Models, Request, SamplingOptions, generate
+
+    strong = "+model.net.transformer.init_scale=50"  # fresh weights so large that every condition is heard
+    files = {"vqvae": trained / "base/vqvae/last.ckpt"}
+    always = [f"codec={files['vqvae']}", "trainer.max_steps=2", "data.crop=start", strong]
+    for model in ("low_prior", "up_prior"):
+        train(tiny_config(model, pairs, tmp_path / model, *always, "callbacks.dashboard=null"))
+        files[model] = tmp_path / model / "last.ckpt"
+    folder, drawn = PairsFolder(pairs), {}
+    for model, partner in (("low_prior", "up_prior"), ("up_prior", "low_prior")):
+        out = tmp_path / f"shown_{model}"
+        where = f"callbacks.dashboard.partner={files[partner]}"
+        train(tiny_config(model, pairs, out, *always, *SHOW, where, "callbacks.dashboard.guidance=[3]"))
+        media = out / "media/step_00000002"
+        now = files | {model: out / "last.ckpt"}
+        models = Models(*(load_net(now[kind], kind) for kind in ("vqvae", "low_prior", "up_prior")))
+        (pair,) = (p for p in folder.pairs if (media / f"{p.id}_guidance_3_up.wav").is_file())
+        request = Request(Clip(folder.read_clip(pair)), seed=0, total=pair.samples)
+        (sound,) = generate(models, [request], SamplingOptions(guidance_scale=3.0))
+        for level in ("low", "up"):
+            heard, _ = soundfile.read(media / f"{pair.id}_guidance_3_{level}.wav", dtype="float32")
+            np.testing.assert_allclose(heard, sound.wav[level].clamp(-1, 1).numpy().ravel(), atol=1e-4)
+        drawn[model] = (media / f"{pair.id}_guidance_3_up.wav").read_bytes()
+    assert drawn["up_prior"] != (media / f"{pair.id}_guidance_3_up_(real_codes).wav").read_bytes()
+
+
+def test_processes_share_the_sounds_of_both_levels(pairs, trained, tmp_path):
+    """Two processes draw half each, to the last bit what one draws."""
+    from types import SimpleNamespace
+
+    always = [f"codec={trained}/base/vqvae/last.ckpt", "trainer.max_steps=2", "callbacks.dashboard.items=1"]
+    where = f"callbacks.dashboard.partner={trained / 'base'}"
+    given = train(tiny_config("up_prior", pairs, tmp_path, *always, where))
+    (dashboard,) = (c for c in given["trainer"].callbacks if isinstance(c, Dashboard))
+    module = given["module"].eval()
+
+    def samples(rank: int, world_size: int) -> dict:
+        trainer = SimpleNamespace(
+            datamodule=given["datamodule"], global_rank=rank, world_size=world_size, global_step=2
+        )
+        with torch.inference_mode():
+            rows, _, _ = dashboard._prior(trainer, module, *dashboard._batch(trainer, module.device))
+        return {(row.name, column): wav for row in rows for column, wav in row.sounds.items()}
+
+    one, first, second = samples(0, 1), samples(0, 2), samples(1, 2)
+    assert first.keys() | second.keys() == one.keys()
+    assert not first.keys() & second.keys()
+    assert all(torch.equal(wav, one[key]) for key, wav in (first | second).items())
+
+
+def test_a_partner_that_does_not_fit_is_refused_before_anything_is_written(pairs, trained, tmp_path, capfd):
+    from conftest import TINY, TINY_NET, command
+
+    other = tmp_path / "other/base"
+    train(tiny_config("vqvae", pairs, other / "vqvae", "trainer.max_steps=1", "seed=1"))
+    codec = f"codec={other}/vqvae/last.ckpt"
+    train(tiny_config("up_prior", pairs, other / "up_prior", "trainer.max_steps=1", codec))
+    base = trained / "base"
+    for model, partner, said in (
+        ("low_prior", base / "low_prior", "holds a low_prior, expected a up_prior checkpoint"),
+        ("low_prior", base / "vqvae/last.ckpt", "holds a vqvae, expected a up_prior checkpoint"),
+        ("low_prior", other, "was trained on the codes of another VQ-VAE"),
+        ("up_prior", other, "holds no low_prior: expected low_prior.safetensors"),
+        ("vqvae", base, "a vqvae has no partner"),
+        ("low_prior", tmp_path / "nothing", "does not exist"),
+    ):
+        out = tmp_path / "run"
+        words = [f"model={model}", f"data.root={pairs}", *TINY, *TINY_NET[model], f"hydra.run.dir={out}"]
+        words += [f"codec={base}/vqvae/last.ckpt", f"callbacks.dashboard.partner={partner}"]
+        assert command("train", *words) == 2
+        (line,) = (x for x in capfd.readouterr().err.splitlines() if x.startswith("error: "))
+        assert line.startswith(f"error: callbacks.dashboard.partner={partner}: ")
+        assert said in line
+        assert not list(out.glob("*.*"))
 
 
 def test_tensorboard_gets_sounds_images_and_histograms(pairs, tmp_path):

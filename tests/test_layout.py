@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "prior": {"resnet"},
     "generation": {"codec", "prior"},
     "data": {"hashing"},
-    "training": {"codec", "prior", "generation", "data", "evaluation", "clock", "hashing"},
+    "training": {"codec", "prior", "generation", "data", "evaluation", "clock", "hashing", "checkpoint", "pretrained"},
     "evaluation": {"data", "prior", "checkpoint", "hashing", "pretrained", "cli"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},

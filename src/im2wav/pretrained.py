@@ -15,23 +15,29 @@ KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 CONFIG = "config.json"
 
 
+def find_net(folder: Path, kind: str) -> Path:
+    """The file of one net in a folder: as `save_pretrained` and `convert` write it, or of a training run.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m "
+        f"im2wav.convert`) or {kind}/last.ckpt (of a run)"
+    )
+
+
 def find_weights(folder: Path) -> dict[str, Path]:
-    """The files of the three nets in a folder: as `save_pretrained` and `convert` write them, or of a training run.
+    """The files of the three nets in a folder.
 
     Raises:
         ValueError: one is missing.
     """
-    found = {}
-    for name, kind in KINDS.items():
-        places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
-        paths = [path for path in places if path.is_file()]
-        if not paths:
-            raise ValueError(
-                f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m "
-                f"im2wav.convert`) or {kind}/last.ckpt (of a run)"
-            )
-        found[name] = paths[0]
-    return found
+    return {name: find_net(folder, kind) for name, kind in KINDS.items()}
 
 
 def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:

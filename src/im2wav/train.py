@@ -186,6 +186,14 @@ def explained(cfg: DictConfig) -> Iterator[None]:
         raise ValueError(f"out of memory: try {'; '.join(options)}. ({str(error).splitlines()[0][:160]})") from error
 
 
+def worker_of() -> str | None:
+    """The launcher whose worker this process is; None in the user's own process."""
+    from hydra.core.hydra_config import HydraConfig
+
+    target = str(HydraConfig.get().launcher.get("_target_", "")) if HydraConfig.initialized() else "BasicLauncher"
+    return None if target.endswith("BasicLauncher") else target.rsplit(".", 1)[-1]
+
+
 def check_launcher(trainer: Any) -> None:
     """Refuse what cannot work: Lightning starts the processes of further devices by calling the command once more,
     which inside a worker of joblib, submitit or ray is not the user's command.
@@ -193,20 +201,13 @@ def check_launcher(trainer: Any) -> None:
     Raises:
         ValueError: several devices inside such a launcher.
     """
-    from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     starts_more = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
-    if (
-        not starts_more
-        or not HydraConfig.initialized()
-        or trainer.strategy.cluster_environment.creates_processes_externally
-    ):
-        return
-    target = str(HydraConfig.get().launcher.get("_target_", ""))
-    if not target.endswith("BasicLauncher"):
+    name = worker_of()
+    if name and starts_more and not trainer.strategy.cluster_environment.creates_processes_externally:
         raise ValueError(
-            f"trainer.devices={trainer.num_devices} inside {target.rsplit('.', 1)[-1]}, whose workers cannot start "
+            f"trainer.devices={trainer.num_devices} inside {name}, whose workers cannot start "
             "further processes. Give trainer.devices=1 for each run, or hydra/launcher=basic for one run after the "
             "other on all devices, or hydra/launcher=slurm, where SLURM starts them"
         )
@@ -224,6 +225,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     import lightning.pytorch as pl
 
     from im2wav.data.pairs import write_atomic
+    from im2wav.training.dashboard import Dashboard
     from im2wav.training.facts import origin
     from im2wav.training.loggers import WANDB_ID, own_run
 
@@ -231,6 +233,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
+    for callback in callbacks:
+        if isinstance(callback, Dashboard):
+            callback.find_partner(module, datamodule)
     if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
@@ -246,7 +251,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     rows = len(datamodule.windows["train"])
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
-        part.compile()
+        part.compile(dynamic=False)  # training batches have one size
     with own_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:
@@ -264,7 +269,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
     """Returns the metric that sweeps optimise."""
-    return run(train, cfg).get(cfg.optimized_metric)
+    from hydra.errors import HydraException
+
+    try:
+        return run(train, cfg).get(cfg.optimized_metric)
+    except SystemExit as stop:
+        if stop.code != 2 or worker_of() is None:
+            raise
+        # a worker that exits looks like one that crashed: ray would start the run again, thrice
+        raise HydraException(" ".join(str(stop.__cause__).split())) from stop
 
 
 def main() -> None:

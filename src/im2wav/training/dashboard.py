@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS
 from im2wav.data.windows import Batch, Key, collate
-from im2wav.generation.decode import sample_codes
-from im2wav.generation.sampling import SamplingOptions, uniforms
+from im2wav.generation.sampling import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
 from im2wav.training.media import Sample, log_histogram, log_samples, write_files, write_page
+from im2wav.training.module import as_written
+from im2wav.training.partner import draw_columns, load_partner, missing_column, on_device
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +37,14 @@ def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
     return module
 
 
-@contextmanager
-def evaluating(net: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, and what the net was in afterwards."""
-    training = net.training
-    net.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        net.train(training)
-
-
 class Dashboard(pl.Callback):
     """Every some steps lets the model sound, on the same items with the same seeds.
 
     Of a codec: the original and its reconstructions, how codes are used. Of a prior: samples at several guidance
-    scales, accuracy, bits with and without the picture, bits by position. All processes share the work, so that none
-    waits long for another, and no random number of the training is touched. Goes to the loggers and, as a page, to
-    `media/step_N/index.html` in the run's folder.
+    scales, accuracy, bits with and without the picture, bits by position. A trained prior of the other level, the
+    partner, makes whole sounds of them: the low codes that one of them draws are refined by the other. All processes
+    share the work, so that none waits long for another, and no random number of the training is touched. Goes to the
+    loggers and, as a page, to `media/step_N/index.html` in the run's folder.
 
     Args:
         folder: of the run.
@@ -63,6 +53,8 @@ class Dashboard(pl.Callback):
         guidance: scales to sample with; a prior that cannot be guided is sampled once.
         temperature: of the samples.
         seed: of the samples.
+        partner: where the trained prior of the other level is, see `load_partner`; None for samples of one level. It is
+            on the run's device only while it draws.
     """
 
     def __init__(
@@ -73,11 +65,25 @@ class Dashboard(pl.Callback):
         guidance: Sequence[float] = (1.0, 3.0, 5.0),
         temperature: float = 1.0,
         seed: int = 0,
+        partner: str | None = None,
     ):
         self.folder = Path(folder) / "media"
         self.every_n_steps, self.items, self.seed = every_n_steps, items, seed
         self.options = [SamplingOptions(guidance_scale=scale, temperature=temperature) for scale in guidance]
+        self.partner_path = partner
+        self.partner: Loaded | None = None
         self._shown = 0
+        self._told = False
+
+    def find_partner(self, module: Any, datamodule: Any) -> None:
+        """Load the partner, if one is named; called before a run writes anything.
+
+        Raises:
+            ValueError: see `load_partner`.
+        """
+        if self.partner_path:
+            identity = datamodule.identity()
+            self.partner = load_partner(self.partner_path, module, datamodule.tokenizer, identity)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Not again at the step that a run goes on from."""
@@ -95,7 +101,7 @@ class Dashboard(pl.Callback):
             return
         module = averaged_module(trainer, pl_module)
         batch, pictures = self._batch(trainer, pl_module.device)
-        with evaluating(module.net), torch.autocast(pl_module.device.type, enabled=False):
+        with as_written(module.net), torch.inference_mode(), torch.autocast(pl_module.device.type, enabled=False):
             show = self._codec if module.kind == "vqvae" else self._prior
             samples, figures, usage = show(trainer, module, batch, pictures)
         samples = _gathered(trainer, samples)
@@ -141,10 +147,14 @@ class Dashboard(pl.Callback):
     def _prior(
         self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
     ) -> tuple[list[Sample], dict, dict]:
-        net, codec = module.net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        conditions = module.conditions(batch)
-        figures = prior_figures(net, module.codes(batch, module.level), conditions)
-        options = self.options if net.can_be_guided else [SamplingOptions(1.0, self.options[0].temperature)]
+        codec = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        conditions, device = module.conditions(batch), batch.wav.device
+        figures = prior_figures(module.net, module.codes(batch, module.level), conditions)
+        nets = {module.level: module.net}
+        if self.partner is not None:
+            nets["low" if module.level == "up" else "up"] = on_device(self.partner, device)
+        guided = any(net.can_be_guided for net in nets.values())
+        options = self.options if guided else [SamplingOptions(1.0, self.options[0].temperature)]
         jobs = [(option, row) for option in options for row in range(len(batch.wav))]
         mine = jobs[trainer.global_rank :: trainer.world_size]
         samples = []
@@ -152,17 +162,18 @@ class Dashboard(pl.Callback):
             rows = [row for job, row in mine if job is option]
             if not rows:
                 continue
-            index = torch.tensor(rows, device=batch.wav.device)
-            uniform = uniforms([self.seed + row for row in rows], net.context_length, module.level, batch.wav.device)
-            codes = sample_codes(net, conditions.take(index), uniform, option)
+            index, real_low = torch.tensor(rows, device=device), None
+            if module.level == "up" and (option is options[0] or module.net.can_be_guided):  # else the same again
+                real_low = module.codes(batch, "low")[index]
+            seeds = [self.seed + row for row in rows]
+            columns = draw_columns(nets, conditions.take(index), seeds, option, real_low)
             for place, row in enumerate(rows):
-                sounds = {"real": batch.wav[row], module.level: codec.decode(codes[place : place + 1], module.level)[0]}
-                if module.level == "up":  # what it was given: the codes of the real sound
-                    sounds["low (real codes)"] = codec.decode(module.codes(batch, "low")[row : row + 1], "low")[0]
-                name = batch.id[row]
-                facts = {"guidance": option.guidance_scale, "seed": self.seed + row, "step": trainer.global_step}
+                sounds = {"real": batch.wav[row]}
+                for column, (level, codes) in columns.items():
+                    sounds[column] = codec.decode(codes[place : place + 1], level)[0]
+                facts = {"guidance": option.guidance_scale, "seed": seeds[place], "step": trainer.global_step}
                 heard = {column: wav[0].clamp(-1, 1).cpu() for column, wav in sounds.items()}
-                label = f"{name}_guidance_{option.guidance_scale:g}"
+                label = f"{batch.id[row]}_guidance_{option.guidance_scale:g}"
                 samples.append(Sample(label, facts, heard, pictures[row]))
         return samples, figures, {}
 
@@ -173,13 +184,17 @@ class Dashboard(pl.Callback):
         samples.sort(key=lambda sample: sample.name)
         folder = self.folder / f"step_{step:08d}"
         write_files(folder, samples, rate)
-        page = write_page(folder, f"{kind} at step {step}", samples)
+        note = f"Partner: {self.partner_path}" if self.partner else ""
+        if kind != "vqvae" and not self.partner:
+            note = missing_column(kind.removesuffix("_prior"))
+        page = write_page(folder, f"{kind} at step {step}", samples, note)
         log_samples(trainer.loggers, "samples", samples, rate, step)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step - 1)
         for tag, values in usage.items():
             log_histogram(trainer.loggers, tag, values, step)
-        log.info("step %d: look and listen at %s", step, page)
+        log.info("step %d: look and listen at %s%s", step, page, "" if self._told or not note else f" ({note})")
+        self._told = True
 
 
 def prior_figures(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:

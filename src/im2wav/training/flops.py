@@ -1,29 +1,13 @@
 """How many floating-point operations a net takes, counted where they happen."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from im2wav.prior import Prior
-
-
-@contextmanager
-def as_written(net: nn.Module) -> Iterator[None]:
-    """The net in eval mode and not compiled, for a while."""
-    training = net.training
-    compiled = {part: part._compiled_call_impl for part in net.modules()}
-    for part in compiled:
-        part._compiled_call_impl = None
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(training)
-        for part, call in compiled.items():
-            part._compiled_call_impl = call
+from im2wav.training.module import as_written
 
 
 def forward_flops(net: nn.Module, work: Callable[[], Any]) -> int:

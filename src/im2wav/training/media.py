@@ -87,14 +87,15 @@ def _row(sample: Sample, columns: Sequence[str], facts: Sequence[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def write_page(folder: Path, title: str, samples: Sequence[Sample]) -> Path:
-    """A contact sheet of what `write_files` wrote."""
+def write_page(folder: Path, title: str, samples: Sequence[Sample], note: str = "") -> Path:
+    """A contact sheet of what `write_files` wrote, with a note below."""
     columns = list(dict.fromkeys(column for sample in samples for column in sample.sounds))
     facts = list(dict.fromkeys(name for sample in samples for name in sample.facts))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("item", *facts, *columns))
     rows = "".join(_row(sample, columns, facts) for sample in samples)
+    body = f"<table><tr>{head}</tr>{rows}</table>{f'<p>{html.escape(note)}</p>' if note else ''}"
     path = folder / "index.html"
-    write_atomic(path, PAGE.format(title=html.escape(title), body=f"<table><tr>{head}</tr>{rows}</table>").encode())
+    write_atomic(path, PAGE.format(title=html.escape(title), body=body).encode())
     return path
 
 

@@ -1,6 +1,7 @@
 """What the three LightningModules share: optimiser, schedule, and what a checkpoint says of itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -14,6 +15,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.generation.sampling import item_seed
 from im2wav.training.optimizer import parameter_groups
+
+
+@contextmanager
+def as_written(net: nn.Module) -> Iterator[None]:
+    """The net in eval mode and not compiled, for a while; afterwards as it was.
+
+    Compiled code serves the training step alone. Other batch sizes, or no gradients, would be compiled each anew, and
+    after 8 variants (torch._dynamo.config.recompile_limit) PyTorch runs the others, the training step's among them,
+    uncompiled for the rest of the run.
+    """
+    training = net.training
+    compiled = {part: part._compiled_call_impl for part in net.modules()}
+    for part in compiled:
+        part._compiled_call_impl = None
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
 
 
 class NetModule(pl.LightningModule):

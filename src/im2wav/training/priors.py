@@ -13,7 +13,7 @@ from im2wav.data.windows import Batch
 from im2wav.generation.sampling import item_seed
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.training.flops import forward_flops, prior_flops
-from im2wav.training.module import NetModule
+from im2wav.training.module import NetModule, as_written
 
 
 class PriorModule(NetModule):
@@ -101,12 +101,13 @@ class PriorModule(NetModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Bits per code with the right conditions, with those of another item, and with no picture."""
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
-        parts = {"loss": self.net.bits(codes, conditions)}
-        if len(batch.wav) > 1:
-            neighbours = torch.arange(len(batch.wav), device=batch.wav.device).roll(1)
-            parts["bits_shuffled"] = self.net.bits(codes, conditions.take(neighbours))
-        if self.net.can_be_guided:
-            parts["bits_null"] = self.net.bits(codes, conditions.null_like())
+        with as_written(self.net):
+            parts = {"loss": self.net.bits(codes, conditions)}
+            if len(batch.wav) > 1:
+                neighbours = torch.arange(len(batch.wav), device=batch.wav.device).roll(1)
+                parts["bits_shuffled"] = self.net.bits(codes, conditions.take(neighbours))
+            if self.net.can_be_guided:
+                parts["bits_null"] = self.net.bits(codes, conditions.null_like())
         self.log_parts("valid", parts, len(batch.wav), prog_bar=True)
 
 

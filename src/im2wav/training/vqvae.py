@@ -11,7 +11,7 @@ from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
 from im2wav.data.windows import Batch
 from im2wav.training.flops import forward_flops
-from im2wav.training.module import NetModule
+from im2wav.training.module import NetModule, as_written
 
 
 class VQVAE(NetModule):
@@ -89,7 +89,8 @@ class VQVAE(NetModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses and spectral convergence on whole windows."""
-        total, parts, output = self.loss(batch)
+        with as_written(self.net):
+            total, parts, output = self.loss(batch)
         convergence = {
             f"spectral_convergence/{level}": spectral_convergence(batch.wav, wav.float()).mean()
             for level, wav in output.wav.items()
