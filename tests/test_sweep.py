@@ -88,7 +88,7 @@ def test_the_wandb_agent_runs_the_real_entry(pairs, trained, tmp_path):
         [*line, *tiny], capture_output=True, text=True, env=ENVIRONMENT | agent, check=False, timeout=200
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    out = tmp_path / "wandb_sweep/low_prior"
+    out = tmp_path / "wandb_sweep/point1/low_prior"
     assert "lr: 0.0001" in (out / "config.yaml").read_text()
     (history,) = out.glob("wandb/offline-run-*-point1/*.wandb")  # the agent's run, which the server waits for
     assert sweep["metric"]["name"] in history.read_bytes().decode(errors="replace")
