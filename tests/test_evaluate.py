@@ -1,6 +1,7 @@
 """The real evaluation: YAMNet on real sounds, the command line, the report, and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -239,6 +240,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
         (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "at least 2 resamples"),
         (["model_dir=GENERATED"], "needs data=PAIRS"),
         (["codec=GENERATED"], "codec=FILE needs data=PAIRS"),
+        (["codec=GENERATED", "data_dir=GENERATED", "export=av-benchmark"], "no benchmark or export"),
         (["codec=GENERATED", "model_dir=GENERATED"], "give one of"),
         (
             ["model_dir=GENERATED", "benchmark=imagehear", "images=GENERATED"],
@@ -298,6 +300,9 @@ def test_a_codec_alone_is_judged_as_the_ceiling_of_its_model(trained, pairs, tmp
     assert alone["rows"]["floor"] == whole["rows"]["floor"]
     assert alone["codec"] == whole["codec"]  # 0.256 s are the window of this model
     assert "priors" not in alone
+    assert alone["model"] == {"codec": whole["model"]["codec"]}
+    sounds = re.findall(r"data:audio/[^\"]+", (tmp_path / "codec" / "report.html").read_text())
+    assert len(sounds) == len(set(sounds)) == 4  # the best and the worst, each as it comes back and as it was
 
 
 def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):

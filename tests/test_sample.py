@@ -50,6 +50,10 @@ def test_a_word_for_a_number_is_refused_in_one_line(verb, given, expected, capfd
 def test_a_device_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="device=gpu: expected auto, cpu or cuda"):
         pick_device("gpu")
+    for name in ("cpu:x", "cuda:99", 99, None):
+        with pytest.raises(ValueError, match=f"device={name}: "):
+            pick_device(name)
+    assert pick_device(torch.device("cpu")) == "cpu"
     assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -51,10 +51,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("fused", fused, replace=True)
 
 
-def run(task: Callable[[Any], Any], config: Any) -> Any:
+def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None = None) -> Any:
     """Run an entry's task; whatever the user can mend ends in one line on stderr and exit code 2.
 
-    IM2WAV_TRACEBACK=1 shows where an error came from.
+    IM2WAV_TRACEBACK=1 shows where an error came from. In a launcher's worker, where somebody else writes the line, it
+    becomes a `failure`.
     """
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
@@ -70,12 +71,14 @@ def run(task: Callable[[Any], Any], config: Any) -> Any:
         text = " ".join(str(cause).split())
         if "Could not load this library" in text:  # torchaudio's CUDA build beside a CPU-only torch
             text += ": run `python -m im2wav.cpu_torch` once in this environment"
+        if failure is not None:
+            raise failure(text) from error
         sys.stderr.write(f"error: {text}\n")
         raise SystemExit(2) from error
 
 
 # options that are a number or a word, and those that are a number or null
-WORDS_TOO = ("trainer.devices", "callbacks.ema.decay")
+WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size")
 NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "workers", "data.global_batch_size")
 
 
@@ -93,16 +96,16 @@ def check_numbers(config: Any) -> None:
     if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
         return  # the config comes from Python
     about = HydraConfig.get()
-    given = {override: override.partition("=")[0].lstrip("+") for override in about.overrides.task}
+    given = {override.partition("=")[0].lstrip("+"): override for override in about.overrides.task}  # the last counts
     words = {
-        override: key
-        for override, key in given.items()
+        key: override
+        for key, override in given.items()
         if key not in WORDS_TOO and isinstance(OmegaConf.select(config, key, throw_on_resolution_failure=False), str)
     }
     if not words:
         return
-    usual = hydra.compose(str(about.job.config_name), [override for override in given if override not in words])
-    for override, key in words.items():
+    usual = hydra.compose(str(about.job.config_name), [override for key, override in given.items() if key not in words])
+    for key, override in words.items():
         value = OmegaConf.select(usual, key, throw_on_resolution_failure=False)
         if key in NUMBERS_OR_NULL or (isinstance(value, int | float) and not isinstance(value, bool)):
             raise ValueError(f"{override}: expected a number, such as {key}={4 if value is None else value}")

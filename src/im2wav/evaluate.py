@@ -43,8 +43,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             "give one of generated=DIR (sounds), model=DIR (which is sampled first) and codec=FILE (a VQ-VAE alone)"
         )
-    if cfg.codec and (cfg.benchmark or not cfg.data_dir):
-        raise ValueError("codec=FILE needs data=PAIRS: a pairs folder, whose sounds it encodes and gives back")
+    if cfg.codec and (cfg.benchmark or cfg.export or not cfg.data_dir):
+        raise ValueError("codec=FILE needs data=PAIRS, whose sounds it gives back; and no benchmark or export")
     if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
         raise ValueError("model=DIR needs data=PAIRS (a pairs folder to hear), or benchmark=imagehear images=DIR")
     if cfg.model_dir and cfg.benchmark and not cfg.images:
@@ -69,7 +69,7 @@ def gather(cfg: DictConfig) -> Inputs:
     from im2wav.evaluation.sampling import sample_pictures
 
     if cfg.codec:
-        return inputs.pairs_inputs(PairsFolder(cfg.data_dir), cfg.split)
+        return inputs.pairs_inputs(PairsFolder(cfg.data_dir), cfg.split, pictures_needed=False)
     if cfg.benchmark:
         found = inputs.imagehear_inputs(Path(cfg.images) if cfg.images else None)
         numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
@@ -194,12 +194,16 @@ def build(
         shown = items.item_rows(judged["generated"], tagger, plan, judged.get("reference") if paired else None)
         report["classes"] = items.label_rows(shown, judged["generated"], tagger)
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
-    if cfg.codec or (cfg.model_dir and cfg.data_dir):
+    if cfg.codec or cfg.model_dir:
         from im2wav.evaluation.sampling import measure_codes, model_files
         from im2wav.generation.precision import pick_device
+        from im2wav.hashing import file_sha256
 
-        device = pick_device(cfg.device)
-        report |= measure_codes(model_files(cfg), cfg.data_dir, cfg.split, reading.seconds, plan, device)
+        files = model_files(cfg)
+        report["model"] = {name: file_sha256(path) for name, path in files.items()}
+        if cfg.data_dir:
+            device = pick_device(cfg.device)
+            report |= measure_codes(files, cfg.data_dir, cfg.split, reading.seconds, plan, device)
     return report, shown
 
 

@@ -189,9 +189,12 @@ def explained(cfg: DictConfig) -> Iterator[None]:
 def worker_of() -> str | None:
     """The launcher whose worker this process is; None in the user's own process."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    target = str(HydraConfig.get().launcher.get("_target_", "")) if HydraConfig.initialized() else "BasicLauncher"
-    return None if target.endswith("BasicLauncher") else target.rsplit(".", 1)[-1]
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    name = str(HydraConfig.get().launcher.get("_target_", "")).rsplit(".", 1)[-1]
+    return None if name == "BasicLauncher" else name
 
 
 def check_launcher(trainer: Any) -> None:
@@ -271,13 +274,9 @@ def hydra_main(cfg: DictConfig) -> float | None:
     """Returns the metric that sweeps optimise."""
     from hydra.errors import HydraException
 
-    try:
-        return run(train, cfg).get(cfg.optimized_metric)
-    except SystemExit as stop:
-        if stop.code != 2 or worker_of() is None:
-            raise
-        # a worker that exits looks like one that crashed: ray would start the run again, thrice
-        raise HydraException(" ".join(str(stop.__cause__).split())) from stop
+    # a worker that exits looks like one that crashed: ray would start the run again, thrice
+    failure = HydraException if worker_of() else None
+    return run(train, cfg, failure).get(cfg.optimized_metric)
 
 
 def main() -> None:

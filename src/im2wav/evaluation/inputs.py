@@ -73,11 +73,11 @@ def from_folders(generated: Path, reference: Path | None, paired: bool, missing:
     )
 
 
-def pairs_inputs(folder: PairsFolder, split: str) -> Inputs:
+def pairs_inputs(folder: PairsFolder, split: str, pictures_needed: bool = True) -> Inputs:
     """References, pictures and labels of a pairs folder; what a model hears in the pictures is still to come.
 
     Raises:
-        ValueError: the split has no pair with picture and sound, or files that the manifest names are missing.
+        ValueError: the split has no pair with picture and sound, or pictures that are needed are missing.
     """
     pairs = [pair for pair in folder.pairs if pair.samples and split in ("all", pair.split)]
     if not pairs:
@@ -85,7 +85,9 @@ def pairs_inputs(folder: PairsFolder, split: str) -> Inputs:
         raise ValueError(f"data={folder.root} with split={split}: no pair has a sound; its splits are {splits}, or all")
     pictures = {pair.id: Path(pair.source) for pair in pairs}
     lost = [str(path) for path in pictures.values() if not path.is_file()]
-    if lost:
+    if not pictures_needed:
+        pictures = {name: path for name, path in pictures.items() if path.is_file()}
+    elif lost:
         raise ValueError(
             f"data={folder.root}: {len(lost)} of {len(pictures)} pictures are no longer where its manifest says: "
             f"{listed(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"

@@ -121,7 +121,7 @@ def measure_codes(
     nets: dict[str, Any] = {name: x.net.to(device) for name, x in loaded.items()}
     codec = nets["codec"]
     hop = codec.hop_lengths["low"]
-    coarse = max(1, int(seconds * folder.info.sample_rate) // hop)
+    coarse = max(1, round(seconds * folder.info.sample_rate) // hop)
     if "low" in nets:
         check_same_origin(**loaded)
         about = loaded["low"].data

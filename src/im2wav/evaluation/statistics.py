@@ -171,13 +171,13 @@ def kernel_distance(
     u = torch.ones(1, len(x), dtype=torch.float64) if weights is None else weights.double()
     v = torch.ones(1, len(y), dtype=torch.float64) if weights_2 is None else weights_2.double()
 
-    def form(a: Tensor, p: Tensor, b: Tensor, q: Tensor) -> Tensor:
-        """sum_ij p_i k(a_i, b_j) q_j for each resample; of a set with itself, pairs are looked at once."""
+    def form(a: Tensor, p: Tensor, b: Tensor, q: Tensor, itself: bool = False) -> Tensor:
+        """sum_ij p_i k(a_i, b_j) q_j for each resample; of a set with `itself`, pairs are looked at once."""
 
         def block(i: int) -> Tensor:
-            first = i if a is b else 0
+            first = i if itself else 0
             kernel = torch.cdist(a[i : i + BLOCK], b[first:]).square_().mul_(-1 / (2 * sigma**2)).exp_()
-            if a is b:
+            if itself:
                 kernel[:, BLOCK:] *= 2
             return (p[:, i : i + BLOCK] @ kernel).mul_(q[:, first:]).sum(1)
 
@@ -185,7 +185,7 @@ def kernel_distance(
 
     def within(a: Tensor, p: Tensor) -> Tensor:
         own = p.square().sum(1)
-        return (form(a, p, a, p) - own) / (p.sum(1).square() - own).clamp_min(1e-12)
+        return (form(a, p, a, p, itself=True) - own) / (p.sum(1).square() - own).clamp_min(1e-12)
 
     return 100 * (within(x, u) + within(y, v) - 2 * form(x, u, y, v) / (u.sum(1) * v.sum(1)))
 

@@ -5,8 +5,9 @@ mostly wait for each other. So operations take one thread, and tasks run beside 
 depends neither on the number of cores nor on what else the machine does.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -19,13 +20,21 @@ AT_ONCE = 8  # tasks; on a machine of many cores memory stays bounded
 def side_by_side(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     """What `work` makes of each task, in the order of the tasks; what it raises is raised here.
 
-    It runs in as many threads as torch has, at most 8. Torch's own operations take one thread until all is done.
+    It runs in as many threads as torch has, at most 8, and results that nobody has taken yet stay few. Torch's own
+    operations take one thread until all is done: one such loop must end before another begins.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the number that MKL goes by belongs to the process
-    pool = ThreadPoolExecutor(min(threads, AT_ONCE), initializer=torch.set_num_threads, initargs=(1,))
+    workers = min(threads, AT_ONCE)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future[Result]] = deque()
     try:
-        yield from pool.map(work, tasks)
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

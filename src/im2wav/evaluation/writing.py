@@ -80,7 +80,7 @@ def sections(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]], ex
 
     def card(number: int) -> Card:
         sound, row = generated.set.sounds[number], rows[number]
-        waves = {"generated": examples.reading.raw(sound)}
+        waves = {"generated": examples.reading.raw(sound, generated.set.process)}
         if sound.target in reference:
             waves["real"] = examples.reading.raw(reference[sound.target])
         note = f"heard: {row['heard']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")

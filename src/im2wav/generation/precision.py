@@ -87,19 +87,25 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def pick_device(name: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu.
+def pick_device(name: str | int | torch.device) -> str:
+    """`auto` becomes cuda where there is one, else cpu; a number is that CUDA device.
 
     Raises:
         ValueError: no such device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
+    try:
+        device = torch.device("cuda", name) if isinstance(name, int) else torch.device(str(name))
+    except (RuntimeError, ValueError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device={name}: expected auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: torch sees no CUDA device here; use device=cpu or device=auto")
-    return name
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices here; use device=cpu or device=auto"
+        )
+    return str(device)
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:

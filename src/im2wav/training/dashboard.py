@@ -16,6 +16,7 @@ from torch import Tensor
 from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS
 from im2wav.data.windows import Batch, Key, collate
+from im2wav.generation.decode import Decoder
 from im2wav.generation.sampling import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
@@ -153,7 +154,8 @@ class Dashboard(pl.Callback):
         nets = {module.level: module.net}
         if self.partner is not None:
             nets["low" if module.level == "up" else "up"] = on_device(self.partner, device)
-        guided = any(net.can_be_guided for net in nets.values())
+        decoders = {level: Decoder(net) for level, net in nets.items()}
+        guided = any(decoder.can_be_guided for decoder in decoders.values())
         options = self.options if guided else [SamplingOptions(1.0, self.options[0].temperature)]
         jobs = [(option, row) for option in options for row in range(len(batch.wav))]
         mine = jobs[trainer.global_rank :: trainer.world_size]
@@ -166,7 +168,7 @@ class Dashboard(pl.Callback):
             if module.level == "up" and (option is options[0] or module.net.can_be_guided):  # else the same again
                 real_low = module.codes(batch, "low")[index]
             seeds = [self.seed + row for row in rows]
-            columns = draw_columns(nets, conditions.take(index), seeds, option, real_low)
+            columns = draw_columns(decoders, conditions.take(index), seeds, option, real_low)
             for place, row in enumerate(rows):
                 sounds = {"real": batch.wav[row]}
                 for column, (level, codes) in columns.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from im2wav.checkpoint import Loaded, check_same_origin, load
-from im2wav.generation.decode import sample_codes
+from im2wav.generation.decode import Decoder, sample_codes
 from im2wav.generation.sampling import SamplingOptions, uniforms
 from im2wav.pretrained import find_net
 from im2wav.prior import Conditions, Prior
@@ -65,7 +65,7 @@ def missing_column(level: str) -> str:
 
 
 def draw_columns(
-    nets: Mapping[str, Any],
+    decoders: Mapping[str, Decoder],
     conditions: Conditions,
     seeds: Sequence[int],
     options: SamplingOptions,
@@ -74,7 +74,7 @@ def draw_columns(
     """Codes for B pictures and seeds, as `generate` draws them.
 
     Args:
-        nets: level -> prior; one or both.
+        decoders: level -> its prior, ready to draw; one or both.
         conditions: picture and time.
         seeds: one for each picture.
         options: how codes are drawn.
@@ -86,13 +86,14 @@ def draw_columns(
     """
 
     def draw(level: str, codes_low: Tensor | None) -> Tensor:
-        net, told = nets[level], replace(conditions, codes_low=codes_low)
-        return sample_codes(net, told, uniforms(seeds, net.context_length, level, told.clip.device), options)
+        decoder, told = decoders[level], replace(conditions, codes_low=codes_low)
+        uniform = uniforms(seeds, decoder.context_length, level, told.clip.device)
+        return sample_codes(decoder, told, uniform, options)
 
-    columns = {"low": ("low", draw("low", None))} if "low" in nets else {}
-    if "up" in nets and "low" in columns:
+    columns = {"low": ("low", draw("low", None))} if "low" in decoders else {}
+    if "up" in decoders and "low" in columns:
         columns["up"] = ("up", draw("up", columns["low"][1]))
-    if "up" in nets and real_low is not None:
+    if "up" in decoders and real_low is not None:
         columns["up (real codes)" if "up" in columns else "up"] = ("up", draw("up", real_low))
         columns["low (real codes)"] = ("low", real_low)
     return columns
