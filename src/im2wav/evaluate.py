@@ -105,24 +105,22 @@ def embeddings(cfg: DictConfig, found: Inputs) -> dict[str, Any]:
         ValueError: items without a picture, or weights that are missing.
     """
     from im2wav.evaluation.pictures import embed_pictures
-    from im2wav.generation.precision import pick_device
 
     items = sorted({target for sounds in found.sets.values() for target in sounds.targets})
-    return embed_pictures(found.pictures, items, Path(cfg.weights_dir), cfg.check_weights, pick_device(cfg.device))
+    return embed_pictures(found.pictures, items, Path(cfg.weights_dir), cfg.check_weights, cfg.device)
 
 
 def judge_all(cfg: DictConfig, found: Inputs, networks: list[Network], reading: Reading) -> dict[str, Judged]:
     """Let the networks hear every set, and of a codec or with a model the references as the codec gives them back."""
     from im2wav.evaluation.sampling import given_back, model_files
     from im2wav.evaluation.sounds import judge
-    from im2wav.generation.precision import pick_device
 
     sets: dict[str, SoundSet] = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
         if cfg.codec or (cfg.model_dir and cfg.ceiling):
             name = "generated" if cfg.codec else "ceiling"
-            sets[name] = given_back(found.reference, model_files(cfg)["codec"], pick_device(cfg.device))
+            sets[name] = given_back(found.reference, model_files(cfg)["codec"], cfg.device)
     return {name: judge(sounds, networks, reading) for name, sounds in sets.items()}
 
 
@@ -196,14 +194,12 @@ def build(
         report["confusion"] = items.confusion(judged["generated"], tagger, plan)
     if cfg.codec or cfg.model_dir:
         from im2wav.evaluation.sampling import measure_codes, model_files
-        from im2wav.generation.precision import pick_device
         from im2wav.hashing import file_sha256
 
         files = model_files(cfg)
         report["model"] = {name: file_sha256(path) for name, path in files.items()}
         if cfg.data_dir:
-            device = pick_device(cfg.device)
-            report |= measure_codes(files, cfg.data_dir, cfg.split, reading.seconds, plan, device)
+            report |= measure_codes(files, cfg.data_dir, cfg.split, reading.seconds, plan, cfg.device)
     return report, shown
 
 
@@ -216,8 +212,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from im2wav.evaluation import items, sounds, suites, table
     from im2wav.evaluation.figures import Plan
     from im2wav.evaluation.writing import Examples, write_all
+    from im2wav.generation.precision import pick_device
 
     check(cfg)
+    cfg.device = pick_device(cfg.device)
     start, times = time.monotonic(), {}
     weights = Path(cfg.weights_dir) if cfg.weights_dir else None
     networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []

@@ -34,7 +34,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
     Raises:
         ValueError: sampling failed, or the folder holds sounds of another model or other options.
     """
-    files = find_weights(Path(cfg.model_dir))
+    files = model_files(cfg)
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
     nets: Any = {"low": low.net, "codec": codec.net}
     window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples; also of a longer video
