@@ -1,10 +1,13 @@
 """The decode engine equals the plain, uncached pass, whatever stands beside a sequence in its batch."""
 
+import shutil
+
 import pytest
 import torch
 
 from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
 from im2wav.generation.cache import LayerCache
+from im2wav.generation.precision import check_compile
 from im2wav.generation.sampling import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.attention import KINDS, attend
@@ -24,11 +27,17 @@ def forced_logits(decoder: Decoder, codes, given, prefix=0, options=GREEDY):
     return torch.stack(parts, 1)
 
 
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+
+
 @pytest.mark.parametrize(("make", "given"), CASES)
-@pytest.mark.parametrize("prefix", [0, 1, 5, 8, 37])
-def test_step_by_step_equals_the_whole_forward_pass(make, given, prefix):
+@pytest.mark.parametrize(
+    ("prefix", "compile"),
+    [(0, False), (1, False), (5, False), (8, False), (37, False), pytest.param(5, True, marks=needs_compiler)],
+)
+def test_step_by_step_equals_the_whole_forward_pass(make, given, prefix, compile):
     prior, codes = make(), torch.randint(16, (3, 64))
-    decoder = Decoder(prior)
+    decoder = Decoder(prior, compile=compile)
     if prior.can_be_guided:
         given = Conditions.cat([given, given.null_like()])
     rows = codes.repeat(len(given.clip) // 3, 1)
@@ -92,6 +101,20 @@ def test_fewer_bytes_stay_close(make, given, precision, error):
     assert 1e-6 < difference < error
 
 
+@needs_compiler
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 0.03), ("int8", 0.06)])
+def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precision, error):
+    """The up prior is not guided: a sound alone is one row, two are two, and five are a group of four and one."""
+    count = 5 if precision == "fp32" else 2
+    prior, given, codes = up_prior(), conditions(count, coarse=True), torch.randint(16, (count, 64))
+    decoder = Decoder(prior, precision, compile=True)
+    together, exact = forced_logits(decoder, codes, given, 8), forced_logits(Decoder(prior), codes, given, 8)
+    assert (together - exact).std() / exact.std() < error
+    for row in (0, count - 1):
+        one = slice(row, row + 1)
+        assert (forced_logits(decoder, codes[one], given.take(one), 8) == together[one]).all()
+
+
 def test_a_consumed_prior_is_held_once_and_cannot_be_called():
     prior, given = low_prior(), conditions()
     codes = sample_codes(prior, given, uniforms([1, 2, 3], 64, "low"), GREEDY)
@@ -112,6 +135,23 @@ def test_codes_come_in_parts():
     assert calls == [1] * 5
     with pytest.raises(ValueError, match="all 64 codes"):
         decoding.step()
+
+
+def test_where_nothing_can_be_compiled_it_is_said(monkeypatch, tmp_path):
+    from torch._inductor import config, cpp_builder
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    decoder = Decoder(Prior(16, 64, {"width": 16, "depth": 2, "blocks": 8}, {"clip_dim": 6}), compile=True)
+    with pytest.raises(ValueError, match=r"compile=true: nothing can be compiled here \(.*no-compiler.*compile=false"):
+        sample_codes(decoder, conditions(1), uniforms([1], 64, "low"), GREEDY)
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+def test_compiling_is_for_cpus():
+    with pytest.raises(ValueError, match="compile=true on cuda"):
+        check_compile(True, torch.device("cuda"))
 
 
 def test_unknown_precisions_are_refused():

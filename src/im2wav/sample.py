@@ -77,6 +77,7 @@ def load_model(cfg: DictConfig) -> Im2Wav:
         device="cpu" if _shared(cfg) else device,  # the Trainer gives each process its own
         precision=pick_precision(cfg.precision, torch.device(device)),
         consume=True,
+        compile=cfg.compile,
     )
     return model
 
@@ -127,10 +128,12 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
     )
     leads, size = not int(os.environ.get("LOCAL_RANK", "0")), cfg.batch_size
     if size == "auto":
-        from im2wav.generation.memory import batch_that_fits
+        from im2wav.generation.compiled import ROWS_AT_ONCE
+        from im2wav.generation.memory import MOST_SIDE_BY_SIDE, batch_that_fits
 
         rows = 3 if cfg.negative.image or cfg.negative.text else 2
-        size = batch_that_fits([model.models.low, model.models.up], model.models.precision, rows)
+        most = ROWS_AT_ONCE // rows if cfg.compile else MOST_SIDE_BY_SIDE
+        size = batch_that_fits([model.models.low, model.models.up], model.models.precision, rows, most)
         log.info("up to %d sounds side by side", size)
     return Work(model, settings, outputs, cfg.seed, cfg.keep if drafts else None, size, leads), items, numbers
 

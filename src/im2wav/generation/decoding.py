@@ -126,8 +126,11 @@ class Decoding:
 
     def _run(self, learnt: Tensor, condition: Tensor, position: int | Tensor) -> Tensor:
         x = self.input + learnt + condition
-        for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
-            x = layer.step(x, cache, position)
+        if self.decoder.compiled is not None and isinstance(position, int):
+            x = self.decoder.compiled.step(x, self.caches, position)
+        else:
+            for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
+                x = layer.step(x, cache, position)
         return self.decoder.head(x + condition)
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:

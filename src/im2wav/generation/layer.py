@@ -14,13 +14,29 @@ from im2wav.prior.transformer import Layer
 GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factor goes into the weights around it
 
 
+class Norm:
+    """A layer norm in fp32."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        self.weight, self.bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # no view of a file
+        self.eps = norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., W] -> [..., W]."""
+        return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias [W]."""
+        return self.weight, self.bias
+
+
 class DecoderLayer:
     """A layer of the transformer with weights of its own; the residual stream stays fp32."""
 
     def __init__(self, layer: Layer, linear: Callable[..., Linear]):
         self.kind, self.block, self.heads = layer.kind, layer.block, layer.heads
-        self.norm_attention = _norm(layer.norm_attention)
-        self.norm_mlp = _norm(layer.norm_mlp)
+        self.norm_attention = Norm(layer.norm_attention)
+        self.norm_mlp = Norm(layer.norm_mlp)
         self.qkv = linear(layer.qkv.weight, layer.qkv.bias)
         self.attention_out = linear(layer.attention_out.weight, layer.attention_out.bias)
         self.mlp_in = linear(layer.mlp_in.weight * GELU, layer.mlp_in.bias * GELU, silu=True)
@@ -31,12 +47,15 @@ class DecoderLayer:
         """Bytes of the weights."""
         return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
 
+    def attend(self, qkv: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
+        """Keep keys and values of qkv [R, 3 A], and let the queries attend: [R, A], A being the width of attention."""
+        qkv = qkv.to(cache.buffer.dtype).view(len(qkv), 3, self.heads, 1, -1).transpose(0, 1)
+        way = cache.attend if isinstance(position, int) else cache.attend_at
+        return way(qkv[0], qkv[1:], position).view(qkv.shape[1], -1)  # type: ignore[arg-type]
+
     def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
         """One position of every sequence, x [R, W] -> [R, W], in place: small operations are what a step waits for."""
-        qkv = self.qkv(self.norm_attention(x)).to(cache.buffer.dtype).view(len(x), 3, self.heads, 1, -1).transpose(0, 1)
-        way = cache.attend if isinstance(position, int) else cache.attend_at
-        out = way(qkv[0], qkv[1:], position)  # type: ignore[arg-type]
-        x.add_(self.attention_out(out.view(len(x), -1)))
+        x.add_(self.attention_out(self.attend(self.qkv(self.norm_attention(x)), cache, position)))
         return x.add_(self.mlp_out(self.mlp_in(self.norm_mlp(x))))
 
     def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
@@ -48,8 +67,3 @@ class DecoderLayer:
         out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
         x = x.flatten(0, 1) + self.attention_out(out)
         return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))
-
-
-def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    weight, bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # a view would keep a file open
-    return lambda x: torch.layer_norm(x, weight.shape, weight, bias, norm.eps)

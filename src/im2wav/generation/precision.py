@@ -19,6 +19,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 # rows that oneDNN's layout of the weights is chosen for: chosen for one row it rounds one row unlike others
 PACKED_FOR_ROWS = 32
 
+PlainWeights = tuple[Tensor, Tensor, Tensor]  # weight [out, in], its scale [out], bias [out]
+
 
 class Linear(Protocol):
     """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision; `nbytes` are those of its weights."""
@@ -27,6 +29,9 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer."""
+
+    def plain(self) -> PlainWeights:
+        """What it computes with, where it is not packed."""
 
 
 class PlainLinear:
@@ -41,6 +46,10 @@ class PlainLinear:
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         return F.silu(y, inplace=True) if self.silu else y
 
+    def plain(self) -> PlainWeights:
+        """What it computes with."""
+        return self.weight, torch.ones_like(self.bias), self.bias
+
 
 class PackedLinear:
     """Weights in the layout that oneDNN likes best on this CPU; bias and SiLU are done in the same pass."""
@@ -54,6 +63,10 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer."""
         return self.apply(x.to(self.dtype), self.weight, self.bias, self.after, [], "")
+
+    def plain(self) -> PlainWeights:
+        """Not for weights in a layout of oneDNN's."""
+        raise NotImplementedError
 
 
 class Int8Linear:
@@ -79,6 +92,10 @@ class Int8Linear:
         x = F.pad(x, (0, self.padding)) if self.padding else x
         y = self.apply(x, self.weight, self.scale) + self.bias
         return F.silu(y, inplace=True) if self.silu else y
+
+    def plain(self) -> PlainWeights:
+        """What it computes with."""
+        return self.weight[:, : self.weight.shape[1] - self.padding], self.scale, self.bias
 
 
 def give_back_freed_memory() -> None:
@@ -123,6 +140,18 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     return name
 
 
+def check_compile(compile: bool, device: torch.device) -> None:
+    """Whether steps can be compiled on a device.
+
+    Raises:
+        ValueError: on a GPU.
+    """
+    if compile and device.type != "cpu":
+        raise ValueError(
+            f"compile=true on {device}: it is for CPUs, on a GPU a step is a CUDA graph; use compile=false"
+        )
+
+
 def cache_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Of keys and values: fp32 on a CPU, where attention of a single query in bf16 takes up to 8 times longer."""
     return torch.bfloat16 if precision == "bf16" and device.type != "cpu" else torch.float32
@@ -139,10 +168,16 @@ def packs_weights(dtype: torch.dtype) -> bool:
         return False
 
 
-def linear_maker(precision: Precision, device: torch.device) -> Callable[..., Linear]:
-    """A function (weight [out, in], bias [out], silu) -> Linear that keeps its own copy of the weights."""
+def linear_maker(precision: Precision, device: torch.device, packed: bool = True) -> Callable[..., Linear]:
+    """A function (weight [out, in], bias [out], silu) -> Linear that keeps its own copy of the weights.
+
+    Args:
+        precision: of the weights.
+        device: where they are.
+        packed: whether they may be in a layout of oneDNN's.
+    """
     if precision == "int8":
         return Int8Linear
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    kind = PackedLinear if device.type == "cpu" and packs_weights(dtype) else PlainLinear
+    kind = PackedLinear if packed and device.type == "cpu" and packs_weights(dtype) else PlainLinear
     return lambda weight, bias, silu=False: kind(weight, bias, silu, dtype)

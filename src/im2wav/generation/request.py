@@ -24,6 +24,7 @@ class Models:
         codec, low, up: the nets.
         precision: of the priors, see `Decoder`.
         consume: let the decoders take the priors' weights, see `Decoder`.
+        compile: compile the decoders' steps, see `Decoder`.
     """
 
     codec: AudioCodec
@@ -31,15 +32,17 @@ class Models:
     up: Prior
     precision: str = "fp32"
     consume: bool = False
+    compile: bool = False
 
     @cached_property
     def decoders(self) -> dict[str, Decoder]:
         """The priors by level, ready to draw codes; made when they are first needed.
 
         Raises:
-            ValueError: a precision that the device cannot do.
+            ValueError: a precision, or compile, that the device cannot do.
         """
-        return {k: Decoder(prior, self.precision, self.consume) for k, prior in (("low", self.low), ("up", self.up))}
+        priors = {"low": self.low, "up": self.up}
+        return {k: Decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
 
     @property
     def window(self) -> int:
