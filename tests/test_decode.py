@@ -140,11 +140,11 @@ def test_codes_come_in_parts():
 def test_where_nothing_can_be_compiled_it_is_said(monkeypatch, tmp_path):
     from torch._inductor import config, cpp_builder
 
-    cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     decoder = Decoder(Prior(16, 64, {"width": 16, "depth": 2, "blocks": 8}, {"clip_dim": 6}), compile=True)
-    with pytest.raises(ValueError, match=r"compile=true: nothing can be compiled here \(.*no-compiler.*compile=false"):
+    said = pytest.raises(ValueError, match=r"compile=true: nothing can be compiled here \(.*no-compiler.*compile=false")
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with said, config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         sample_codes(decoder, conditions(1), uniforms([1], 64, "low"), GREEDY)
     cpp_builder.cpp_compiler_search.cache_clear()
 

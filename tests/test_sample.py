@@ -35,16 +35,17 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("verb", "given", "expected"),
     [
-        ("sample", "seed=abc", "seed=0"),
-        ("sample", "sampler.top_k=many", "sampler.top_k=0"),
-        ("sample", "seconds=long", "seconds=4"),
-        ("evaluate", "resamples=x", "resamples=1000"),
-        ("embed", "fps=x", "fps=30"),
+        ("sample", "seed=abc", "a number, such as seed=0"),
+        ("sample", "sampler.top_k=many", "a number, such as sampler.top_k=0"),
+        ("sample", "seconds=long", "a number, such as seconds=4"),
+        ("evaluate", "resamples=x", "a number, such as resamples=1000"),
+        ("embed", "fps=x", "a number, such as fps=30"),
+        ("sample", "overwrite=no", "true or false"),  # a word, and as such true
     ],
 )
-def test_a_word_for_a_number_is_refused_in_one_line(verb, given, expected, capfd):
+def test_a_word_where_none_belongs_is_refused_in_one_line(verb, given, expected, capfd):
     assert command(verb, given) == 2
-    assert capfd.readouterr().err == f"error: {given}: expected a number, such as {expected}\n"
+    assert capfd.readouterr().err == f"error: {given}: expected {expected}\n"
 
 
 def test_a_device_that_there_is_not_is_refused():

@@ -62,7 +62,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
     logging.captureWarnings(True)
     try:
-        check_numbers(config)
+        check_words(config)
         return task(config)
     except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("IM2WAV_TRACEBACK"):
@@ -82,8 +82,8 @@ WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size")
 NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "workers", "data.global_batch_size")
 
 
-def check_numbers(config: Any) -> None:
-    """Refuse a word that the command line gives where the configs have a number.
+def check_words(config: Any) -> None:
+    """Refuse a word that the command line gives where the configs have a number, or true or false.
 
     Raises:
         ValueError: naming the option and what it usually is.
@@ -107,7 +107,9 @@ def check_numbers(config: Any) -> None:
     usual = hydra.compose(str(about.job.config_name), [override for key, override in given.items() if key not in words])
     for key, override in words.items():
         value = OmegaConf.select(usual, key, throw_on_resolution_failure=False)
-        if key in NUMBERS_OR_NULL or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if isinstance(value, bool):
+            raise ValueError(f"{override}: expected true or false")
+        if key in NUMBERS_OR_NULL or isinstance(value, int | float):
             raise ValueError(f"{override}: expected a number, such as {key}={4 if value is None else value}")
 
 

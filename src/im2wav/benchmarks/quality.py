@@ -43,6 +43,7 @@ def quality(
     pairs: str,
     device: str = "cpu",
     precisions: Sequence[str] = ("bf16", "int8"),
+    compile: bool = False,
     split: str = "train",
     items: int = 16,
 ) -> list[Row]:
@@ -53,6 +54,7 @@ def quality(
         pairs: a pairs folder.
         device: cpu or cuda.
         precisions: to be compared with fp32.
+        compile: see `Decoder`; fp32 is never compiled here.
         split: of the pairs, train or valid.
         items: how many pairs, the first ones.
 
@@ -73,7 +75,7 @@ def quality(
         bits, greedy = bits_and_guesses(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
         rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
         for p in precisions:
-            value, guesses = bits_and_guesses(Decoder(prior, p), given, codes[level])  # type: ignore[arg-type]
+            value, guesses = bits_and_guesses(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
             agree = (guesses == greedy).float().mean().item()
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))
             rows.append(Row(f"{level}, {p}: greedy codes", 100 * agree, "% as in fp32"))

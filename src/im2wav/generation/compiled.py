@@ -60,7 +60,8 @@ def _compile(function: Function, eps: float, *arguments: tuple[Any, ...]) -> Fun
     import torch._inductor  # where it is used: that takes some seconds
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    log.info("compiling %s for %d rows", function.__name__.strip("_"), arguments[0][0][0])
+    if function is _before:
+        log.info("compiling for %d rows: some 20 s the first time on a machine, then some 5 s", arguments[0][0][0])
     with torch.inference_mode(False), torch.no_grad():
         examples: list[Any] = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in arguments]
         try:
