@@ -88,7 +88,7 @@ def in_rounds(ways: Mapping[Any, Decoding | OfficialWay], device: str, rounds: i
     for _ in range(rounds):
         before = read_bandwidth(device, repeats=2)
         for name, drawing in ways.items():
-            times[name].append(step_time(drawing, device))
+            times[name].append(step_time(drawing, device, 8))
         bandwidths.append(max(before, read_bandwidth(device, repeats=2)))
     return times, bandwidths
 
@@ -222,7 +222,7 @@ def decode(
         rows.append(with_position(decoder, prior, device))
         rows += with_batch(Decoder(prior, "auto"), prior, batches, device) if level == "low" else []
         if first_code and device == "cpu" and level == "low":
-            rows += [row for p in precisions for row in footprint(prior, p)]
+            rows += [row for p in precisions for row in footprint(prior, p, any(compile))]
         if whole:
             priors[level] = prior
     return [*rows, *(whole_sounds(priors, batches, device) if whole else [])]
