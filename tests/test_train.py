@@ -168,8 +168,13 @@ def test_schedule_by_hand():
         schedule.step()
     expected = [0.5, 1.0, 1.0, 0.1 + 0.9 * 0.8535534, 0.55, 0.1 + 0.9 * 0.1464466, 0.1, 0.1]
     assert rates == pytest.approx(expected)
-    with pytest.raises(ValueError, match="decay_steps=2"):
-        warmup(optimizer, steps=2, decay_steps=2)
+
+
+def test_a_schedule_that_cannot_be_is_refused_before_anything_is_written(pairs, tmp_path):
+    cfg = tiny_config("vqvae", pairs, tmp_path, "scheduler=cosine", "trainer.max_steps=2")
+    with pytest.raises(ValueError, match=r"model.scheduler.decay_steps=2: expected more than .*steps=100"):
+        train(cfg)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_default_configuration_is_the_official_size():

@@ -139,6 +139,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
+    module.configure_optimizers()  # a schedule that cannot be is refused before a logger has begun a run
     if resume is not None and resume.endswith(".safetensors"):
         start_from(resume, module)
         resume = None

@@ -52,9 +52,11 @@ PRIORS = {
 
 
 def number(value: float | None) -> str:
-    """A figure with three significant digits, never in powers of ten."""
+    """A figure with three significant digits, never in powers of ten; a count as it is."""
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return str(value)
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
     return f"{value:.{digits}f}"
 

@@ -34,7 +34,10 @@ def warmup(
         ValueError: the decay would end before the warm-up, no such shape, or no such share.
     """
     if decay_steps is not None and decay_steps <= steps:
-        raise ValueError(f"decay_steps={decay_steps} must exceed the warm-up's steps={steps}")
+        raise ValueError(
+            f"model.scheduler.decay_steps={decay_steps}: expected more than the warm-up's model.scheduler.steps={steps}"
+            "; raise it (it is trainer.max_steps where nothing else is said), or shorten the warm-up"
+        )
     if shape not in SHAPES:
         raise ValueError(f"model.scheduler.shape={shape!r}: expected one of {tuple(SHAPES)}")
     if not 0 <= hold < 1:
