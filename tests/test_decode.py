@@ -104,15 +104,37 @@ def test_fewer_bytes_stay_close(make, given, precision, error):
 @needs_compiler
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 0.03), ("int8", 0.06)])
 def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precision, error):
-    """The up prior is not guided: a sound alone is one row, two are two, and five are a group of four and one."""
-    count = 5 if precision == "fp32" else 2
-    prior, given, codes = up_prior(), conditions(count, coarse=True), torch.randint(16, (count, 64))
+    """The up prior is not guided: a sound alone is a row alone, and five are a group of four and one."""
+    prior, given, codes = up_prior(), conditions(5, coarse=True), torch.randint(16, (5, 64))
     decoder = Decoder(prior, precision, compile=True)
     together, exact = forced_logits(decoder, codes, given, 8), forced_logits(Decoder(prior), codes, given, 8)
     assert (together - exact).std() / exact.std() < error
-    for row in (0, count - 1):
+    assert {rows for _, rows, _ in decoder.compiled.kernels} == {2, 4}
+    for row in (0, 4):
         one = slice(row, row + 1)
         assert (forced_logits(decoder, codes[one], given.take(one), 8) == together[one]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_rounds_a_sequence_alike_in_any_company_and_on_any_thread(kind, threads):
+    """Heads as wide as real ones: narrow ones do not show it."""
+    torch.manual_seed(0)
+    q, kv = torch.randn(9, 2, 64, 128), torch.randn(2, 9, 2, 64, 128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        caches = [LayerCache(kind, count, 2, 64, 128, 16, like=q) for count in (9, 1, 3)]
+        for t in range(64):
+            now = slice(t, t + 1)
+            whole, one, some = (
+                cache.attend(q[rows, :, now], kv[:, rows, :, now], t)
+                for cache, rows in zip(caches, (slice(9), slice(8, 9), slice(4, 7)), strict=True)
+            )
+            assert (whole[8:] == one).all()
+            assert (whole[4:7] == some).all()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_consumed_prior_is_held_once_and_cannot_be_called():

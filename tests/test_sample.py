@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
         assert (rate, samples.shape) == (16000, (4096,))
         assert np.abs(samples).max() > 0
     assert "2 sounds to make, 0.5 s in all" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_steps_make_a_sound_that_says_so(trained, tmp_path, capfd):
+    picture = ASSETS / "images" / "owl_03.jpg"
+    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
+    assert command("sample", *arguments, "compile=true", "device=cpu") == 0
+    said = capfd.readouterr().out
+    assert "up to 2 sounds side by side" in said
+    assert "compiling for 2 rows" in said
+    assert json.loads((tmp_path / "up" / "owl_03_00.json").read_text())["identity"]["settings"]["compile"] is True
+    assert command("sample", *arguments) == 2
+    assert "made with settings.compile=True" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

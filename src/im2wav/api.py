@@ -43,7 +43,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         device: auto, cpu or cuda.
         precision: fp32, bf16, int8 (CPUs only), or auto: fp32 on a CPU, bf16 on a GPU.
         consume: hold the priors' weights once, not twice, in memory; the model can then not be saved.
-        compile: CPUs only: codes are drawn a third faster, one or two sounds at a time; needs a C++ compiler.
+        compile: CPUs only: codes of one or two sounds at a time are drawn faster (docs/speed.md); needs a C++ compiler.
 
     Raises:
         ValueError: nets that do not belong together, a device or precision that there is not, or compile on a GPU.
@@ -69,7 +69,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         nets: dict[str, Any] = {name: x.net.to(self.device) for name, x in self.loaded.items()}
         precision = pick_precision(precision, torch.device(self.device))
         check_compile(compile, torch.device(self.device))
-        self.models = Models(**nets, precision=precision, consume=consume, compile=compile)
+        self.models = Models(**nets, precision=precision, consume=consume, compile=bool(compile))
         if consume:
             _ = self.sha256  # while the weights are here
         self._make_encoder = make_encoder or (lambda: build_encoder(self.info.encoder))
@@ -311,7 +311,11 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
             "input_sha256": item.sha256,
             "seed": seed,
             "samples": samples,
-            "settings": {**settings.plain(), "precision": self.models.precision, "compile": self.models.compile},
+            "settings": {
+                **settings.plain(),
+                "precision": self.models.precision,
+                **({"compile": True} if self.models.compile else {}),  # its kernels round otherwise
+            },
             "models": self.sha256,
         }
 

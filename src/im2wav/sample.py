@@ -58,7 +58,7 @@ def load_model(cfg: DictConfig) -> Im2Wav:
 
     from im2wav.api import Im2Wav
     from im2wav.checkpoint import load
-    from im2wav.generation.precision import pick_device, pick_precision
+    from im2wav.generation.precision import check_compile, pick_device, pick_precision
     from im2wav.pretrained import KINDS, find_folder, find_weights
 
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
@@ -70,6 +70,7 @@ def load_model(cfg: DictConfig) -> Im2Wav:
         return instantiate(cfg.encoder)
 
     device = "cpu" if cfg.trainer.accelerator == "cpu" else pick_device(cfg.device)
+    check_compile(cfg.compile, torch.device(device))
     loaded = {name: load(paths[name], kind) for name, kind in KINDS.items()}
     model = Im2Wav(
         **loaded,

@@ -188,7 +188,7 @@ def whole_sounds(priors: Mapping[str, Prior], batches: Sequence[int], device: st
 def decode(
     device: str = "cpu",
     precisions: Sequence[str] = ("fp32", "bf16", "int8"),
-    compile: Sequence[bool] = (False, True),
+    compile: Sequence[bool] | bool = (False, True),
     levels: Sequence[str] = ("low", "up"),
     rounds: int = 12,
     batches: Sequence[int] = (1, 8),
@@ -211,6 +211,7 @@ def decode(
         transformer: options of the transformer; the official ones where None.
         context: codes of a window of each level; the official ones where None.
     """
+    compile = [compile] if isinstance(compile, bool) else compile
     if device != "cpu":
         precisions, compile = [p for p in precisions if p != "int8"], [False]
     rows: list[Row] = []

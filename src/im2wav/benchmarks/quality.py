@@ -54,7 +54,7 @@ def quality(
         pairs: a pairs folder.
         device: cpu or cuda.
         precisions: to be compared with fp32.
-        compile: see `Decoder`; fp32 is never compiled here.
+        compile: see `Decoder`; the fp32 that they are compared with is never compiled.
         split: of the pairs, train or valid.
         items: how many pairs, the first ones.
 
@@ -77,6 +77,7 @@ def quality(
         for p in precisions:
             value, guesses = bits_and_guesses(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
             agree = (guesses == greedy).float().mean().item()
+            p = f"{p}, compiled" if compile else p
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))
             rows.append(Row(f"{level}, {p}: greedy codes", 100 * agree, "% as in fp32"))
     return rows

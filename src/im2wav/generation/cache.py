@@ -55,10 +55,14 @@ class LayerCache:
         return first + column, self.block - first, self.block  # the other one of the two rows kept
 
     def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
-        """Write kv [2, B, H, 1, D] at `position` and let q [B, H, 1, D] attend: [B, H, 1, D]."""
+        """Write kv [2, B, H, 1, D] at `position` and let q [B, H, 1, D] attend: [B, H, 1, D].
+
+        Written out: the fused kernel rounds a sequence by which thread it falls to, and so by its company.
+        """
         place, first, count = self.places(position)
         self.buffer.narrow(3, place, 1).copy_(kv)
-        return F.scaled_dot_product_attention(q, self.keys.narrow(2, first, count), self.values.narrow(2, first, count))
+        scores = q @ self.keys.narrow(2, first, count).mT
+        return scores.mul_(q.shape[-1] ** -0.5).softmax(-1) @ self.values.narrow(2, first, count)
 
     def attend_at(self, q: Tensor, kv: Tensor, position: Tensor) -> Tensor:
         """`attend` at a position [1] that lies on the device: the same work wherever it is, as a CUDA graph needs."""

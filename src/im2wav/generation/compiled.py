@@ -51,8 +51,14 @@ def _between(eps: float, x: Tensor, attended: Tensor, *weights: Tensor) -> tuple
 
 
 @cache
-def _compile(function: Function, eps: float, *arguments: tuple[Any, ...]) -> Function:
+def _compile(function: Function, eps: float, threads: int, *arguments: tuple[Any, ...]) -> Function:
     """A kernel for arguments of these (shape, stride, dtype). Torch keeps it on disk for the next process.
+
+    Args:
+        function: what it computes.
+        eps: of the layer norms.
+        threads: those that torch uses now; their number is written into the kernel.
+        arguments: what it will be called with.
 
     Raises:
         ValueError: nothing can be compiled here.
@@ -68,11 +74,11 @@ def _compile(function: Function, eps: float, *arguments: tuple[Any, ...]) -> Fun
             graph = make_fx(partial(function, eps))(*examples)
             return torch._inductor.compile(graph, examples, {"size_asserts": False})  # the arguments' sizes are the key
         except Exception as error:  # torch wraps what compilers, linkers and missing headers say in types of its own
-            lines = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
             said = next((line for line in lines if "error:" in line.lower()), lines[0]).strip()
             raise ValueError(
-                f"compile=true: nothing can be compiled here ({said[:200]}); it takes a C++ compiler and the headers "
-                "of Python (Debian, Ubuntu: g++ and python3-dev). Install them, or use compile=false"
+                f"compile=true: nothing can be compiled here ({said[:200]}); use compile=false. What it takes is a C++ "
+                "compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
             ) from error
 
 
@@ -92,7 +98,7 @@ class CompiledLayers:
             for layer in layers
         ]
         self.between = [here + there for here, there in zip(self.after, self.before[1:], strict=False)]
-        self.kernels: dict[tuple[Function, int], Function] = {}
+        self.kernels: dict[tuple[Function, int, int], Function] = {}
 
     def step(self, x: Tensor, caches: Sequence[LayerCache], position: int) -> Tensor:
         """x [R, W] -> [R, W]. The first one compiles what this number of rows needs.
@@ -115,10 +121,11 @@ class CompiledLayers:
             groups = zip(*(x.split(ROWS_AT_ONCE) for x in rows), strict=True)
             parts = [self._run(function, weights, *map(_paired, group)) for group in groups]
             return tuple(torch.cat(part)[:count] for part in zip(*parts, strict=True))
-        kernel = self.kernels.get((function, count))
+        key = (function, count, torch.get_num_threads())
+        kernel = self.kernels.get(key)
         if kernel is None:
-            kernel = _compile(function, self.eps, *((tuple(x.shape), x.stride(), x.dtype) for x in (*rows, *weights)))
-            self.kernels[function, count] = kernel
+            given = ((tuple(x.shape), x.stride(), x.dtype) for x in (*rows, *weights))
+            kernel = self.kernels[key] = _compile(function, self.eps, key[2], *given)
         return kernel(*rows, *weights)
 
 

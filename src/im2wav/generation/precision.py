@@ -169,12 +169,12 @@ def packs_weights(dtype: torch.dtype) -> bool:
 
 
 def linear_maker(precision: Precision, device: torch.device, packed: bool = True) -> Callable[..., Linear]:
-    """A function (weight [out, in], bias [out], silu) -> Linear that keeps its own copy of the weights.
+    """A function (weight [out, in], bias [out], silu) -> Linear.
 
     Args:
         precision: of the weights.
         device: where they are.
-        packed: whether they may be in a layout of oneDNN's.
+        packed: whether they may be in a layout of oneDNN's. Without, fp32 weights may be those given, and no copy.
     """
     if precision == "int8":
         return Int8Linear
