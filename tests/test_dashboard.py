@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 import soundfile
@@ -90,8 +91,13 @@ def test_wandb_gets_a_table_with_everything_in_it(pairs, trained, tmp_path, monk
     ]  # fmt: skip
     assert [row[2] for row in table["data"]] == [1.0, 3.0, 5.0]
     assert table["data"][0][1:] == ["Image", 1.0, 0, 2, *["Audio", "Image"] * 3]
-    settings = "".join(file.read_text(errors="replace") for file in tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert all(word in settings for word in ("data_sha256", "git", "transformer", "num_samples"))
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    end, missing = time.monotonic() + 30, True
+    while missing and time.monotonic() < end:  # wandb writes it in a process of its own, and does not wait for that
+        time.sleep(0.1)
+        settings = path.read_text(errors="replace")
+        missing = [word for word in ("data_sha256", "git", "transformer", "num_samples") if word not in settings]
+    assert not missing
 
 
 def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from conftest import ASSETS, command, config, write_mp4
 from im2wav.checkpoint import check_same_origin, load
+from im2wav.generation import compiled
 from im2wav.generation.precision import pick_device
 from im2wav.sample import sample
 
@@ -35,6 +36,7 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_compiled_steps_make_a_sound_that_says_so(trained, tmp_path, capfd):
+    compiled._compile.cache_clear()  # another test may have compiled for such rows
     picture = ASSETS / "images" / "owl_03.jpg"
     arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
     assert command("sample", *arguments, "compile=true", "device=cpu") == 0
