@@ -2,12 +2,11 @@
 
 import importlib
 import json
-import shutil
 import sys
 
 import torch
 
-from conftest import command
+from conftest import HAS_COMPILER, command
 from im2wav.bench import table
 from im2wav.benchmarks import Row
 
@@ -79,7 +78,7 @@ def test_an_unknown_part_of_the_training_benchmark_is_refused(capsys):
 def test_every_figure_of_decoding_is_measured(tmp_path):
     out = tmp_path / "d.json"
     tiny = ["measure.transformer={width:32,depth:3,blocks:8}", "measure.context={low:64,up:256}", "measure.rounds=1"]
-    ways = [", compiled", ""] if shutil.which("g++") else [""]
+    ways = [", compiled", ""] if HAS_COMPILER else [""]
     tiny.append(f"measure.compile={[bool(way) for way in ways]}")
     code = command(
         "bench", "measure=decode", *tiny, "measure.precisions=[fp32]", "measure.whole=true", f"out={out}", "device=cpu"

@@ -1,12 +1,11 @@
 """compile=true: the same losses, and each kind of layer compiled once, whatever else the run does."""
 
 import csv
-import shutil
 
 import pytest
 import torch
 
-from conftest import tiny_config
+from conftest import HAS_COMPILER, tiny_config
 from im2wav.train import train
 
 SMALL = "model.net.transformer={width: 32, depth: %d, heads: 2, blocks: 8}"
@@ -32,7 +31,7 @@ def test_compiled_training_has_the_same_losses_and_compiles_each_kind_once(
     """Validation, with batches of another size, and the dashboard are between the steps."""
     from torch._dynamo.utils import counters
 
-    if backend == "inductor" and shutil.which("g++") is None:
+    if backend == "inductor" and not HAS_COMPILER:
         pytest.skip("needs g++ on a CPU")
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile_(self, backend=backend, **options))

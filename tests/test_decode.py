@@ -1,10 +1,9 @@
 """The decode engine equals the plain, uncached pass, whatever stands beside a sequence in its batch."""
 
-import shutil
-
 import pytest
 import torch
 
+from conftest import needs_compiler
 from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
 from im2wav.generation.cache import LayerCache
 from im2wav.generation.precision import check_compile
@@ -25,9 +24,6 @@ def forced_logits(decoder: Decoder, codes, given, prefix=0, options=GREEDY):
         parts.append(decoding.logits())
         decoding.feed(codes[:, t])
     return torch.stack(parts, 1)
-
-
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 
 
 @pytest.mark.parametrize(("make", "given"), CASES)

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from conftest import ASSETS, command, config, write_mp4
+from conftest import ASSETS, command, config, needs_compiler, write_mp4
 from im2wav.checkpoint import check_same_origin, load
 from im2wav.generation import compiled
 from im2wav.generation.precision import pick_device
@@ -34,7 +34,7 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
     assert "2 sounds to make, 0.5 s in all" in capfd.readouterr().out
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@needs_compiler
 def test_compiled_steps_make_a_sound_that_says_so(trained, tmp_path, capfd):
     compiled._compile.cache_clear()  # another test may have compiled for such rows
     picture = ASSETS / "images" / "owl_03.jpg"

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from im2wav.benchmarks.row import Row
+from im2wav.clock import best_time
 
 
 def memory_held(name: str) -> int:
@@ -58,16 +60,6 @@ def child(*arguments: str) -> str:
     return run.stdout
 
 
-def seconds_to_first_code(*arguments: str) -> float:
-    """From starting Python to a code, the shorter of two times: files are in memory, and kernels on disk."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        child(*arguments)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
     """Peak memory against one copy of the weights and the caches; seconds from starting Python to the first code."""
     from im2wav.checkpoint import Loaded, save
@@ -81,7 +73,9 @@ def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(save(Loaded(prior, "low_prior", config), Path(folder) / "low_prior.safetensors"))
         memory = json.loads(child(precision, "packed", "warm", path))
-        times = [seconds_to_first_code(precision, way, path) for way in ("packed", "compiled")[: 1 + compile]]
+        ways = ("packed", "compiled")[: 1 + compile]
+        # the better of two: files are in memory then, and kernels on disk
+        times = [best_time(partial(child, precision, way, path), repeats=2, warm_up=0) for way in ways]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         alone = f"importing torch alone: {time.perf_counter() - start:.1f} s"
