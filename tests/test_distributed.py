@@ -60,7 +60,7 @@ def test_the_choices_of_scale():
     gpu = config("train", "model=low_prior", "trainer=gpu", "paths.output=x")
     assert (gpu.trainer.precision, gpu.model.optimizer.fused) == ("bf16-mixed", True)
     fp16 = config("train", "model=low_prior", "trainer=gpu", "trainer.precision=16-mixed", "paths.output=x")
-    assert fp16.model.optimizer.fused is False
+    assert fp16.model.optimizer.fused is True
     nodes = config("train", "model=low_prior", "trainer=ddp", "trainer.num_nodes=4", "paths.output=x")
     assert (nodes.trainer.num_nodes, nodes.trainer.devices, nodes.callbacks.ema.decay) == (4, -1, 0.999)
     assert config("train", "model=low_prior", "trainer=fsdp", "paths.output=x").callbacks.ema is None

@@ -42,13 +42,8 @@ def register_resolvers() -> None:
         groups = strides if level == "low" else strides[:1]
         return num_samples // prod(prod(group) for group in groups)
 
-    def fused(precision: str | int) -> bool:
-        """Whether AdamW runs as one fused kernel; not in fp16, where gradients are scaled when they are clipped."""
-        return not str(precision).startswith("16")
-
     OmegaConf.register_new_resolver("project_root", lambda: str(root()), replace=True)
     OmegaConf.register_new_resolver("codes_in", codes_in, replace=True)
-    OmegaConf.register_new_resolver("fused", fused, replace=True)
 
 
 def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None = None) -> Any:

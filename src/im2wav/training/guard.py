@@ -23,12 +23,6 @@ from im2wav.training.checkpoints import Checkpoints
 log = logging.getLogger(__name__)
 
 
-def gradient_norm(module: torch.nn.Module) -> Tensor:
-    """Euclidean norm of all gradients, over all shards where they are sharded: a scalar."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
 class SkipBadSteps(pl.Callback):
     """Skips a step whose loss or gradient is NaN or infinite: no weight and no moment of the optimiser moves.
 
@@ -76,10 +70,15 @@ class SkipBadSteps(pl.Callback):
         Raises:
             ValueError: too many in a row.
         """
-        norm = gradient_norm(pl_module)
-        figures = torch.stack([torch.stack(self._losses).sum().to(norm.device), norm])
-        loss, self.norm = figures.tolist()  # the one moment of a step at which a GPU is waited for
-        bad = not figures.isfinite().all().item() if trainer.world_size == 1 else self._anyone(figures)
+        norm = pl_module.gradient_norm
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        loss = torch.stack(self._losses).sum().to(norm)
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if trainer.world_size > 1:  # all processes skip the same steps
+            bad = bad.to(norm)
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        # the one moment of a step at which the host waits for the device
+        loss, self.norm, bad = torch.stack([loss, norm, bad.to(norm)]).tolist()
         ids, self._ids = self._ids, []
         self._losses.clear()
         if not bad:
@@ -95,12 +94,6 @@ class SkipBadSteps(pl.Callback):
                 "model.optimizer.lr, or use trainer.precision=bf16-mixed (or 32-true) instead of fp16; "
                 "resume=auto goes on from the last checkpoint"
             )
-
-    @staticmethod
-    def _anyone(figures: Tensor) -> bool:
-        bad = (~figures.isfinite()).any().to(figures)
-        dist.all_reduce(bad, dist.ReduceOp.MAX)
-        return bool(bad.item())
 
     def _write(self, trainer: pl.Trainer, loss: float, ids: list[str]) -> None:
         if trainer.world_size > 1:

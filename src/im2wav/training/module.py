@@ -38,6 +38,11 @@ def as_written(net: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = call
 
 
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Euclidean norm of all gradients, over all shards where they are sharded: a scalar."""
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+
+
 class NetModule(pl.LightningModule):
     """A net, an optimiser factory and a schedule factory.
 
@@ -53,6 +58,7 @@ class NetModule(pl.LightningModule):
     Attributes:
         config: the resolved model node; set by whoever builds the module from a configuration.
         seed: of the run; likewise.
+        gradient_norm: Euclidean norm of all gradients of the last step, before clipping: a scalar.
     """
 
     kind: ClassVar[str]
@@ -69,6 +75,7 @@ class NetModule(pl.LightningModule):
         self.config: Mapping[str, Any] = {}
         self.decay_everything = decay_everything
         self.seed = 0
+        self.gradient_norm: Tensor | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
 
     def regions(self) -> list[nn.Module]:
@@ -89,6 +96,40 @@ class NetModule(pl.LightningModule):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Make one optimizer step; right after backward, unscale the gradients (fp16) and measure their norm.
+
+        Lightning leaves the unscaling to fused optimizers themselves and therefore refuses to clip their gradients
+        (Lightning #21435). `GradScaler.unscale_` before the step is allowed for them too: callbacks and clipping then
+        see the true gradients, whatever the optimizer.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        plain = optimizer.optimizer  # without Lightning's wrapper
+        unscales_itself = getattr(plain, "_step_supports_amp_scaling", False)
+
+        def closure() -> Any:
+            result = optimizer_closure()
+            if scaler is not None and unscales_itself:
+                scaler.unscale_(plain)
+            self.gradient_norm = gradient_norm(self)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, by the norm that was measured after backward or by value; nothing waits for a GPU."""
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif self.gradient_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.gradient_norm)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin the step with random numbers of its own, from the seed, the step, the pass and the device alone.
