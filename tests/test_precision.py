@@ -1,7 +1,6 @@
 """Training in every precision, by the real Trainer."""
 
 import pytest
-import torch
 
 from conftest import tiny_config
 from im2wav.train import train

@@ -261,18 +261,17 @@ def test_weight_decay_spares_norms_biases_and_embeddings(pairs, tmp_path):
         assert "weight_decay" not in everything
 
 
-def test_withheld_pictures_depend_on_seed_step_and_item_alone(pairs, tmp_path):
+def test_condition_dropout_depends_on_seed_step_and_item_alone(pairs, tmp_path):
     from im2wav.cli import instantiate
-    from im2wav.data.windows import Batch
 
     module = instantiate(tiny_config("low_prior", pairs, tmp_path).model)
 
-    def withheld(ids):
-        return module.withheld(Batch(torch.zeros(len(ids), 1, 8), torch.zeros(0), {}, ids)).tolist()
+    def dropped(ids):
+        return module.dropped(ids).tolist()
 
     ids = [str(i) for i in range(1000)]
-    whole = withheld(ids)
+    whole = dropped(ids)
     assert 0.45 < sum(whole) / 1000 < 0.55
-    assert withheld(ids[::2]) == whole[::2]
+    assert dropped(ids[::2]) == whole[::2]
     module.seed = 2
-    assert withheld(ids) != whole
+    assert dropped(ids) != whole

@@ -95,6 +95,7 @@ class AudioCodec(nn.Module):
     def forward(self, wav: Tensor) -> CodecOutput:
         """Encode, quantise and decode a wave [B, 1, N] at both levels; in training also move the codebooks."""
         self._check(wav)
+        wav = wav.to(next(self.parameters()).dtype)
         quantised = {level: self.codebooks[level](self.encoders[level](wav)) for level in LEVELS}
         return CodecOutput(
             wav={level: self.decoders[level](q.latents) for level, q in quantised.items()},

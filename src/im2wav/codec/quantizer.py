@@ -3,7 +3,9 @@
 Source: van den Oord et al. 2017 (VQ-VAE), with the restarts of Jukebox (Dhariwal et al., 2020).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +62,20 @@ class Codebook(nn.Module):
         self.register_buffer("code_sum", torch.zeros(size, dim))
         self.register_buffer("code_usage", torch.zeros(size))
         self.register_buffer("initialised", torch.tensor(False))
+        self._seen_initialised = False  # `initialised`, once it was read as true: reading it makes the host wait
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
+        """Move the buffers, but keep them in fp32 where a module is cast: averages in bf16 would stand still."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and buffer.dtype != torch.float32:
+                self._buffers[name] = before[name].to(buffer.device)  # type: ignore[union-attr]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._seen_initialised = False
+        super()._load_from_state_dict(*args, **kwargs)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""
@@ -78,12 +94,18 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.codebook).transpose(1, 2)
 
     def forward(self, latents: Tensor) -> Quantised:
-        """Quantise latents [B, dim, T]; in training also move the codebook, after the codes were chosen."""
+        """Quantise latents [B, dim, T]; in training also move the codebook, after the codes were chosen.
+
+        Computed in fp32; the latents come back in the dtype that they came in.
+        """
+        dtype = latents.dtype
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             flat = self._flatten(latents)
-            if self.training and not self.initialised:
-                self._initialise(flat.detach())
+            if self.training and not self._seen_initialised:
+                self._seen_initialised = bool(self.initialised)
+                if not self._seen_initialised:
+                    self._initialise(flat.detach())
             codes, distances = self.nearest(flat.detach())
             quantised = self.decode(codes.view(latents.shape[0], -1))
             commit_loss = F.mse_loss(latents, quantised.detach())
@@ -91,7 +113,7 @@ class Codebook(nn.Module):
             if self.training:
                 metrics |= self._update(flat.detach(), codes)
                 quantised = latents + (quantised - latents).detach()
-        return Quantised(codes.view(latents.shape[0], -1), quantised, commit_loss, metrics)
+        return Quantised(codes.view(latents.shape[0], -1), quantised.to(dtype), commit_loss, metrics)
 
     @staticmethod
     def _flatten(latents: Tensor) -> Tensor:
@@ -132,7 +154,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        counts = torch.bincount(codes, minlength=self.size).to(x)
+        # `bincount` would make the host wait for its length; sums of ones are exact up to 2^24
+        counts = x.new_zeros(self.size).index_add_(0, codes, x.new_ones(len(codes)))
         sums = torch.zeros_like(self.code_sum).index_add_(0, codes, x)
         if _distributed():
             dist.all_reduce(counts)

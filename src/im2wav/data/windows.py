@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     id: list[str]
     codes: dict[str, Tensor] | None = None  # by level [B, N / hop], once a tokenizer is set
     number: Tensor | None = None  # [B], place of each window in the run's stream, whatever the devices
+    dropped: Tensor | None = None  # [B] booleans: items whose image is dropped in training (condition dropout)
 
 
 class Key(NamedTuple):

@@ -198,9 +198,11 @@ class CodeUpsampler(nn.Module):
 def frame_of_position(length: int, frames: int, device: torch.device | None = None) -> Tensor:
     """The frame that is seen at each of `length` positions, [length]: evenly spread, first to first, last to last.
 
-    Rounds halves to even; computed in float64. Source: Im2Wav, models/prior.py.
+    Rounds halves to even; computed in float64, and where the device has it on the device, so that nothing is copied.
+    Source: Im2Wav, models/prior.py.
     """
-    step = torch.arange(length, dtype=torch.float64) * (1 / max(length - 1, 1))
+    has_float64 = device is None or device.type != "mps"
+    step = torch.arange(length, dtype=torch.float64, device=device if has_float64 else None) * (1 / max(length - 1, 1))
     if length > 1:
         step[-1] = 1.0
     return (step * (frames - 1)).round().long().to(device)

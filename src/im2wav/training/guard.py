@@ -70,7 +70,7 @@ class SkipBadSteps(pl.Callback):
         Raises:
             ValueError: too many in a row.
         """
-        norm = pl_module.gradient_norm
+        norm: Any = pl_module.gradient_norm  # of all shards, where the weights are sharded
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         loss = torch.stack(self._losses).sum().to(norm)
         bad = ~(loss.isfinite() & norm.isfinite())
@@ -78,15 +78,15 @@ class SkipBadSteps(pl.Callback):
             bad = bad.to(norm)
             dist.all_reduce(bad, dist.ReduceOp.MAX)
         # the one moment of a step at which the host waits for the device
-        loss, self.norm, bad = torch.stack([loss, norm, bad.to(norm)]).tolist()
+        total, self.norm, is_bad = torch.stack([loss, norm, bad.to(norm)]).tolist()
         ids, self._ids = self._ids, []
         self._losses.clear()
-        if not bad:
+        if not is_bad:
             self.in_row = 0
             return
         self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
         optimizer.zero_grad(set_to_none=True)  # the optimiser passes over parameters without a gradient
-        self._write(trainer, loss, ids)
+        self._write(trainer, total, ids)
         if self.in_row >= self.max_in_row:
             raise ValueError(
                 f"training stopped at step {trainer.global_step}: {self.in_row} steps in a row had a NaN or infinite "

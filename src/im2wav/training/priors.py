@@ -1,6 +1,6 @@
 """Training of the priors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -80,20 +80,27 @@ class PriorModule(NetModule):
         conditions, codes = self.conditions(batch).take(first), self.codes(batch, self.level)[:1]
         return forward_flops(self.net, lambda: self.net(codes, conditions)) + prior_flops(self.net)
 
-    def withheld(self, batch: Batch) -> Tensor:
-        """Which pictures are withheld at this step: [B] booleans.
+    def dropped(self, ids: Sequence[str]) -> Tensor:
+        """Condition dropout at this step: [B] booleans, true where the item's image is dropped.
 
         Each item's draw depends on the seed, the step and the item alone, so that it is the same on one device and on
         eight, and in a run that was resumed.
         """
-        draws = [item_seed(self.seed, self.global_step, name) / 2**63 < self.condition_dropout for name in batch.id]
-        return torch.tensor(draws, device=batch.wav.device)
+        draws = [item_seed(self.seed, self.global_step, name) / 2**63 < self.condition_dropout for name in ids]
+        return torch.tensor(draws)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draw the condition dropout of a training batch; it goes to the device with the batch, in pinned memory."""
+        if not self.condition_dropout or not self.trainer.training:
+            return batch
+        dropped = self.dropped(batch.id)
+        return batch._replace(dropped=dropped.pin_memory() if self.device.type == "cuda" else dropped)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Bits per code, with some pictures withheld."""
+        """Bits per code, with condition dropout."""
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
-        if self.condition_dropout:
-            conditions = replace(conditions, null=self.withheld(batch))
+        if batch.dropped is not None:
+            conditions = replace(conditions, null=batch.dropped)
         loss = self.net.bits(codes, conditions)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav), prog_bar=True)
         return loss
