@@ -162,6 +162,13 @@ def plugins() -> list[Any]:
     return [WholeFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
 
 
+def half_weights(precision: str) -> Any:
+    """The precision plugin for weights in bf16 or fp16; None where Lightning's own serve."""
+    from im2wav.training.precision import HalfWeights
+
+    return HalfWeights(precision) if precision in ("bf16-true", "16-true") else None  # type: ignore[arg-type]
+
+
 @contextmanager
 def explained(cfg: DictConfig) -> Iterator[None]:
     """Turn what ends a training into one line that names the options that help, and a signal into its exit code.
@@ -243,7 +250,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins())
+    half = half_weights(cfg.trainer.precision)
+    more = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
+    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **more)
     check_launcher(trainer)
     if not cfg.trainer.fast_dev_run:
         if trainer.is_global_zero:
