@@ -163,3 +163,30 @@ def clip_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.pt"
     torch.save(model.state_dict(), path)
     return path, model.eval()
+
+
+FIGURES: list[tuple[str, str]] = []
+
+
+@pytest.fixture
+def figure():
+    """Record a figure of `pytest -m gpu`; all of them come as a table to paste into an issue."""
+
+    def record(name: str, value: float, unit: str, note: str = "") -> None:
+        FIGURES.append((name, f"{value:.4g} {unit}{f' ({note})' if note else ''}"))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not FIGURES:
+        return
+    import platform
+
+    import torch
+
+    card = torch.cuda.get_device_properties(0)
+    head = f"{card.name}, {card.total_memory / 1e9:.0f} GB; torch {torch.__version__} (CUDA {torch.version.cuda}), "
+    terminalreporter.write_line(f"\n{head}Python {platform.python_version()}, im2wav tests -m gpu\n")
+    for line in ("| what | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in FIGURES)):
+        terminalreporter.write_line(line)
