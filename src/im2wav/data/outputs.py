@@ -4,6 +4,7 @@ The .json of the draft is written last: where it is, everything is.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from im2wav.data.sound import FORMATS, write_sound
 from im2wav.data.video import mux
 
 MANIFEST = ("name", "number", "input", "seed", "seconds", "rank", "gap", "up", "low", "video")
+LONGEST_NAME = 240  # bytes, with room for a number and a suffix
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,16 @@ class Outputs:
             raise ValueError(f"format={self.format}: expected one of {', '.join(FORMATS)}")
 
     def path(self, level: str, name: str, number: int, suffix: str | None = None) -> Path:
-        """Where a file of a sound is."""
+        """Where a file of a sound is.
+
+        Raises:
+            ValueError: the name cannot be a file name. Names may be ids of a manifest that somebody else wrote.
+        """
+        if {"/", os.sep, "\0"} & set(name) or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+            raise ValueError(
+                f"name {name[:60]!r} cannot be a file name: expected at most {LONGEST_NAME} bytes without slashes; "
+                "rename the input, or change its id in manifest.csv"
+            )
         return self.root / level / f"{name}_{number:02d}.{suffix or self.format}"
 
     def read(self, name: str, number: int) -> dict[str, Any] | None:
