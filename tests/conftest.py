@@ -112,6 +112,13 @@ def trained(pairs, tmp_path_factory) -> Path:
     return runs
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what needs ../shared: `pytest -m "not shared"` runs what a plain clone can run."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():

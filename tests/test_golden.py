@@ -24,7 +24,7 @@ from test_decode import forced_logits
 
 
 @pytest.fixture(scope="module")
-def golden(shared_module):
+def golden(shared):
     class Golden:
         def __init__(self, folder):
             self.folder, self.open = folder, {}
@@ -46,16 +46,7 @@ def golden(shared_module):
         def has(self, file, name):
             return name in self.arrays(file).files
 
-    return Golden(shared_module / "golden" / "tiny")
-
-
-@pytest.fixture(scope="module")
-def shared_module():
-    from conftest import SHARED
-
-    if not SHARED.is_dir():
-        pytest.skip("../shared is not here: official examples and golden data are not shipped")
-    return SHARED
+    return Golden(shared / "golden" / "tiny")
 
 
 def close(ours, theirs, tolerance=1e-5):

@@ -29,16 +29,20 @@ def clip(frames=30, fps=10.0, seed=0):
     return Clip(torch.randn(frames, 4, generator=torch.Generator().manual_seed(seed)), fps)
 
 
-def test_starts_by_hand_and_as_official(shared):
+def test_starts_by_hand():
     assert window_starts(10, 4, 3) == [0, 3, 6]
     assert window_starts(4, 4, 2) == [0]
     assert window_starts(11, 4, 4) == [0, 4, 7]
-    functions = json.loads((shared / "golden/tiny/functions.json").read_text())
-    for total, length, hop, expected in functions["get_starts"]:
-        assert window_starts(total, length, hop) == expected
     for bad in ((3, 4, 2), (8, 4, 0), (8, 4, 5)):
         with pytest.raises(ValueError, match="codes"):
             window_starts(*bad)
+
+
+def test_starts_as_official(shared):
+    functions = json.loads((shared / "golden/tiny/functions.json").read_text())
+    assert len(functions["get_starts"]) > 3
+    for total, length, hop, expected in functions["get_starts"]:
+        assert window_starts(total, length, hop) == expected
 
 
 def test_plans_by_hand():
