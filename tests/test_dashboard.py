@@ -87,7 +87,7 @@ def test_wandb_gets_a_table_with_everything_in_it(pairs, trained, tmp_path, monk
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")
     table = json.loads(path.read_text())
     assert table["columns"] == [
-        "item", "picture", "guidance", "seed", "step", "real", "real mel", "low", "low mel", "up", "up mel",
+        "item", "image", "guidance", "seed", "step", "real", "real mel", "low", "low mel", "up", "up mel",
     ]  # fmt: skip
     assert [row[2] for row in table["data"]] == [1.0, 3.0, 5.0]
     assert table["data"][0][1:] == ["Image", 1.0, 0, 2, *["Audio", "Image"] * 3]
@@ -148,7 +148,7 @@ def test_processes_share_the_sounds_of_both_levels(pairs, trained, tmp_path):
         )
         with torch.inference_mode():
             rows, _, _ = dashboard._prior(trainer, module, *dashboard._batch(trainer, module.device))
-        return {(row.name, column): wav for row in rows for column, wav in row.sounds.items()}
+        return {(row.name, column): wav for row in rows for column, wav in row.audio.items()}
 
     one, first, second = samples(0, 1), samples(0, 2), samples(1, 2)
     assert first.keys() | second.keys() == one.keys()

@@ -22,6 +22,7 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["sounds"] == 42
     assert figures["unseen_sounds"] == 4
+    assert 0 <= figures["unseen_same_label"] <= 4
     for name in ("retrieval_train", "retrieval_shuffled", "retrieval_reconstruction", "retrieval_draft"):
         assert 0 <= figures[name] <= 1
     for split in ("train", "valid"):
@@ -31,4 +32,8 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     assert page.count("<audio") == 3 * (42 + 4) + 2
     assert "my owl" in page
     assert page.count("data:image/jpeg") == 42 + 4 + 1
+    for split, count in (("train", 42), ("valid", 6)):
+        report = json.loads((out / "evaluation" / split / "report.json").read_text())
+        assert report["sets"]["generated"]["n"] == count
+        assert report["recordings"] == 42
     assert "open the page" in capfd.readouterr().out

@@ -1,5 +1,7 @@
 """The real evaluation: YAMNet on real sounds, the command line, the report, and what it refuses."""
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -123,25 +125,29 @@ def test_the_command_judges_two_folders_and_repeats_itself_to_the_byte(folders, 
     assert {name: (out / name).read_bytes() for name in files} == first
     report, shown = json.loads(first["report.json"]), capfd.readouterr().out
     assert "Fréchet distance" in shown
-    assert "shuffled (chance)" in shown
-    row, chance, floor = (report["rows"][name] for name in ("generated", "chance", "floor"))
-    assert row["kl/yamnet"]["value"] < chance["kl/yamnet"]["value"]
-    assert row["agree@5/yamnet"]["value"] > chance["agree@5/yamnet"]["value"]
+    assert "shuffled baseline" in shown
+    row, shuffled, real = (report["rows"][name] for name in ("generated", "shuffled", "real"))
+    assert row["kl/yamnet"]["value"] < shuffled["kl/yamnet"]["value"]
+    assert row["agree@5/yamnet"]["value"] > shuffled["agree@5/yamnet"]["value"]
+    assert row["retrieval"]["value"] == 1  # the same recordings with a little noise
+    assert row["retrieval"]["n_reference"] == report["recordings"] == 8
+    assert shuffled["retrieval"]["value"] == 0
     assert {"fd/yamnet", "fd_half/yamnet", "kad/yamnet", "is/yamnet", "acc@1/yamnet", "loudness_db"} <= set(row)
-    assert {"fd_half/yamnet", "kad/yamnet", "acc@1/yamnet"} <= set(floor)
-    assert "fd/yamnet" not in floor  # halves have another bias
+    assert {"fd_half/yamnet", "kad/yamnet", "acc@1/yamnet"} <= set(real)
+    assert "fd/yamnet" not in real  # halves have another bias
     for figure in (f for found in report["rows"].values() for f in found.values()):
         assert figure["low"] <= figure["value"] <= figure["high"]
         assert figure["n"] > 0
     assert report["networks"]["yamnet"]["sha256"].startswith("10c95ea3")
     assert report["sets"]["generated"] == report["sets"]["generated"] | {"n": 8, "sample_rate": {"16000": 8}}
     assert report["protocol"]["seed"] == 0
-    assert any("fewer than the 1024 numbers" in text for text in report["warnings"])
+    assert any("fewer than the 1024 dimensions" in text for text in report["warnings"])
     page = first["report.html"].decode()
     assert page.count("<audio") == 2 * 2  # the best and the worst, each beside the real one
     assert page.count("data:image/jpeg") == 2
     assert page.count("data:image/svg+xml") == 3  # bars, distributions, confusions
     assert len(first["items.csv"].splitlines()) == 9
+    assert all(row["nearest"] == row["item"] for row in csv.DictReader(io.StringIO(first["items.csv"].decode())))
 
 
 def test_how_loud_a_set_is_does_not_move_its_distance(folders, tmp_path):
@@ -208,7 +214,7 @@ def test_what_is_asked_for_is_said(folders, tmp_path):
     report = judged(folders, tmp_path, "missing=skip")
     assert report["unmatched"] == {"generated": ["eagle_00"], "reference": ["owl_03"]}
     assert report["sets"]["generated"]["n"] == report["sets"]["reference"]["n"] == 7
-    assert any("1 sounds of generated are silent" in text and "cat_03_00" in text for text in report["warnings"])
+    assert any("1 audio files of generated are silent" in text and "cat_03_00" in text for text in report["warnings"])
     assert any("eagle_00" in text for text in report["warnings"])
     assert report["rows"]["generated"]["silent"]["value"] == pytest.approx(1 / 7)
 
@@ -220,7 +226,8 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
     assert report["protocol"]["sample_rate"] == 16000
     assert {"fd/yamnet", "kad/yamnet"} <= set(report["rows"]["generated"])
     assert "kl/yamnet" not in report["rows"]["generated"]
-    assert "chance" not in report["rows"]
+    assert "shuffled" not in report["rows"]
+    assert "retrieval" not in report["rows"]["generated"]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
         ),
         (["generated=GENERATED", "benchmark=audiocaps"], "expected imagehear"),
         (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "expected `error` or `skip`"),
-        (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "at least 2 resamples"),
+        (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "resamples=1: must be >= 2"),
         (["model_dir=GENERATED"], "needs data=PAIRS"),
         (["codec=GENERATED"], "codec=FILE needs data=PAIRS"),
         (["codec=GENERATED", "data_dir=GENERATED", "export=av-benchmark"], "no benchmark or export"),
@@ -266,7 +273,7 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert command("evaluate", *arguments) == 0
     first = (out / "report.json").read_bytes()
     report = json.loads(first)
-    assert set(report["rows"]) == {"generated", "draft", "floor", "ceiling", "chance"}
+    assert set(report["rows"]) == {"generated", "draft", "real", "reconstruction", "shuffled"}
     for level in ("up", "low"):
         assert report["codec"][level]["codebook_size"] == 32
         assert 1 <= report["codec"][level]["codes_perplexity"] <= 32
@@ -287,7 +294,7 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert "made by another model or with other options" in capfd.readouterr().err
 
 
-def test_a_codec_alone_is_judged_as_the_ceiling_of_its_model(trained, pairs, tmp_path, capfd):
+def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, pairs, tmp_path, capfd):
     arguments = [f"data={pairs}", "split=all", "resamples=50", "resamples_fd=3", "examples=1", "seconds=0.256"]
     model = [f"model={trained / 'base'}", "sampler.guidance_scale=1", f"out={tmp_path / 'model'}"]
     codec = [f"codec={trained / 'base' / 'vqvae' / 'last.ckpt'}", f"out={tmp_path / 'codec'}"]
@@ -296,8 +303,8 @@ def test_a_codec_alone_is_judged_as_the_ceiling_of_its_model(trained, pairs, tmp
     assert command("evaluate", *codec, *arguments) == 0
     assert "SI-SDR" in capfd.readouterr().out
     whole, alone = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("model", "codec"))
-    assert alone["rows"]["generated"] == whole["rows"]["ceiling"]
-    assert alone["rows"]["floor"] == whole["rows"]["floor"]
+    assert alone["rows"]["generated"] == whole["rows"]["reconstruction"]
+    assert alone["rows"]["real"] == whole["rows"]["real"]
     assert alone["codec"] == whole["codec"]  # 0.256 s are the window of this model
     assert "priors" not in alone
     assert alone["model"] == {"codec": whole["model"]["codec"]}
@@ -342,7 +349,7 @@ def test_imagehear_in_one_command(trained, tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert report["sets"]["generated"]["n"] == 30
     assert {"acc@1/yamnet", "acc@5/yamnet", "acc_30way/yamnet", "is/yamnet"} <= set(report["rows"]["generated"])
-    assert "acc_30way/yamnet" in report["rows"]["chance"]
+    assert "acc_30way/yamnet" in report["rows"]["shuffled"]
     assert len(report["classes"]) == 30
     assert sorted(report["confusion"]["labels"]) == report["confusion"]["labels"]
     assert sum(map(sum, report["confusion"]["table"])) == pytest.approx(30)
@@ -384,4 +391,4 @@ def test_a_sweep_ends_in_one_table(folders, tmp_path):
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| loudness=-20 |" in table
     assert "| loudness=-30 |" in table
-    assert "shuffled (chance), first setting" in table
+    assert "shuffled baseline, first setting" in table

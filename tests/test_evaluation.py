@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from im2wav.evaluation.distance import log_mel, mel_distance, si_sdr
-from im2wav.evaluation.page import Card, Section, curves, write_page
-from im2wav.evaluation.retrieval import nearest, share_right, share_shuffled
+from im2wav.evaluation.distance import mel_distance, si_sdr
+from im2wav.evaluation.retrieval import nearest, retrieval_values
+from im2wav.report.spectrogram import log_mel
 
 RATE = 16000
 
@@ -23,14 +23,38 @@ def test_the_distance_ignores_loudness_and_finds_the_best_alignment():
     assert mel_distance(log_mel(tone(300), RATE), log_mel(tone(4000), RATE)) > 0.9
 
 
+def test_the_distance_is_one_minus_the_cosine_at_the_best_place():
+    generator = torch.Generator().manual_seed(0)
+    short, long = torch.rand(5, 64, generator=generator), torch.rand(9, 64, generator=generator)
+    cosines = [
+        torch.nn.functional.cosine_similarity(short.flatten(), long[start : start + 5].flatten(), 0)
+        for start in range(5)
+    ]
+    assert mel_distance(short, long) == pytest.approx(1 - max(cosines).item(), abs=1e-5)
+    assert mel_distance(torch.zeros(5, 64), long) == pytest.approx(1)
+
+
+def test_the_nearest_recording_is_found_among_shorter_and_longer_ones():
+    recordings = [log_mel(tone(*about), RATE) for about in ((200, 2.0), (1000, 0.5), (4000, 2.0))]
+    queries = torch.stack([log_mel(tone(hertz), RATE) for hertz in (4000, 210, 1000)])
+    assert nearest(queries, recordings) == [2, 0, 1]
+    distances = [[mel_distance(query, recording) for recording in recordings] for query in queries]
+    assert nearest(queries, recordings) == [row.index(min(row)) for row in distances]
+
+
 def test_retrieval_by_hand():
-    recordings = [tone(200, 2.0), tone(1000, 2.0), tone(4000, 2.0)]
-    found = nearest([tone(4000), tone(210), tone(1000)], recordings, RATE)
-    assert found == [2, 0, 1]
-    assert share_right(found, [2, 0, 0]) == pytest.approx(2 / 3)
-    assert share_right(found, found) == 1
-    assert share_shuffled([0, 1, 2], [0, 1, 2]) == 0
-    assert share_shuffled([0, 0, 0], [0, 1, 2]) == pytest.approx(1 / 3)  # a hub is right as often as chance
+    recordings = {"a": "owl", "b": "owl", "c": "cat"}
+    items, labels = ["a", "b", "c", "d"], {"a": "owl", "b": "owl", "c": "cat", "d": "cat"}  # d has no recording
+    found = retrieval_values(["a", "a", "b", "c"], items, recordings, labels)
+    known, values = found["retrieval"]
+    assert known.tolist() == [True, True, True, False]
+    assert values.tolist() == [1, 0, 0]
+    assert found["retrieval_label"][1].tolist() == [1, 1, 0, 1]
+    shuffled = retrieval_values(["a", "a", "b", "c"], items, recordings, labels, shuffled=True)
+    assert shuffled["retrieval"][1].tolist() == [0, 0.5, 0.5]  # of the two other items with a recording
+    assert shuffled["retrieval_label"][1].tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1 / 3])
+    one = retrieval_values(["a"], ["a"], recordings, {}, shuffled=True)
+    assert one == {}
 
 
 def test_si_sdr_by_hand():
@@ -38,18 +62,3 @@ def test_si_sdr_by_hand():
     noise = tone(1000) * 0.1  # orthogonal: a tenth of the amplitude is 20 dB
     assert si_sdr(target, target + noise).item() == pytest.approx(20, abs=0.01)
     assert si_sdr(target, 5 * (target + noise)).item() == pytest.approx(20, abs=0.01)
-
-
-def test_a_page_is_one_file_that_holds_everything(tmp_path):
-    from conftest import ASSETS
-
-    card = Card("an <owl>", ASSETS / "images" / "owl_03.jpg", {"real": tone(440), "generated": tone(880)}, "a note")
-    figure = curves({"vqvae": {"train/loss": [(0, 1.0), (1, 0.5)]}})
-    path = tmp_path / "index.html"
-    write_page(path, "title", "text", {"Table": [("a", "b"), ("x", 0.5)]}, figure, [Section("S", "t", [card])], RATE)
-    page = path.read_text()
-    assert page.count("<audio") == 2
-    assert page.count("data:audio/flac;base64,") == 2
-    assert "an &lt;owl&gt;" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
-    assert 'src="data:image/svg+xml' in page

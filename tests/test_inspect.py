@@ -9,7 +9,7 @@ import torch
 from conftest import command, write_mp4
 from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo, PairsFolder, npy_bytes, table_bytes, wav_bytes, write_atomic
-from im2wav.inspect import chosen
+from im2wav.data.survey import draw_rows
 from test_data import make_pairs
 
 
@@ -39,23 +39,23 @@ def test_what_is_wrong_is_found(odd, tmp_path, capfd):
     assert command("inspect", f"data.root={odd}", f"out={tmp_path / 'page.html'}") == 0
     printed = " ".join(capfd.readouterr().out.split())
     for expected in (
-        "pairs 6 with a sound 6 hours of sound 0.0125 labels 6",
+        "pairs 6 with audio 6 hours of audio 0.0125 labels 6",
         "train 4 0.00778 4 4 valid 2 0.00472 2 2 test 0",
         "no audio 2 still frame 1",
-        "- 2 labels are never trained on: few, twin",
-        "- 1 clips have 10% more or fewer frames than 10 a second",
-        "- 1 of 5 sounds are silent",
-        "- 1 of 5 sounds reach full scale",
-        "- 1 of 6 sounds cannot be read:",
-        "- 1 sounds, to the sample lie in more than one split, such as fine, twin",
-        "- 1 pictures or videos lie in more than one split",
+        "- 2 labels have no training pair: few, twin",
+        "- 1 clips have 10% more or fewer frames than 10 per second of their audio",
+        "- 1 of 5 recordings are silent",
+        "- 1 of 5 recordings reach full scale",
+        "- 1 of 6 recordings cannot be read:",
+        "- 1 identical recordings are in more than one split, such as fine, twin",
+        "- 1 images or videos are in more than one split",
         "seconds 5 5.05 7.5 9.95 10 7.5",
     ):
         assert expected in printed, expected
     page = (tmp_path / "page.html").read_text()
     assert page.count("<audio") == 5
     assert page.count("data:image/jpeg") == 6  # the middle frame of each video
-    assert page.count("data:image/svg") == 1
+    assert page.count("data:image/svg") == 2
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
     assert "cannot be read" in page
 
@@ -67,10 +67,10 @@ def test_the_page_is_the_same_again_and_leaves_out_what_is_not_there(odd, tmp_pa
         assert command("inspect", *arguments, f"out={tmp_path / name}.html") == 0
         pages.append((tmp_path / f"{name}.html").read_text())
     assert pages[0] == pages[1]
-    assert "Loudness of 2 sounds" in pages[0]
+    assert "Loudness of 2 recordings" in pages[0]
     root = make_pairs(tmp_path / "bare")
     assert command("inspect", f"data.root={root}") == 0
-    assert "its picture is not here" in (root / "inspect.html").read_text()
+    assert "its image is missing" in (root / "inspect.html").read_text()
     assert command("inspect", f"data.root={root}", "out=null", "data.split=group") == 0
 
 
@@ -78,7 +78,7 @@ def test_it_reads_shards_and_refuses_what_is_none(odd, tmp_path, capfd):
     root = make_pairs(tmp_path / "pairs2")
     assert command("shard", f"data.root={root}", f"out={tmp_path / 'shards'}") == 0
     assert command("inspect", f"data.root={tmp_path / 'shards'}", "out=null", "full=true") == 0
-    assert "Loudness of 2 sounds" in capfd.readouterr().out
+    assert "Loudness of 2 recordings" in capfd.readouterr().out
     assert command("inspect", f"data.root={tmp_path / 'nothing'}") == 2
     assert "is not a pairs folder" in capfd.readouterr().err
     write_atomic(root / "manifest.csv", table_bytes(COLUMNS, []))
@@ -88,7 +88,7 @@ def test_it_reads_shards_and_refuses_what_is_none(odd, tmp_path, capfd):
 
 def test_rows_are_drawn_by_the_seed(odd):
     rows = np.arange(1000)
-    assert (chosen(rows, 10, 0) == chosen(rows, 10, 0)).all()
-    assert (chosen(rows, 10, 0) != chosen(rows, 10, 1)).any()
-    assert len(chosen(rows, 2000, 0)) == 1000
+    assert (draw_rows(rows, 10, 0) == draw_rows(rows, 10, 0)).all()
+    assert (draw_rows(rows, 10, 0) != draw_rows(rows, 10, 1)).any()
+    assert len(draw_rows(rows, 2000, 0)) == 1000
     assert len(PairsFolder(odd).pairs) == 6

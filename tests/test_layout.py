@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "resnet": set(),
     "hashing": set(),
     "clock": set(),
+    "report": set(),
     "codec": {"resnet"},
     "prior": {"resnet"},
     "generation": {"codec", "prior"},
-    "data": {"hashing"},
-    "training": {"codec", "prior", "generation", "data", "evaluation", "clock", "hashing", "checkpoint", "pretrained"},
-    "evaluation": {"data", "prior", "checkpoint", "hashing", "pretrained", "cli"},
+    "data": {"hashing", "report"},
+    "training": {"codec", "prior", "generation", "data", "report", "clock", "hashing", "checkpoint", "pretrained"},
+    "evaluation": {"data", "prior", "generation", "report", "checkpoint", "hashing", "pretrained", "cli"},
     "checkpoint": {"codec", "prior", "hashing"},
     "official": {"codec", "prior", "data", "checkpoint"},
     "benchmarks": {
@@ -49,6 +50,8 @@ ONLY_IN = {
     "open_clip": {"data/encoder.py"},
     "decord": {"data/media.py"},
     "av": {"data/video.py", "benchmarks"},
+    "jinja2": {"report"},
+    "matplotlib": {"report"},
 }
 
 
@@ -185,6 +188,16 @@ def test_it_works_from_a_wheel(tmp_path):
     assert run.stdout.startswith(str(tmp_path / "site"))
     assert "clip_dim: 1280" in run.stdout
     assert (tmp_path / "site" / "im2wav" / "assets" / "pairs" / "manifest.csv").is_file()
+    script = "from im2wav.report import Table, render_page; print(render_page('t', '', [Table('', [('a',), (1.5,)])]))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert "1.5</td>" in run.stdout, run.stderr  # the templates are in the wheel
 
 
 @pytest.mark.parametrize("package", ["torchvision", "torchaudio", "lightning.pytorch", "open_clip"])

@@ -13,15 +13,15 @@ from typing import Any
 
 VERBS = {
     "embed": "videos, or pictures and sounds -> a pairs folder",
-    "inspect": "what is in a pairs folder: counts, lengths, loudness, duplicates, and a page",
+    "inspect": "statistics of a pairs folder: counts, lengths, loudness, duplicates, and a page",
     "shard": "a pairs folder -> a few large files, for disks and object stores",
     "tokenize": "the codes of whole clips, written once for the priors",
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
     "sample": "a photo, a video or a folder -> sounds",
     "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
-    "evaluate": "generated sounds or a model -> figures, beside their floor, ceiling and chance",
+    "evaluate": "generated audio or a model -> metrics with intervals and baselines, and a page",
     "bench": "speed, as ratios to limits measured in the same run",
-    "demo": "the whole way on the shipped pairs, with a page to look at and hear",
+    "demo": "embed, train and evaluate end to end on the shipped pairs, with a page of the results",
 }
 
 

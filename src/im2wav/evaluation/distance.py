@@ -1,34 +1,26 @@
-"""How far apart two sounds are."""
+"""How far apart two waveforms are."""
 
 import torch
-import torchaudio.transforms
 from torch import Tensor
 
-FLOOR = 20.0  # dB under the loudest cell; what is weaker counts as silence, so that faint hiss does not decide
 
+def best_cosine(kernels: Tensor, signals: Tensor) -> Tensor:
+    """Cosine of log-mel spectrograms over the best alignment: kernels [K, L, M], signals [S, T >= L, M] -> [S, K].
 
-def log_mel(wav: Tensor, sample_rate: int, floor: float = FLOOR, frame: float = 0.064) -> Tensor:
-    """Log-mel spectrogram of wav [N]: [frames, 64], in dB above `floor` dB under the loudest cell; 0 is silence.
-
-    64 mel bands, Hann frames of `frame` seconds, half overlapping. The loudest cell comes to `floor`, so that the
-    loudness of the whole sound does not count.
+    The kernel slides over the signal; at each place the two are compared as vectors.
     """
-    window = int(sample_rate * frame)
-    mel = torchaudio.transforms.MelSpectrogram(
-        sample_rate, n_fft=window, hop_length=window // 2, n_mels=64, norm="slaney", mel_scale="htk"
-    )
-    decibels = 10 * mel(wav.float()).clamp_min(1e-10).log10()
-    return (decibels - decibels.max() + floor).clamp_min(0).T
+    kernels, signals = kernels.transpose(1, 2), signals.transpose(1, 2)
+    products = torch.nn.functional.conv1d(signals, kernels)  # [S, K, alignments]
+    window = torch.ones(1, 1, kernels.shape[2])
+    energy = torch.nn.functional.conv1d(signals.square().sum(1, keepdim=True), window).clamp_min(0)
+    norms = kernels.flatten(1).norm(dim=1)[:, None] * energy.sqrt()
+    return (products / norms.clamp_min(1e-8)).amax(-1)
 
 
 def mel_distance(one: Tensor, other: Tensor) -> float:
-    """Distance of two log-mel spectrograms [frames, bands] over the best alignment: 0 equal, 1 nothing in common.
-
-    The shorter one slides over the longer one; at each place the two are compared as vectors by 1 - cosine.
-    """
-    short, long = (one, other) if len(one) <= len(other) else (other, one)
-    windows = long.unfold(0, len(short), 1).transpose(1, 2).flatten(1)  # [alignments, frames * bands]
-    return 1 - torch.nn.functional.cosine_similarity(windows, short.flatten()[None], dim=1).max().item()
+    """Distance of two log-mel spectrograms [frames, bands] over the best alignment: 0 equal, 1 nothing in common."""
+    short, long = sorted((one, other), key=len)
+    return 1 - best_cosine(short[None], long[None]).item()
 
 
 def si_sdr(target: Tensor, output: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
     """Write the folders that av-benchmark reads, with names that match in all of them.
 
-    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` where the pictures are videos;
+    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` where the images are videos;
     `captions.csv` (name, caption) where there are labels. av-benchmark takes one sound for each reference: of several
     the first is taken.
 
@@ -39,7 +39,7 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
         flat = name.replace("/", "_")
         write_atomic(out / "gt_audio" / f"{flat}.wav", wav_bytes(reading.raw(real[name]), reading.rate))
         write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(sound), reading.rate))
-        video = found.pictures.get(name)
+        video = found.images.get(name)
         if video is not None and video.suffix.lower() in VIDEO_SUFFIXES:
             (out / "video").mkdir(exist_ok=True)
             shutil.copyfile(video, out / "video" / f"{flat}{video.suffix.lower()}")

@@ -1,7 +1,7 @@
 """Figures with intervals: what the networks heard in a set of sounds, as numbers that can be compared."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from im2wav.evaluation import imagehear, statistics
 from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
 from im2wav.evaluation.network import Heardings, Network
+from im2wav.evaluation.retrieval import retrieval_values
 from im2wav.evaluation.sounds import Judged
 from im2wav.evaluation.threads import side_by_side
 
@@ -47,9 +48,10 @@ class Plan:
     Attributes:
         seed: of resamples and of random halves.
         resamples: of means and kernel distances.
-        resamples_fd: of Fréchet distances, which are dear.
+        resamples_fd: of Fréchet distances, which are expensive.
         labels: item -> its label; may lack items.
-        images: item -> embedding of its picture, where CS is to be computed.
+        images: item -> embedding of its image, where CS is to be computed.
+        recordings: name -> label of the recordings that retrieval searches; empty where it is not computed.
     """
 
     seed: int = 0
@@ -57,6 +59,7 @@ class Plan:
     resamples_fd: int = 20
     labels: Mapping[str, str] | None = None
     images: Mapping[str, Tensor] | None = None
+    recordings: Mapping[str, str] = field(default_factory=dict)
 
     def weights(self, units: int, count: int, stream: int = 0) -> Tensor:
         """Bootstrap counts [count, units]; another stream gives independent ones."""
@@ -191,10 +194,10 @@ def recognised(
     return found
 
 
-def picture_scores(heard: Heardings, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
-    """CS of each sound with the picture of the item that it is judged for, [S]."""
-    pictures = torch.stack([images[item] for item in judged_for])
-    return CosineScore().values(heard.rows, pictures)
+def image_scores(heard: Heardings, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
+    """CS of each sound with the image of the item that it is judged for, [S]."""
+    embeddings = torch.stack([images[item] for item in judged_for])
+    return CosineScore().values(heard.rows, embeddings)
 
 
 def set_row(
@@ -212,7 +215,7 @@ def set_row(
         networks: that heard it.
         plan: how figures are computed.
         reference: what it is compared with.
-        judged_for: item of a sound -> the item that it is compared with; anything else than the same gives chance.
+        judged_for: item of a sound -> the item that it is compared with; any other item gives the shuffled baseline.
         paired: whether sounds belong to single references.
     """
     items, row = judged.set.targets, {}
@@ -241,7 +244,11 @@ def set_row(
             for name, (of, values) in recognised(network, heard, wanted, plan).items():
                 add(name + suffix, values, of)
         if "picture" in network.uses and plan.images:
-            add("cs" + suffix, picture_scores(heard, wanted, plan.images))
+            add("cs" + suffix, image_scores(heard, wanted, plan.images))
+    if judged.nearest and paired:
+        found = retrieval_values(judged.nearest, items, plan.recordings, plan.labels or {}, shuffled)
+        for name, (of, values) in found.items():
+            add(name, values, of, n_reference=len(plan.recordings))
     if not shuffled:
         for number, name in enumerate(("loudness_db", "silent", "clipped")):
             add(name, judged.levels[:, number])
@@ -249,7 +256,7 @@ def set_row(
 
 
 def shuffled_items(items: Sequence[str], seed: int) -> dict[str, str]:
-    """Item -> another item, each taken once: what chance is judged by. Empty with fewer than two items."""
+    """Item -> another item, each taken once: the shuffled baseline. Empty with fewer than two items."""
     units = sorted(set(items))
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
     return {units[a]: units[b] for a, b in zip(order, [*order[1:], *order[:1]], strict=True)} if len(units) > 1 else {}
@@ -282,8 +289,8 @@ def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
     return part(judged, picks[0]), part(judged, picks[1])
 
 
-def floor_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
-    """Real sounds: one random half against the other, and what is recognised in all of them.
+def real_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
+    """The real-real baseline: one random half of the references against the other, and recognition in all of them.
 
     The plain Fréchet distance is left out: with half as many sounds its bias is another. `fd_half` is comparable.
     """

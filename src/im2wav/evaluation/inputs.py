@@ -1,42 +1,75 @@
-"""What an evaluation is given: generated sounds, their references, pictures and labels, each item by its name."""
+"""The inputs of an evaluation: generated audio, references, images and labels, matched by item name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from im2wav.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_table
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
+from im2wav.evaluation.sampling import generate_audio
 from im2wav.evaluation.sounds import Sound, SoundSet, Unmatched, find_sounds, listed, match
 
 
 @dataclass
 class Inputs:
-    """What is to be judged.
+    """What is evaluated.
 
     Attributes:
-        sets: `generated` and, of a model, `draft`.
-        reference: real sounds; None where there are none.
-        pictures: item -> its photo or video.
+        sets: `generated` and, for a model, `draft`.
+        reference: real audio; None without references.
+        images: item -> its photo or video.
         labels: item -> its label.
-        unmatched: names without a partner.
+        unmatched: names without a counterpart.
+        recordings: real audio that retrieval searches, which need not be the references.
     """
 
     sets: dict[str, SoundSet]
     reference: SoundSet | None = None
-    pictures: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, Path] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     unmatched: Unmatched = field(default_factory=lambda: Unmatched([], []))
+    recordings: Sequence[Sound] = ()
 
 
-def find_pictures(folder: Path) -> dict[str, Path]:
+def check_options(cfg: Any) -> None:
+    """Reject options that do not go together, before anything is read.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if cfg.benchmark not in (None, "imagehear"):
+        raise ValueError(f"benchmark={cfg.benchmark}: expected imagehear")
+    if cfg.export not in (None, "av-benchmark"):
+        raise ValueError(f"export={cfg.export}: expected av-benchmark")
+    if sum(bool(cfg[name]) for name in ("generated", "model_dir", "codec")) != 1:
+        raise ValueError(
+            "give one of generated=DIR (audio files), model=DIR (generates first) and codec=FILE (a VQ-VAE alone)"
+        )
+    if cfg.codec and (cfg.benchmark or cfg.export or not cfg.data_dir):
+        raise ValueError("codec=FILE needs data=PAIRS, whose audio it reconstructs; and no benchmark or export")
+    if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
+        raise ValueError("model=DIR needs data=PAIRS (a pairs folder with images), or benchmark=imagehear images=DIR")
+    if cfg.model_dir and cfg.benchmark and not cfg.images:
+        raise ValueError("benchmark=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
+    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data_dir):
+        raise ValueError("generated=DIR needs reference=DIR (real audio of the same names), or benchmark=imagehear")
+    if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
+        raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
+    for name in ("resamples", "resamples_fd"):
+        if cfg[name] < 2:
+            raise ValueError(f"{name}={cfg[name]}: must be >= 2 for an interval")
+
+
+def find_images(folder: Path) -> dict[str, Path]:
     """Photos and videos of a folder by name: the path below it without suffix.
 
     Raises:
         ValueError: no such folder, or nothing in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"images={folder}: no such folder; expected the pictures, called like the sounds")
+        raise ValueError(f"images={folder}: no such folder; expected images named like the audio files")
     kinds = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith("."))
     if not paths:
@@ -44,81 +77,100 @@ def find_pictures(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """Labels of items from a csv file with the columns id and label.
-
-    Raises:
-        ValueError: the file is missing or lacks a column.
-    """
-    return {row["id"]: row["label"] for row in read_table(path, {"id", "label"})}
-
-
 def from_folders(generated: Path, reference: Path | None, paired: bool, missing: str) -> Inputs:
-    """Sounds of two folders, matched by name where they are paired; without a reference each sound is an item.
+    """Audio of two folders, matched by name where they are paired; without a reference each file is an item.
 
     Raises:
         ValueError: a folder is missing or empty, or names do not match.
     """
-    sounds = find_sounds(generated, "generated")
+    found = find_sounds(generated, "generated")
     if reference is None:
-        return Inputs({"generated": SoundSet("generated", tuple(sounds))})
+        return Inputs({"generated": SoundSet("generated", tuple(found))})
     real = find_sounds(reference, "reference")
     if not paired:
-        return Inputs({"generated": SoundSet("generated", tuple(sounds))}, SoundSet("reference", tuple(real)))
-    matched, rest = match(sounds, [sound.name for sound in real], missing)
-    heard = {sound.target for sound in matched}
-    real = [sound for sound in real if sound.name in heard]
-    return Inputs(
-        {"generated": SoundSet("generated", tuple(matched))}, SoundSet("reference", tuple(real)), unmatched=rest
-    )
+        return Inputs({"generated": SoundSet("generated", tuple(found))}, SoundSet("reference", tuple(real)))
+    inputs = Inputs({}, SoundSet("reference", tuple(real)), recordings=real)
+    _add_generated(inputs, "generated", found, [sound.name for sound in real], missing)
+    return inputs
 
 
-def pairs_inputs(folder: PairsFolder, split: str, pictures_needed: bool = True) -> Inputs:
-    """References, pictures and labels of a pairs folder; what a model hears in the pictures is still to come.
+def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> Inputs:
+    """References, images and labels of a split of a pairs folder; retrieval searches its training recordings.
 
     Raises:
-        ValueError: the split has no pair with picture and sound, or pictures that are needed are missing.
+        ValueError: the split has no pair with image and audio, or images that are needed are missing.
     """
-    pairs = [pair for pair in folder.pairs if pair.samples and split in ("all", pair.split)]
+    every = [pair for pair in folder.pairs if pair.samples]
+    pairs = [pair for pair in every if split in ("all", pair.split)]
     if not pairs:
         splits = sorted({pair.split for pair in folder.pairs})
-        raise ValueError(f"data={folder.root} with split={split}: no pair has a sound; its splits are {splits}, or all")
-    pictures = {pair.id: Path(pair.source) for pair in pairs}
-    lost = [str(path) for path in pictures.values() if not path.is_file()]
-    if not pictures_needed:
-        pictures = {name: path for name, path in pictures.items() if path.is_file()}
+        raise ValueError(f"data={folder.root} with split={split}: no pair has audio; its splits are {splits}, or all")
+    images = {pair.id: Path(pair.source) for pair in pairs}
+    lost = [str(path) for path in images.values() if not path.is_file()]
+    if not needs_images:
+        images = {name: path for name, path in images.items() if path.is_file()}
     elif lost:
         raise ValueError(
-            f"data={folder.root}: {len(lost)} of {len(pictures)} pictures are no longer where its manifest says: "
+            f"data={folder.root}: {len(lost)} of {len(images)} images are no longer where its manifest says: "
             f"{listed(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"
         )
     rate = folder.info.sample_rate
-    real = [Sound(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in pairs]
-    labels = {pair.id: pair.label for pair in pairs}
-    return Inputs({}, SoundSet("reference", tuple(sorted(real, key=lambda s: s.name))), pictures, labels)
+    sounds = {pair.id: Sound(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
+    reference = sorted((sounds[pair.id] for pair in pairs), key=lambda sound: sound.name)
+    recordings = [sounds[pair.id] for pair in every if pair.split == "train"]
+    labels = {pair.id: pair.label for pair in every}
+    return Inputs({}, SoundSet("reference", tuple(reference)), images, labels, recordings=recordings)
 
 
-def imagehear_inputs(images: Path | None) -> Inputs:
-    """Pictures and labels of ImageHear.
+def from_imagehear(images: Path | None) -> Inputs:
+    """Images and labels of ImageHear.
 
     Raises:
         ValueError: some of the photographs are missing.
     """
     classes = imagehear.image_classes()
-    pictures = {path.stem: path for path in imagehear.find_images(images).values()} if images else {}
-    return Inputs({}, None, pictures, classes)
+    found = {path.stem: path for path in imagehear.find_images(images).values()} if images else {}
+    return Inputs({}, None, found, classes)
 
 
-def add_generated(inputs: Inputs, title: str, folder: Path, items: Sequence[str], missing: str) -> None:
-    """Add a set of generated sounds that belong to `items`.
+def _add_generated(inputs: Inputs, title: str, sounds: list[Sound], items: Sequence[str], missing: str) -> None:
+    """Add a set that belongs to `items`, and keep the references that it has audio for."""
+    matched, inputs.unmatched = match(sounds, items, missing)
+    inputs.sets[title] = SoundSet(title, tuple(matched))
+    targets = {sound.target for sound in matched}
+    if inputs.reference is not None:
+        kept = tuple(sound for sound in inputs.reference.sounds if sound.name in targets)
+        inputs.reference = replace(inputs.reference, sounds=kept)
+
+
+def gather(cfg: Any) -> Inputs:
+    """Find what is evaluated; a model generates its audio first.
 
     Raises:
-        ValueError: the folder is missing or empty, or names do not match.
+        ValueError: something is missing or does not match.
     """
-    matched, rest = match(find_sounds(folder, title), items, missing)
-    inputs.sets[title] = SoundSet(title, tuple(matched))
-    inputs.unmatched = rest
-    heard = {sound.target for sound in matched}
-    if inputs.reference is not None:
-        kept = tuple(sound for sound in inputs.reference.sounds if sound.name in heard)
-        inputs.reference = replace(inputs.reference, sounds=kept)
+    if cfg.codec:
+        return from_pairs(PairsFolder(cfg.data_dir), cfg.split, needs_images=False)
+    if cfg.benchmark:
+        found = from_imagehear(Path(cfg.images) if cfg.images else None)
+        numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
+    elif cfg.data_dir:
+        found = from_pairs(PairsFolder(cfg.data_dir), cfg.split)
+        numbers = dict.fromkeys(found.images, cfg.num_samples)
+    else:
+        reference = Path(cfg.reference) if cfg.reference else None
+        found, numbers = from_folders(Path(cfg.generated), reference, cfg.paired, cfg.missing), {}
+    folders = {"generated": Path(cfg.generated)} if cfg.generated else {}
+    if cfg.model_dir:
+        samples = Path(cfg.out) / "sounds"
+        generate_audio(cfg, {name: found.images[name] for name in numbers}, numbers, samples)
+        folders = {"draft": samples / "low", "generated": samples / "up"}
+    for title, folder in folders.items() if numbers else ():
+        _add_generated(found, title, find_sounds(folder, title), list(numbers), cfg.missing)
+    if cfg.benchmark and cfg.reference:
+        found.reference = from_folders(Path(cfg.reference), None, False, cfg.missing).sets["generated"]
+    if cfg.images and not cfg.benchmark:
+        found.images = find_images(Path(cfg.images))
+    if cfg.labels:
+        found.labels = {row["id"]: row["label"] for row in read_table(Path(cfg.labels), {"id", "label"})}
+    return found

@@ -1,4 +1,4 @@
-"""What was heard in each single sound and for each class, for tables, examples and the table of confusions."""
+"""Results for each audio file and each label, for tables, examples and the confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from im2wav.evaluation.sounds import Judged
 
 
 def tagger_of(networks: Sequence[Network]) -> Network | None:
-    """The first network that names what it hears."""
+    """The first network that has classes."""
     return next((network for network in networks if "classes" in network.uses), None)
 
 
 def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | None) -> list[dict[str, Any]]:
-    """A row for each sound: its item, label, figures and what is heard in it."""
+    """A row for each audio file: its item, label, figures, top tags and nearest recording."""
     heard, targets = judged.heard[network.name], judged.set.targets
     labels = plan.labels or {}
     rows: list[dict[str, Any]] = [
@@ -39,17 +39,19 @@ def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | 
         rows, judged.levels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
     ):
         row["loudness_db"], row["silent"], row["clipped"] = round(level[0], 3), int(level[1]), int(level[2])
-        row["heard"] = "; ".join(f"{network.labels[p]} {v:.2f}" for v, p in zip(values, places, strict=True))
+        row["tags"] = "; ".join(f"{network.labels[p]} {v:.2f}" for v, p in zip(values, places, strict=True))
+    for row, recording in zip(rows, judged.nearest, strict=False):
+        row["nearest"] = recording
     return rows
 
 
 def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | None:
-    """Which label is heard for which, among the labels of the data that name AudioSet classes.
+    """The confusion matrix of the labels of the data that name AudioSet classes.
 
-    All 30 classes where the labels are ImageHear's. Labels that stand for the same AudioSet classes are one.
+    All 30 classes where the labels are ImageHear's. Labels with the same AudioSet classes count as one.
 
     Returns:
-        `labels` and `table` (rows: what it was; columns: the label whose classes score highest, ties shared); None
+        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties shared); None
         with fewer than two labels.
     """
     labels = plan.labels or {}
@@ -77,7 +79,7 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
 
 
 def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network) -> list[dict[str, Any]]:
-    """A row for each label: its number of sounds, the means of its figures, what is heard most."""
+    """A row for each label: its number of audio files, the means of its figures, its most frequent tags."""
     by_label: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         by_label.setdefault(row["label"] or "(no label)", []).append(number)
@@ -85,13 +87,13 @@ def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network)
     scores = judged.heard[network.name].scores.masked_fill(masked, 0.0)
     found = []
     for label, numbers in sorted(by_label.items()):
-        line: dict[str, Any] = {"label": label, "sounds": len(numbers)}
+        line: dict[str, Any] = {"label": label, "count": len(numbers)}
         for name in ("acc_30way", "acc@1", "acc@5", "agree@1", "kl"):
             values = [rows[i][name] for i in numbers if isinstance(rows[i].get(name), int | float)]
             if values:
                 line[name] = round(sum(values) / len(values), 6)
         top = scores[torch.tensor(numbers)].mean(0).topk(3)
-        line["heard"] = "; ".join(
+        line["tags"] = "; ".join(
             f"{network.labels[p]} {v:.2f}" for v, p in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         )
         found.append(line)
@@ -99,7 +101,7 @@ def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network)
 
 
 def ranked(rows: Sequence[Mapping[str, Any]], judged: Judged, network: Network, plan: Plan) -> Tensor:
-    """Numbers of the sounds from the best to the worst: by KL beside the reference, else by the label's own score."""
+    """Indices from the best to the worst audio file: by KL to the reference, else by the score of the label."""
     if rows and "kl" in rows[0]:
         return torch.tensor([row["kl"] for row in rows], dtype=torch.float64).argsort(stable=True)
     labels = plan.labels or {}

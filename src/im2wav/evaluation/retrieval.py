@@ -1,28 +1,60 @@
-"""Does a generated sound belong to its picture? Ask which recording it is nearest to."""
+"""Retrieval: which recording is nearest to a generated one, and does it belong to the image?"""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from im2wav.evaluation.distance import log_mel, mel_distance
+from im2wav.evaluation.distance import best_cosine
 
 
-def nearest(sounds: Sequence[Tensor], recordings: Sequence[Tensor], sample_rate: int) -> list[int]:
-    """For each sound [N] the number of the recording [N] that it is nearest to, by `mel_distance`."""
-    mels = [log_mel(recording, sample_rate) for recording in recordings]
-    found = []
-    for sound in sounds:
-        distances = [mel_distance(log_mel(sound, sample_rate), mel) for mel in mels]
-        found.append(distances.index(min(distances)))
-    return found
+def nearest(queries: Tensor, recordings: Sequence[Tensor]) -> list[int]:
+    """The index of the recording nearest to each query, by the cosine over the best alignment.
+
+    Args:
+        queries: log-mel spectrograms of one length, [Q, L, bands].
+        recordings: log-mel spectrograms of any length, [T, bands] each.
+    """
+    scores = [
+        best_cosine(queries, mel[None])[0] if len(mel) >= queries.shape[1] else best_cosine(mel[None], queries)[:, 0]
+        for mel in recordings
+    ]
+    return torch.stack(scores, 1).argmax(1).tolist()
 
 
-def share_right(found: Sequence[int], belongs: Sequence[int]) -> float:
-    """Share of sounds whose nearest recording is the one that belongs to the picture."""
-    return sum(a == b for a, b in zip(found, belongs, strict=True)) / len(found)
+def retrieval_values(
+    found: Sequence[str],
+    items: Sequence[str],
+    recordings: Mapping[str, str],
+    labels: Mapping[str, str],
+    shuffled: bool = False,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Whether the nearest recording is the item's own (`retrieval`), or has its label (`retrieval_label`).
 
+    Args:
+        found: name of the recording nearest to each generated one, S of them.
+        items: the item of each.
+        recordings: name -> label ("" if unknown) of all recordings that were searched.
+        labels: item -> label.
+        shuffled: judge each for all other items instead, and give the mean.
 
-def share_shuffled(found: Sequence[int], belongs: Sequence[int]) -> float:
-    """The same share when every sound is judged as if it were made for another picture: the mean over all shifts."""
-    shifts = range(1, len(found))
-    return sum(share_right(found, [*belongs[s:], *belongs[:s]]) for s in shifts) / max(len(shifts), 1)
+    Returns:
+        Name -> (which have an answer, bool [S]; their values). A figure that no item has an answer to is left out.
+    """
+    values: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, keys in (
+        ("retrieval", {recording: recording for recording in recordings}),
+        ("retrieval_label", {**recordings, **labels}),
+    ):
+        known = [bool(keys.get(item)) for item in items]
+        counts = Counter(keys[item] for item in {item for item, has in zip(items, known, strict=True) if has})
+        others = counts.total() - 1
+        if not counts or (shuffled and not others):
+            continue
+        hits = []
+        for nearest_one, item in ((a, b) for a, b, has in zip(found, items, known, strict=True) if has):
+            hit = keys.get(nearest_one) == keys[item]
+            hits.append((counts[keys.get(nearest_one, "")] - hit) / others if shuffled else float(hit))
+        values[name] = (torch.tensor(known), torch.tensor(hits))
+    return values

@@ -1,4 +1,4 @@
-"""A model that is to be evaluated: sampled first, resumably, and its codec and priors measured."""
+"""A model that is evaluated: generate its audio, resumably, and measure its codec and priors."""
 
 import json
 import os
@@ -22,17 +22,17 @@ from im2wav.hashing import file_sha256
 from im2wav.pretrained import KINDS, find_weights
 
 
-def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:
-    """Hear pictures with `python -m im2wav.sample`: out/up/NAME_00.wav and on. What is there already is kept.
+def generate_audio(cfg: Any, images: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:
+    """Generate audio for images with `im2wav.sample`: out/up/NAME_00.wav and so on. Existing files are kept.
 
     Args:
-        cfg: the options of the entry: model, sampler, seed, batch_size, device and further ones for sample.
-        pictures: name -> photo or video.
-        numbers: name -> how many sounds it is to have.
-        out: folder of the sounds.
+        cfg: the options of the entry: model, sampler, seed, batch_size, device and further options of sample.
+        images: name -> photo or video.
+        numbers: name -> how many audio files to generate.
+        out: folder of the audio files.
 
     Raises:
-        ValueError: sampling failed, or the folder holds sounds of another model or other options.
+        ValueError: generation failed, or the folder holds audio of another model or other options.
     """
     files = model_files(cfg)
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
@@ -46,7 +46,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
     settings, text = out / "settings.json", json.dumps(state, indent=1, sort_keys=True) + "\n"
     if settings.is_file() and settings.read_text() != text:
         raise ValueError(
-            f"{out} holds sounds that were made by another model or with other options ({settings}): choose another "
+            f"{out} holds audio that was made by another model or with other options ({settings}): choose another "
             "out=DIR, or remove it"
         )
     write_atomic(settings, text.encode())
@@ -56,7 +56,7 @@ def sample_pictures(cfg: Any, pictures: Mapping[str, Path], numbers: Mapping[str
         if not todo:
             continue
         folder = out / "inputs" / str(number)
-        link_pictures({name: pictures[name] for name in todo}, folder)
+        _link_images({name: images[name] for name in todo}, folder)
         arguments = [f"input={quoted(folder)}", f"out={quoted(out)}", f"num_samples={number}", f"encoder={encoder}"]
         arguments += [f"seconds={seconds}", "mux=false"]
         arguments += [f"batch_size={cfg.batch_size}", f"device={cfg.device}", *options]
@@ -68,11 +68,11 @@ def _done(out: Path, name: str, number: int) -> bool:
     return all((out / level / f"{name}_{k:02d}.wav").is_file() for level in ("up", "low") for k in range(number))
 
 
-def link_pictures(pictures: Mapping[str, Path], folder: Path) -> None:
-    """A folder of the pictures under the names of their items: links, or copies where links cannot be made."""
+def _link_images(images: Mapping[str, Path], folder: Path) -> None:
+    """A folder of the images under the names of their items: links, or copies where links cannot be made."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name, path in pictures.items():
+    for name, path in images.items():
         target = folder / f"{name}{path.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -82,7 +82,7 @@ def link_pictures(pictures: Mapping[str, Path], folder: Path) -> None:
 
 
 def model_files(cfg: Any) -> dict[str, Path]:
-    """The files of the model that is evaluated: of `codec=FILE` the codec alone.
+    """The files of the model that is evaluated; with `codec=FILE` the codec alone.
 
     Raises:
         ValueError: one is missing.
@@ -90,8 +90,8 @@ def model_files(cfg: Any) -> dict[str, Path]:
     return {"codec": Path(cfg.codec)} if cfg.codec else find_weights(Path(cfg.model_dir))
 
 
-def given_back(reference: SoundSet, file: Path, device: str) -> SoundSet:
-    """The references as a codec gives them back: encoded, decoded at its fine level, cut to the length."""
+def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:
+    """Codec reconstruction of the references: encoded, decoded from the up level, cut to the length."""
     loaded = load(file, "vqvae")
     codec: Any = loaded.net.to(device)
     hop = codec.hop_lengths["low"]

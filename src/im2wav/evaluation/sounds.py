@@ -21,6 +21,7 @@ from torch import Tensor
 from im2wav.data.media import AUDIO_SUFFIXES, MediaError, read_audio, set_loudness
 from im2wav.evaluation.network import Heard, Heardings, Network
 from im2wav.evaluation.threads import side_by_side
+from im2wav.report.spectrogram import log_mel
 
 log = logging.getLogger(__name__)
 
@@ -221,30 +222,41 @@ def levels(wav: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """What was heard in a set: `heard` by network, `levels` [S, 3] as `levels` gives them."""
+    """What was heard in a set.
+
+    Attributes:
+        set: the sounds, S of them.
+        heard: by network.
+        levels: [S, 3], as `levels` gives them.
+        mels: log-mel spectrograms [S, L, bands], where retrieval is to be computed.
+        nearest: name of the recording that is nearest to each sound, where retrieval is computed.
+    """
 
     set: SoundSet
     heard: dict[str, Heardings]
     levels: Tensor
+    mels: Tensor | None = None
+    nearest: Sequence[str] = ()
 
 
-def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading) -> Judged:
-    """Let each network hear each sound of a set. A few sounds are in memory at a time, one for each thread.
+def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
+    """Run each network on each sound of a set. A few sounds are in memory at a time, one for each thread.
 
     Raises:
         ValueError: sounds that cannot be used; all of them are named.
     """
     from tqdm.auto import tqdm
 
-    def hear(sound: Sound) -> tuple[Tensor, list[Heard]] | str:
-        """Levels, and what each network makes of it; or why it cannot be used."""
+    def hear(sound: Sound) -> tuple[Tensor, list[Heard], Tensor | None] | str:
+        """Levels, the networks' outputs and the log-mel spectrogram; or why it cannot be used."""
         try:
             wav = reading.raw(sound, sounds.process)
         except MediaError as error:
             return f"{sound.name} ({error.reason})"
         even = reading.level(wav)
         at_rates = (torchaudio.functional.resample(even, reading.rate, n.sample_rate) for n in networks)
-        return levels(wav), [network.hear(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
+        outputs = [network.hear(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
+        return levels(wav), outputs, log_mel(wav, reading.rate) if with_mels else None
 
     heard = tqdm(
         side_by_side(hear, sounds.sounds),
@@ -253,16 +265,18 @@ def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading) -> Ju
         unit="sound",
         disable=None,
     )
-    stream, parts, facts, broken = iter(heard), [], [], []
+    stream, parts, facts, mels, broken = iter(heard), [], [], [], []
     while some := list(islice(stream, TOGETHER)):
         broken += [reason for reason in some if isinstance(reason, str)]
         if good := [one for one in some if not isinstance(one, str)]:
             facts.append(torch.stack([one[0] for one in good]))
+            mels += [one[2] for one in good if one[2] is not None]
             parts.append([Heardings.join(of) for of in zip(*(one[1] for one in good), strict=True)])
     if broken:
         raise ValueError(f"{sounds.title}: {len(broken)} sounds cannot be used: {listed(broken)}; make them again")
     by_network = zip(networks, zip(*parts, strict=True), strict=True)
-    return Judged(sounds, {network.name: Heardings.concat(of) for network, of in by_network}, torch.cat(facts))
+    outputs = {network.name: Heardings.concat(of) for network, of in by_network}
+    return Judged(sounds, outputs, torch.cat(facts), torch.stack(mels) if mels else None)
 
 
 def describe(sounds: SoundSet) -> dict[str, Any]:

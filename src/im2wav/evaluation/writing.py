@@ -1,4 +1,4 @@
-"""Writing what was found: report.json, report.md, items.csv, times.json and the page."""
+"""The files of an evaluation: report.json, report.md, report.html, items.csv and times.json."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,28 +6,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import PIL.Image
 
 from im2wav.data.media import IMAGE_SUFFIXES, read_frames
 from im2wav.data.pairs import write_atomic
-from im2wav.evaluation import table
+from im2wav.evaluation import summary
 from im2wav.evaluation.figures import Plan
 from im2wav.evaluation.inputs import Inputs
 from im2wav.evaluation.items import ranked
 from im2wav.evaluation.network import Network
-from im2wav.evaluation.page import Card, Section
-from im2wav.evaluation.report import write_report
 from im2wav.evaluation.sounds import Judged, Reading, listed
+from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
+from im2wav.report.plots import plot_confusion, plot_histograms, plot_intervals
+from im2wav.report.tables import as_csv, as_markdown
+
+COLOURS = {
+    summary.SETS["generated"]: "#3b6fb6",
+    summary.SETS["draft"]: "#8fb3dd",
+    summary.SETS["real"]: "#5a9e6f",
+    summary.SETS["reconstruction"]: "#c9a227",
+    summary.SETS["shuffled"]: "#b65a5a",
+    "real": "#5a9e6f",
+}
+PLOTTED = ("fd", "fd_half", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs", "retrieval")
+BY_LABEL = {
+    "acc_30way": "30-way accuracy",
+    "acc@1": "top tag",
+    "acc@5": "in top 5",
+    "agree@1": "top tag of reference",
+    "kl": "KL",
+}
+INTRODUCTION = (
+    "Real-real baseline: one half of the references against the other half. Codec reconstruction: the references "
+    "through the codec, an upper bound. Shuffled baseline: each generated file judged for another image. Distances "
+    "depend on the number of files, their length and the network: compare only figures of one protocol."
+)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What the page plays: `count` of the best and of the worst sounds, as the tagger ranks them."""
+    """What the page plays: `count` of the best and of the worst audio files, as the tagger ranks them."""
 
     count: int
     tagger: Network | None
     plan: Plan
-    pictures: Mapping[str, Path]
+    images: Mapping[str, Path]
     reading: Reading
 
 
@@ -36,77 +59,131 @@ def warnings_for(
 ) -> list[str]:
     """What a reader of the figures must know."""
     said = []
-    for names, who in ((found.unmatched.generated, "generated sounds"), (found.unmatched.reference, "references")):
+    for names, who in ((found.unmatched.generated, "generated audio files"), (found.unmatched.reference, "references")):
         if names:
-            said.append(f"{len(names)} {who} have no partner and are left out: {listed(names, 20)}")
+            said.append(f"{len(names)} {who} have no counterpart and are left out: {listed(names, 20)}")
     count = len(judged["generated"].set.sounds)
     for network in networks:
         if "distance" in network.uses and "reference" in judged and count < network.dim:
             said.append(
-                f"{count} sounds are fewer than the {network.dim} numbers of an embedding of {network.name}: the "
-                "Fréchet distance is mostly bias, it falls as sounds are added; compare it only at the same number of "
-                "sounds, and trust the kernel distance (KAD) before it"
+                f"{count} audio files are fewer than the {network.dim} dimensions of an embedding of {network.name}: "
+                "the Fréchet distance is mostly bias and falls with more files; compare it only at the same number of "
+                "files, and prefer the kernel distance (KAD)"
             )
-    for name, sounds in judged.items():
-        silent = [s.name for s, x in zip(sounds.set.sounds, sounds.levels.tolist(), strict=True) if x[1]]
+    for name, one in judged.items():
+        silent = [s.name for s, x in zip(one.set.sounds, one.levels.tolist(), strict=True) if x[1]]
         if silent:
-            said.append(f"{len(silent)} sounds of {name} are silent and are judged as silence: {listed(silent)}")
-        short = [s.name for s in sounds.set.sounds if s.seconds < reading.seconds - 1e-3]
-        if short and name != "ceiling":
-            said.append(f"{len(short)} sounds of {name} are shorter than {reading.seconds:.3f} s and were repeated")
+            said.append(f"{len(silent)} audio files of {name} are silent and are judged as silence: {listed(silent)}")
+        short = [s.name for s in one.set.sounds if s.seconds < reading.seconds - 1e-3]
+        if short and name != "reconstruction":
+            said.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
     lengths = {round(s.seconds, 3) for s in judged["generated"].set.sounds}
     if len(lengths) > 1:
-        said.append(f"generated sounds differ in length; the first {reading.seconds:.3f} s of each are judged")
+        said.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
     return said
 
 
-def _picture(path: Path | None, folder: Path) -> Path | None:
-    """A picture to show: the photo, or the first frame of the video, written beside the page for its making."""
+def _image(path: Path | None) -> Image | None:
+    """The photo, or the first frame of the video."""
     if path is None or path.suffix.lower() in IMAGE_SUFFIXES:
-        return path
-    frame = folder / f".{path.stem}.png"
-    Image.fromarray(next(read_frames(path, 1.0, 1))[0]).save(frame)
-    return frame
+        return inline_image(path) if path else None
+    return inline_image(PIL.Image.fromarray(next(read_frames(path, 1.0, 1))[0]))
 
 
-def sections(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]], examples: Examples, folder: Path) -> list:
-    """The best and the worst sounds as cards, each beside its picture and its reference."""
-    generated, tagger = judged["generated"], examples.tagger
+def example_cards(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]], examples: Examples) -> list[Cards]:
+    """The best and the worst audio files, each beside its image and its reference."""
+    generated, tagger, reading = judged["generated"], examples.tagger, examples.reading
     if tagger is None or not rows or not examples.count:
         return []
     order = ranked(rows, generated, tagger, examples.plan).tolist()
     reference = {s.name: s for s in judged["reference"].set.sounds} if "reference" in judged else {}
-    by = "by KL to the reference's tags" if "kl" in rows[0] else "by the score of the label"
+    by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
 
     def card(number: int) -> Card:
         sound, row = generated.set.sounds[number], rows[number]
-        waves = {"generated": examples.reading.raw(sound, generated.set.process)}
+        audio = {"generated": inline_audio(reading.raw(sound, generated.set.process), reading.rate)}
         if sound.target in reference:
-            waves["real"] = examples.reading.raw(reference[sound.target])
-        note = f"heard: {row['heard']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
-        picture = _picture(examples.pictures.get(sound.target), folder)
-        return Card(row["label"] or sound.name, picture, waves, f"{sound.name}: {note}")
+            audio["real"] = inline_audio(reading.raw(reference[sound.target]), reading.rate)
+        note = f"{sound.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
+        return Card(row["label"] or sound.name, _image(examples.images.get(sound.target)), audio, note)
 
     count = min(examples.count, len(order) // 2 or 1)
     return [
-        Section("Best sounds", f"The best {count}, {by}.", [card(i) for i in order[:count]]),
-        Section("Worst sounds", f"The worst {count}, {by}.", [card(i) for i in order[::-1][:count]]),
+        Cards("Best examples", f"The best {count} by {by}.", [card(i) for i in order[:count]]),
+        Cards("Worst examples", f"The worst {count} by {by}.", [card(i) for i in order[::-1][:count]]),
     ]
 
 
-def panels(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Scores of single sounds whose distributions the page shows."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
+    for name in summary.ordered(rows.values()):
+        if name.partition("/")[0] in PLOTTED:
+            panels[summary.title(name)] = {
+                label: tuple(rows[kind][name][key] for key in ("value", "low", "high"))
+                for kind, label in summary.SETS.items()
+                if name in rows.get(kind, {})
+            }
+    return plot_intervals(panels, COLOURS)
+
+
+def _distributions(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]]) -> str:
+    panels: dict[str, dict[str, list[float]]] = {}
     if rows and "kl" in rows[0]:
-        found["KL to the reference"] = {"generated": [row["kl"] for row in rows]}
-    names = {"generated": "generated", "reference": "floor"}
-    found["RMS level, dB"] = {
-        kind: judged[name].levels[:, 0].tolist() for name, kind in names.items() if name in judged
-    }
-    return found
+        panels["KL to the reference"] = {"generated": [row["kl"] for row in rows]}
+    names = {"generated": "generated", "reference": "real"}
+    levels = {kind: judged[name].levels[:, 0].tolist() for name, kind in names.items() if name in judged}
+    return plot_histograms(panels | {"RMS level, dB": levels}, COLOURS)
 
 
-def write_all(
+def _label_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    shown = [name for name in BY_LABEL if any(name in line for line in classes)]
+    lines = [["label", "audio files", *(BY_LABEL[name] for name in shown), "most frequent tags"]]
+    for line in classes:
+        values = [summary.number(line[name]) if name in line else "-" for name in shown]
+        lines.append([line["label"], str(line["count"]), *values, line["tags"]])
+    return lines
+
+
+def _fact_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """What a figure depends on: sets, networks, protocol."""
+    lines = [["name", "value"]]
+    for name, about in report["sets"].items():
+        seconds = about["seconds"]
+        rates = ", ".join(f"{count} at {rate} Hz" for rate, count in about["sample_rate"].items())
+        lengths = f"{seconds['min']:.2f} to {seconds['max']:.2f} s"
+        lines.append([name, f"{about['n']} audio files of {about['items']} items, {lengths}, {rates}"])
+    if report["recordings"]:
+        lines.append(["retrieval", f"among {report['recordings']} recordings"])
+    for name, about in report["networks"].items():
+        lines.append([f"network {name}", f"{about['sample_rate']} Hz, sha256 {about['sha256']}"])
+    lines += [[name, str(value)] for name, value in report["protocol"].items()]
+    return [*lines, ["protocol sha256", report["protocol_sha256"]]]
+
+
+def report_page(
+    report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Judged], examples: Examples
+) -> bytes:
+    """The page of an evaluation."""
+    # an interval does not break over lines
+    figures = [[text.replace(", ", ",\u00a0") for text in row] for row in summary.figure_rows(report["rows"])]
+    parts: list[Any] = [Table("Figures", figures)]
+    if report["warnings"]:
+        parts.append(Table("Warnings", [["warning"], *([text] for text in report["warnings"])]))
+    parts.append(Plot("Overview", _intervals(report["rows"]), "Error bars are 95 % intervals."))
+    parts.append(Plot("Distributions", _distributions(judged, rows)))
+    parts += example_cards(judged, rows, examples)
+    if report.get("classes"):
+        parts.append(Table("By label", _label_rows(report["classes"])))
+    if report.get("confusion"):
+        shown = plot_confusion(report["confusion"]["labels"], report["confusion"]["table"])
+        parts.append(Plot("Confusion matrix", shown, "The label with the highest score, among these labels."))
+    parts += [Table(name, lines) for name, lines in summary.model_tables(report)]
+    parts.append(Table("Protocol", _fact_rows(report)))
+    title = "im2wav: ImageHear" if report["protocol"].get("benchmark") else "im2wav: evaluation"
+    return render_page(title, INTRODUCTION, parts)
+
+
+def write_files(
     out: Path,
     report: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
@@ -115,18 +192,12 @@ def write_all(
     times: dict[str, float],
     start: float,
 ) -> None:
-    """Write all files. Times go to a file of their own: the others are the same whenever the same is measured."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "items.csv", table.as_csv(rows))
-    text = table.as_markdown(table.figure_rows(report["rows"]))
-    text += "".join(f"\n{name}\n\n{table.as_markdown(lines)}" for name, lines in table.model_tables(report))
+    """Write all files. Times have a file of their own: the others are reproducible to the byte."""
+    text = as_markdown(summary.figure_rows(report["rows"]))
+    text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
+    write_atomic(out / "items.csv", as_csv(rows))
     write_atomic(out / "report.md", text.encode())
-    try:
-        shown = sections(judged, rows, examples, out)
-        write_report(out / "report.html", report, panels(judged, rows), shown, examples.reading.rate)
-    finally:
-        for frame in out.glob(".*.png"):
-            frame.unlink()
-    write_atomic(out / "report.json", table.as_json(report))
+    write_atomic(out / "report.html", report_page(report, rows, judged, examples))
+    write_atomic(out / "report.json", summary.as_json(report))
     times["total"] = round(time.monotonic() - start, 3)
-    write_atomic(out / "times.json", table.as_json(times))
+    write_atomic(out / "times.json", summary.as_json(times))

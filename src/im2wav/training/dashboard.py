@@ -20,7 +20,7 @@ from im2wav.generation.decode import Decoder
 from im2wav.generation.sampling import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
-from im2wav.training.media import Sample, log_histogram, log_samples, write_files, write_page
+from im2wav.training.media import Sample, log_histogram, log_samples, write_page
 from im2wav.training.module import as_written
 from im2wav.training.partner import draw_columns, load_partner, missing_column, on_device
 
@@ -185,11 +185,10 @@ class Dashboard(pl.Callback):
         rate = trainer.datamodule.folder.info.sample_rate  # type: ignore[attr-defined]
         samples.sort(key=lambda sample: sample.name)
         folder = self.folder / f"step_{step:08d}"
-        write_files(folder, samples, rate)
         note = f"Partner: {self.partner_path}" if self.partner else ""
         if kind != "vqvae" and not self.partner:
             note = missing_column(kind.removesuffix("_prior"))
-        page = write_page(folder, f"{kind} at step {step}", samples, note)
+        page = write_page(folder, f"{kind} at step {step}", samples, rate, note)
         log_samples(trainer.loggers, "samples", samples, rate, step)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step - 1)
