@@ -58,7 +58,7 @@ def test_sharded_processes_train_a_prior_as_one_does(pairs, trained, tmp_path):
 
 def test_the_choices_of_scale():
     gpu = config("train", "model=low_prior", "trainer=gpu", "paths.output=x")
-    assert (gpu.trainer.precision, gpu.model.optimizer.fused) == ("bf16-mixed", True)
+    assert (gpu.trainer.accelerator, gpu.trainer.devices, gpu.model.optimizer.fused) == ("gpu", 1, True)
     fp16 = config("train", "model=low_prior", "trainer=gpu", "trainer.precision=16-mixed", "paths.output=x")
     assert fp16.model.optimizer.fused is True
     nodes = config("train", "model=low_prior", "trainer=ddp", "trainer.num_nodes=4", "paths.output=x")

@@ -73,7 +73,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
 
 # options that are a number or a word, and those that are a number or null
-WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size")
+WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size", "data.batch_size")
 NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "workers", "data.global_batch_size")
 
 

@@ -148,6 +148,8 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     if tokenizer is not None:
         datamodule.folder.info.check_encoder(cfg.encoder.name, None, f"data.root={cfg.data.root}")
     datamodule.tokenizer = tokenizer
+    if isinstance(module, PriorModule):
+        datamodule.levels = module.levels
     if resume is not None:
         check_resume(resume, module, datamodule)
     return module, datamodule, resume
@@ -224,6 +226,19 @@ def check_launcher(trainer: Any) -> None:
         )
 
 
+def build_trainer(cfg: DictConfig, **options: Any) -> Any:
+    """The Trainer that the configuration describes.
+
+    Raises:
+        ValueError: see `check_launcher`.
+    """
+    half = half_weights(cfg.trainer.precision)
+    more = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
+    trainer = instantiate(cfg.trainer, **options, **more)
+    check_launcher(trainer)
+    return trainer
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train one model.
 
@@ -238,10 +253,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from im2wav.data.pairs import write_atomic
     from im2wav.training.dashboard import Dashboard
     from im2wav.training.facts import origin
+    from im2wav.training.hardware import prepare, size_batch
     from im2wav.training.loggers import WANDB_ID, own_run
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    prepare(cfg)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
     for callback in callbacks:
@@ -250,10 +267,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
-    half = half_weights(cfg.trainer.precision)
-    more = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **more)
-    check_launcher(trainer)
+    trainer: pl.Trainer = build_trainer(cfg, callbacks=callbacks, logger=loggers)
+    size_batch(cfg, trainer, module, datamodule)
     if not cfg.trainer.fast_dev_run:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)

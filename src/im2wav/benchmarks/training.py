@@ -15,11 +15,12 @@ from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
 from im2wav.prior import Conditions, Prior, Timing, attention, transformer
 from im2wav.training.flops import forward_flops, prior_flops
+from im2wav.training.memory import step_memory
 
 MODELS = ("vqvae", "low_prior", "up_prior")
 WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second
 CARDS = (8, 12, 24, 80)  # GB
-RESERVE = 1.0  # GB that a GPU's driver, kernels and fragments take
+LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def official(model: str, **options: Any) -> nn.Module:
@@ -122,39 +123,23 @@ def against_dense(device: str, precision: str, repeats: int) -> Row:
     return Row(name, fast, "s", dense, "the same under dense masks", bar=0.5, at_least=False)
 
 
-def saved_bytes(model: str, batch: int, precision: str, checkpointing: bool) -> int:
-    """Bytes that a forward pass keeps for the gradients, counted without computing anything."""
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        net = official(model, checkpointing=checkpointing).train()
-        own = {p.untyped_storage()._cdata for p in net.parameters()}
+def memory(model: str, precision: str) -> list[Row]:
+    """Memory of a training step: its state, and its peak as a function of the batch, with what fits on which GPU."""
+    rows: list[Row] = []
+    for checkpointing in (False, True) if model != "vqvae" else (False,):
+        options = {"checkpointing": True} if checkpointing else {}
 
-        def keep(x: Tensor) -> Tensor:
-            alive.append(x)  # or another tensor would get its address
-            storage = x.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
-            return x
+        def build(batch: int, options: dict[str, Any] = options) -> tuple[nn.Module, Callable[[], Tensor]]:
+            net = official(model, **options)
+            return net, loss_of(net, batch, "cpu")
 
-        with autocast("cpu", precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            loss_of(net, batch, "cpu")()
-    return sum(kept.values())
-
-
-def memory(model: str, precision: str = "bf16") -> list[Row]:
-    """Memory of a training run by batch, with and without checkpointing, and what fits on which card."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in official(model).parameters())
-    state = 5 * 4 * weights / 1e9  # weights, gradients, two moments, the average, all fp32
-    rows = [Row(f"{model}, {precision}-mixed: weights, gradients, moments, average", state, "GB")]
-    for checkpointing in (False, True):
-        one, two = (saved_bytes(model, batch, precision, checkpointing) / 1e9 for batch in (1, 2))
-        each, fixed = two - one, max(0.0, 2 * one - two)
-        fits = {card: int(max(0.0, card - RESERVE - state - fixed) / each) for card in CARDS}
-        note = "batch that fits: " + ", ".join(f"{card} GB {count or 'none'}" for card, count in fits.items())
-        way = "with checkpointing" if checkpointing else "without checkpointing"
-        rows.append(Row(f"{model}, {precision}-mixed: activations of a window, {way}", each, "GB", note=note))
+        found = step_memory(build, precision=LIGHTNING[precision])
+        way = f"{model}, {LIGHTNING[precision]}{', checkpointing' if checkpointing else ''}"
+        fits = ", ".join(f"{card} GB {found.largest_batch(card * 1e9) or 'none'}" for card in CARDS)
+        if not checkpointing:
+            rows.append(Row(f"{way}: weights, gradients, moments, average", found.state / 1e9, "GB"))
+        rows.append(Row(f"{way}: peak, fixed part", found.fixed / 1e9, "GB"))
+        rows.append(Row(f"{way}: peak, each window", found.per_window / 1e9, "GB", note=f"batch that fits: {fits}"))
     return rows
 
 
@@ -178,7 +163,7 @@ def training(
     rows: list[Row] = []
     if "memory" in parts:
         for model in models:
-            rows += memory(model) if model != "vqvae" else []
+            rows += memory(model, precision)
     if "dense" in parts:
         rows.append(against_dense(device, precision, repeats))
     if "throughput" in parts:

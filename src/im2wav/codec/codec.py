@@ -10,6 +10,7 @@ from math import prod
 from torch import Tensor, nn
 
 from im2wav.codec.conv import Decoder, Encoder
+from im2wav.codec.exact import exact_fp32
 from im2wav.codec.quantizer import Codebook
 
 LEVELS = ("up", "low")
@@ -71,14 +72,24 @@ class AudioCodec(nn.Module):
         if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[2] % hop or not wav.shape[2]:
             raise ValueError(f"wav of shape {tuple(wav.shape)}: expected [B, 1, N] with N a multiple of {hop} samples")
 
-    def encode(self, wav: Tensor) -> dict[str, Tensor]:
-        """Wave [B, 1, N] -> codes by level, [B, N / hop] each.
+    def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
+        """Encode a wave [B, 1, N] to codes by level, [B, N / hop] each.
+
+        fp32 weights are computed with in full fp32 precision, also on GPUs (no TF32).
+
+        Args:
+            wav: mono; N is a multiple of the low level's hop.
+            levels: which levels to encode; each has an encoder of its own, so fewer levels take less time.
 
         Raises:
-            ValueError: not mono, or N is not a multiple of the low level's hop.
+            ValueError: not mono, N is not a multiple of the low level's hop, or an unknown level.
         """
         self._check(wav)
-        return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in LEVELS}  # type: ignore[operator]
+        unknown = set(levels) - set(LEVELS)
+        if unknown:
+            raise ValueError(f"levels={list(levels)}: unknown {sorted(unknown)}, must be some of {LEVELS}")
+        with exact_fp32(wav.device):
+            return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in levels}  # type: ignore[operator]
 
     def decode(self, codes: Tensor | Mapping[str, Tensor], level: str) -> Tensor:
         """Codes of one level [B, T] (or the dict that `encode` gives) -> wave [B, 1, T * hop].

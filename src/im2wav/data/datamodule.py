@@ -1,7 +1,7 @@
 """Pairs on disk -> batches of aligned windows of sound and image embeddings."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from im2wav.codec import LEVELS
 from im2wav.data.codes import codes_folder
 from im2wav.data.loader import Batches, Draws, Share, WindowLoader
 from im2wav.data.shards import ShardsFolder, open_folder
@@ -18,6 +19,15 @@ from im2wav.data.windows import CROP, SHORT, Batch, Windows
 
 log = logging.getLogger(__name__)
 CODES = ("fresh", "cache")
+DEFAULT_BATCH = 8  # windows
+
+
+def _batch_size(value: int | str) -> int:
+    if value == "auto":
+        return DEFAULT_BATCH
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"data.batch_size={value}: must be >= 1, or auto")
+    return value
 
 
 class PairsDataModule(pl.LightningDataModule):
@@ -26,7 +36,8 @@ class PairsDataModule(pl.LightningDataModule):
     Args:
         root: the pairs folder, or the folder of shards.
         num_samples: length of a window.
-        batch_size: windows in a batch of one device, where `global_batch_size` is None.
+        batch_size: windows in a batch of one device, where `global_batch_size` is None. `auto` is 8; on a GPU,
+            `im2wav.train` replaces it by the largest batch that fits the memory.
         global_batch_size: windows in a step of the optimiser, divided over devices and accumulated passes.
         short: what becomes of sounds shorter than the window: `loop` them, `pad` with silence, or `drop` them.
         crop: where in a recording a window lies: `random`, always at its `start` (for overfitting on purpose), or as
@@ -42,6 +53,9 @@ class PairsDataModule(pl.LightningDataModule):
         num_workers: processes that read.
         seed: of the order and of the crops.
 
+    Attributes:
+        levels: the codec levels that the tokenizer encodes; a model that reads one level sets it.
+
     Raises:
         ValueError: not a pairs folder, no pair to train on, or an option out of range.
     """
@@ -50,7 +64,7 @@ class PairsDataModule(pl.LightningDataModule):
         self,
         root: str,
         num_samples: int = 65536,
-        batch_size: int = 8,
+        batch_size: int | str = 8,
         global_batch_size: int | None = None,
         short: str = "loop",
         crop: str = "random",
@@ -79,10 +93,11 @@ class PairsDataModule(pl.LightningDataModule):
         if blend and (codes == "cache" or isinstance(self.folder, ShardsFolder)):
             raise ValueError("data.blend=true needs two channels: cached codes and shards have one, use blend=false")
         self.num_samples, self.short, self.codes = num_samples, short, codes
-        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.batch_size, self.global_batch_size = _batch_size(batch_size), global_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.windows_per_epoch, self.crop, self.blend = windows_per_epoch, crop, blend
         self._tokenizer: Any = None
+        self.levels: Sequence[str] = LEVELS
         samples = self.folder.pairs.column("samples")
         usable = (samples > 0) & ((samples >= num_samples) | (short != "drop"))
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
@@ -173,12 +188,12 @@ class PairsDataModule(pl.LightningDataModule):
             yield windows[(row, 0.5)].wav
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Add codes, where the cache did not, computed by the tokenizer in fp32 on the batch's device."""
+        """Add codes of `levels`, where the cache did not: computed in exact fp32 on the batch's device."""
         if self.tokenizer is None or batch.codes is not None:
             return batch
         tokenizer = self.tokenizer.to(batch.wav.device)
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            return batch._replace(codes=tokenizer.encode(batch.wav.float()))
+            return batch._replace(codes=tokenizer.encode(batch.wav.float(), self.levels))
 
     def identity(self) -> Mapping[str, Any]:
         """What a checkpoint records of the data: encoder, frame rate, sample rate, seconds of a typical recording."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS
+from im2wav.codec.exact import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
 from im2wav.generation.decode import Decoder
 from im2wav.generation.sampling import SamplingOptions
@@ -102,7 +103,13 @@ class Dashboard(pl.Callback):
             return
         module = averaged_module(trainer, pl_module)
         batch, pictures = self._batch(trainer, pl_module.device)
-        with as_written(module.net), torch.inference_mode(), torch.autocast(pl_module.device.type, enabled=False):
+        device = pl_module.device
+        with (
+            as_written(module.net),
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            exact_fp32(device),  # as `im2wav.sample precision=fp32`
+        ):
             show = self._codec if module.kind == "vqvae" else self._prior
             samples, figures, usage = show(trainer, module, batch, pictures)
         samples = _gathered(trainer, samples)

@@ -30,6 +30,7 @@ class PriorModule(NetModule):
     """
 
     level: ClassVar[str]
+    levels: ClassVar[tuple[str, ...]]  # whose codes it reads
     net: Prior
 
     def __init__(
@@ -121,13 +122,13 @@ class PriorModule(NetModule):
 class LowPrior(PriorModule):
     """The prior over coarse codes: reads the picture at each position, and the time."""
 
-    kind, level = "low_prior", "low"
+    kind, level, levels = "low_prior", "low", ("low",)
 
 
 class UpPrior(PriorModule):
     """The prior over fine codes: reads the coarse codes, and the picture as the start of the sequence."""
 
-    kind, level = "up_prior", "up"
+    kind, level, levels = "up_prior", "up", ("up", "low")
 
     def conditions(self, batch: Batch) -> Conditions:
         """As for any prior, and the coarse codes."""

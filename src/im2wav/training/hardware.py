@@ -1,0 +1,139 @@
+"""Defaults that depend on the machine: precision, TF32, batch size, gradient accumulation."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from im2wav.cli import instantiate
+from im2wav.codec.losses import Bandwidth
+from im2wav.data.datamodule import DEFAULT_BATCH
+from im2wav.data.windows import Batch, collate
+from im2wav.training.ema import EMA
+from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memory
+
+log = logging.getLogger(__name__)
+
+
+def pick_accelerator(name: str) -> str:
+    """Resolve `trainer.accelerator` as Lightning does: `cuda`, `mps` or `cpu`; other names are returned as they are.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    cuda, mps = CUDAAccelerator.is_available(), MPSAccelerator.is_available()
+    present = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
+    if name == "auto":
+        return "mps" if mps else "cuda" if cuda else "cpu"
+    if not present.get(name, True):
+        what = {"cuda": "CUDA device", "mps": "Apple GPU (MPS)", "gpu": "CUDA device and no Apple GPU (MPS)"}[name]
+        built = f"PyTorch {torch.__version__} is built {'with' if torch.version.cuda else 'without'} CUDA"
+        raise ValueError(f"trainer.accelerator={name}: found no {what}; use trainer=cpu ({built})")
+    return ("mps" if mps else "cuda") if name == "gpu" else name
+
+
+def pick_precision(precision: Any, accelerator: str) -> Any:
+    """Resolve `trainer.precision=auto`: mixed precision on CUDA devices, fp32 elsewhere.
+
+    bf16 needs no loss scaling; GPUs that only emulate it (before Ampere) get fp16. On MPS, Lightning's mixed precision
+    puts autocast on CUDA, which changes nothing there.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Resolve the precision in the configuration, and allow TF32 for the fp32 matrix products of training on CUDA.
+
+    Raises:
+        ValueError: see `pick_accelerator`.
+    """
+    accelerator = pick_accelerator(cfg.trainer.accelerator)
+    cfg.trainer.precision = pick_precision(cfg.trainer.precision, accelerator)
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def device_memory(trainer: Any) -> int | None:
+    """Bytes of the smallest of this node's devices; None on a CPU, whose memory sets no batch size."""
+    kind = trainer.strategy.root_device.type
+    if kind == "cuda":
+        return min(torch.cuda.get_device_properties(i).total_memory for i in trainer.device_ids)
+    return torch.mps.recommended_max_memory() if kind == "mps" else None
+
+
+def training_memory(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any) -> StepMemory:
+    """Memory of this run's training step with accumulated gradients, for all batch sizes; takes some seconds."""
+    item = collate([datamodule.windows["train"][(0, 0.5)]])
+    hops = datamodule.tokenizer.hop_lengths if datamodule.tokenizer is not None else {}
+
+    def build(batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        def like(x: Tensor) -> Tensor:
+            return torch.zeros(batch, *x.shape[1:], dtype=x.dtype)
+
+        fake = instantiate(cfg.model)
+        fake.log_parts = lambda *_, **__: None  # there is no trainer
+        if hasattr(fake, "bandwidth"):
+            fake.bandwidth = Bandwidth()
+        codes = {k: torch.zeros(batch, item.wav.shape[-1] // hop, dtype=torch.int64) for k, hop in hops.items()}
+        dropped = torch.zeros(batch, dtype=torch.bool) if getattr(fake, "condition_dropout", 0) else None
+        timing = {name: like(value) for name, value in item.timing.items()}
+        inputs = Batch(like(item.wav), like(item.clip), timing, ["fake"] * batch, codes or None, dropped=dropped)
+        return fake, lambda: fake.training_step(inputs, 0)
+
+    def optimizer(fake: Any) -> Any:
+        made = fake.configure_optimizers()
+        return made["optimizer"] if isinstance(made, dict) else made
+
+    averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
+    found = step_memory(
+        build, precision=str(cfg.trainer.precision), optimizer=optimizer, averaged=averaged, accumulates=True
+    )
+    return found.sharded(trainer.world_size) if isinstance(trainer.strategy, ModelParallelStrategy) else found
+
+
+def size_batch(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any) -> None:
+    """Resolve `data.batch_size=auto` for the trainer's devices; called before `Trainer.fit`.
+
+    On a GPU, the batch is as large as the memory allows, up to the device's part of the global batch, which
+    accumulation completes: steps see the same windows whatever the GPU. On a CPU it is `DEFAULT_BATCH`.
+
+    Raises:
+        ValueError: `data.global_batch_size` does not divide over the devices.
+    """
+    if cfg.data.batch_size != "auto":
+        return
+    cfg.data.batch_size = datamodule.batch_size
+    total = device_memory(trainer)
+    if total is None:
+        return
+    memory = training_memory(cfg, trainer, module, datamodule)
+    most, shares = memory.largest_batch(total), trainer.world_size * trainer.accumulate_grad_batches
+    windows = cfg.data.global_batch_size or -(-DEFAULT_BATCH // shares) * shares
+    passes = fewest_passes(windows, trainer.world_size, trainer.accumulate_grad_batches, most)
+    batch = windows // (trainer.world_size * passes)
+    trainer.accumulate_grad_batches = cfg.trainer.accumulate_grad_batches = passes
+    datamodule.global_batch_size = cfg.data.global_batch_size = windows
+    datamodule.batch_size = cfg.data.batch_size = batch
+    if not trainer.is_global_zero:
+        return
+    log.info(
+        "batch size: %d windows on each of %d device(s), %d pass(es) a step, global batch %d; a step takes about %.1f "
+        "of %.1f GB (%.2f GB + %.2f GB per window)",
+        *(batch, trainer.world_size, passes, windows, memory.peak(batch) / 1e9, total / 1e9),
+        *(memory.fixed / 1e9, memory.per_window / 1e9),
+    )
+    if not most:
+        log.warning(
+            "one window may not fit: it takes about %.1f GB, and %.1f GB of the device can be used; "
+            "model.net.transformer.checkpointing=true needs far less",
+            *(memory.peak(1) / 1e9, (total - RESERVE) / 1e9),
+        )
