@@ -18,11 +18,8 @@ def duration(seconds: float) -> str:
 
 def synchronise(device: str) -> None:
     """Wait until the device, such as cuda:1, has done what it was given."""
-    kind = torch.device(device).type
-    if kind == "cuda":
+    if device != "cpu":
         torch.cuda.synchronize(device)
-    elif kind == "mps":
-        torch.mps.synchronize()
 
 
 def best_time(work: Callable[[], object], device: str = "cpu", repeats: int = 5, warm_up: int = 2) -> float:

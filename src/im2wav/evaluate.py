@@ -215,7 +215,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from im2wav.generation.precision import pick_device
 
     check(cfg)
-    cfg.device = pick_device(cfg.device)
+    cfg.device = pick_device(cfg.device, mps=False)
     start, times = time.monotonic(), {}
     weights = Path(cfg.weights_dir) if cfg.weights_dir else None
     networks = suites.load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from im2wav.codec.conv import Decoder, Encoder
 from im2wav.codec.quantizer import Codebook
+from im2wav.codec.tf32 import without_tf32
 
 LEVELS = ("up", "low")
 
@@ -72,13 +73,14 @@ class AudioCodec(nn.Module):
             raise ValueError(f"wav of shape {tuple(wav.shape)}: expected [B, 1, N] with N a multiple of {hop} samples")
 
     def encode(self, wav: Tensor) -> dict[str, Tensor]:
-        """Wave [B, 1, N] -> codes by level, [B, N / hop] each.
+        """Wave [B, 1, N] -> codes by level, [B, N / hop] each. In fp32 proper, without TF32.
 
         Raises:
             ValueError: not mono, or N is not a multiple of the low level's hop.
         """
         self._check(wav)
-        return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in LEVELS}  # type: ignore[operator]
+        with without_tf32():
+            return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in LEVELS}  # type: ignore[operator]
 
     def decode(self, codes: Tensor | Mapping[str, Tensor], level: str) -> Tensor:
         """Codes of one level [B, T] (or the dict that `encode` gives) -> wave [B, 1, T * hop].
@@ -90,7 +92,8 @@ class AudioCodec(nn.Module):
             raise ValueError(f"level={level!r}: expected one of {LEVELS}")
         if isinstance(codes, Mapping):
             codes = codes[level]
-        return self.decoders[level](self.codebooks[level].decode(codes))  # type: ignore[operator]
+        with without_tf32():
+            return self.decoders[level](self.codebooks[level].decode(codes))  # type: ignore[operator]
 
     def forward(self, wav: Tensor) -> CodecOutput:
         """Encode, quantise and decode a wave [B, 1, N] at both levels; in training also move the codebooks."""

@@ -47,7 +47,8 @@ class PlaceTable:
         position = torch.arange(length, device=like.device)
         row, column, rows = position // block, position % block, -(-length // block)
         self.kinds = tuple(dict.fromkeys(kinds))
-        targets, masks = [column], []
+        targets: list[Tensor] = [column]
+        masks: list[Tensor] = []
         self.spans: list[tuple[int, int]] = []  # of each kind, columns of `masks`
         for kind in self.kinds:
             kept = rows if kind == "column" else ROWS_KEPT[kind] * block

@@ -76,8 +76,8 @@ def _compile(function: Function, eps: float, threads: int, *arguments: tuple[Any
             return torch._inductor.compile(graph, examples, {"size_asserts": False})  # the arguments' sizes are the key
         except Exception as error:  # torch wraps what compilers, linkers and missing headers say in types of its own
             raise ValueError(
-                f"compile=true: nothing can be compiled here ({_first_error(error)}); use compile=false. What it takes is "
-                "a C++ compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
+                f"compile=true: nothing can be compiled here ({_first_error(error)}); use compile=false. It needs a "
+                "C++ compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
             ) from error
 
 

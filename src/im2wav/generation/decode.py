@@ -48,6 +48,7 @@ class Decoder:
         self.device = prior.code_embedding.weight.device
         self.precision = pick_precision(precision, self.device)
         check_compile(compile, self.device)
+        self.is_compiled = compile
         self.context_length, self.codebook_size = prior.context_length, prior.codebook_size
         self.can_be_guided = prior.can_be_guided
         self.conditioner = prior.conditioner
@@ -128,8 +129,8 @@ class Decoder:
         """
         uniform = torch.zeros(codes.shape, dtype=torch.float64, device=draw_device(codes.device))
         decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
-        rows = torch.arange(len(codes), device=codes.device)
-        return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
+        rows = torch.arange(len(codes), device=codes.device).split(1)
+        return torch.stack([self.head(decoding.run_known(*one)[0]) for one in zip(rows, codes, strict=True)])
 
 
 @torch.inference_mode()

@@ -110,20 +110,25 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def pick_device(name: str | int | torch.device) -> str:
-    """Resolve a device name: `auto` is cuda if available, else mps (Apple silicon), else cpu; a number is a CUDA device.
+def pick_device(name: str | int | torch.device, mps: bool = True) -> str:
+    """Resolve a device name: `auto` is cuda if available, else mps (Apple silicon), else cpu.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N, mps, or the number N of a CUDA device.
+        mps: whether the work can be done on MPS. Generation can; what needs float64 on the device cannot.
 
     Raises:
         ValueError: no such device.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        apple = mps and torch.backends.mps.is_available()
+        return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     try:
         device = torch.device("cuda", name) if isinstance(name, int) else torch.device(str(name))
     except (RuntimeError, ValueError):
         device = torch.device("meta")
-    if device.type not in PRECISIONS:
-        raise ValueError(f"device={name}: expected auto, cpu, cuda or mps")
+    if device.type not in PRECISIONS or (device.type == "mps" and not mps):
+        raise ValueError(f"device={name}: expected auto, cpu{', cuda or mps' if mps else ' or cuda'}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={name}: torch sees no Apple GPU here; use device=cpu or device=auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = ("mps",)  # types of device; codes are drawn in float64
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -71,8 +73,8 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
 
 
 def draw_device(device: torch.device | None) -> torch.device | None:
-    """Where codes are drawn for a prior on `device`: there, but on the CPU for MPS, which has no float64."""
-    return torch.device("cpu") if device is not None and device.type == "mps" else device
+    """Where codes are drawn for a prior on `device`: there, or on the CPU where the device has no float64."""
+    return torch.device("cpu") if device is not None and device.type in WITHOUT_FLOAT64 else device
 
 
 def draw(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:

@@ -27,7 +27,7 @@ class Reach(NamedTuple):
 def measure_reach(codec: AudioCodec, level: str) -> Reach:
     """Find a decoder's reach: the samples that become NaN when one latent is NaN.
 
-    On a CPU copy: convolution algorithms of cuDNN, such as FFT and Winograd, spread a NaN further than the kernel reaches.
+    On a CPU copy: algorithms of cuDNN, such as FFT and Winograd, spread a NaN further than the convolution reaches.
 
     Raises:
         ValueError: the decoder has no bounded reach.

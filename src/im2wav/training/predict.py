@@ -5,10 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
-
 
 # processes wait for the slowest one at the end; torch's default gives up after 10 to 30 minutes, and the run fails
 LONGEST_WAIT = timedelta(days=30)
@@ -44,7 +44,7 @@ def waiting_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
         trainer: options of the Trainer. With a strategy other than auto and ddp nothing is changed.
     """
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
-    if trainer["strategy"] not in ("auto", "ddp") or not several or trainer["accelerator"] == "mps":
+    if trainer["strategy"] not in ("auto", "ddp") or not several or torch.backends.mps.is_available():
         return {}
     return {"strategy": DDPStrategy(timeout=LONGEST_WAIT)}
 
