@@ -94,6 +94,11 @@ class Work:
                 if problem:
                     log.warning("%s; its sound is in %s", problem, self.outputs.path("up", unit.item.name, number))
 
+    def in_batches(self, units: Sequence[Unit]) -> None:
+        """Make the sounds of any number of units, `side_by_side` at a time, so that an interruption loses one batch."""
+        for batch in pack(units, self.side_by_side):
+            self(batch)
+
     def identity(self, unit: Unit, number: int) -> dict[str, Any]:
         """All that the files of a sound depend on."""
         drafts = {} if self.keep is None else {"num_drafts": len(unit.numbers), "keep": self.keep}

@@ -171,11 +171,10 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
         trainer = instantiate(cfg.trainer, **waiting_strategy(cfg.trainer))
         # equal in all processes, whatever memory their devices have; and so that every device has something to do
         size = min(work.batch_size or MOST_SIDE_BY_SIDE, -(-sounds // trainer.world_size))
-        if not share_out(trainer, work, pack(units, size), nets):
+        if not share_out(trainer, work.in_batches, pack(units, size), nets):
             return []
     else:
-        for batch in pack(units, work.side_by_side):
-            work(batch)
+        work.in_batches(units)
     rows = work.outputs.write_manifest([(item.name, number) for item in items for number in numbers])
     missing = len(items) - len({row["name"] for row in rows})
     log.info("%d sounds in %s", len(rows), work.outputs.root / "up")
