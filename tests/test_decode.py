@@ -5,8 +5,7 @@ import torch
 
 from conftest import needs_compiler
 from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.precision import check_compile
+from im2wav.generation.cache import LayerCache, PlaceTable
 from im2wav.generation.sampling import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.attention import KINDS, attend
@@ -54,13 +53,13 @@ def kv_of(length, heads=2, width=4, batch=3):
 def test_cached_attention_equals_the_fast_path(kind, prefix, on_device):
     q, *kv = kv_of(24)
     whole, kv = attend(kind, q, *kv, 6), torch.stack(kv)
-    cache = LayerCache(kind, 3, 2, 24, 4, 6, like=q)
+    cache, table = LayerCache(kind, 3, 2, 24, 4, 6, like=q), PlaceTable(KINDS, 24, 6, like=q)
     for item in range(3):  # one by one, as a prefill does
         cache.fill(kv[:, item : item + 1, :, :prefix], torch.tensor([item]))
     for t in range(prefix, 24):
         now = slice(t, t + 1)
         if on_device:
-            out = cache.attend_at(q[:, :, now], kv[:, :, :, now], torch.tensor([t]))
+            out = cache.attend_at(q[:, :, now], kv[:, :, :, now], table.at(torch.tensor([t]))[kind])
         else:
             out = cache.attend(q[:, :, now], kv[:, :, :, now], t)
         torch.testing.assert_close(out, whole[:, :, now], rtol=1e-10, atol=1e-12)
@@ -165,11 +164,6 @@ def test_where_nothing_can_be_compiled_it_is_said(monkeypatch, tmp_path):
     with said, config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         sample_codes(decoder, conditions(1), uniforms([1], 64, "low"), GREEDY)
     cpp_builder.cpp_compiler_search.cache_clear()
-
-
-def test_compiling_is_for_cpus():
-    with pytest.raises(ValueError, match="compile=true on cuda"):
-        check_compile(True, torch.device("cuda"))
 
 
 def test_unknown_precisions_are_refused():

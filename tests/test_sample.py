@@ -66,13 +66,13 @@ def test_a_word_where_none_belongs_is_refused_in_one_line(verb, given, expected,
 
 
 def test_a_device_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="device=gpu: expected auto, cpu or cuda"):
+    with pytest.raises(ValueError, match="device=gpu: expected auto, cpu, cuda or mps"):
         pick_device("gpu")
     for name in ("cpu:x", "cuda:99", 99, None):
         with pytest.raises(ValueError, match=f"device={name}: "):
             pick_device(name)
     assert pick_device(torch.device("cpu")) == "cpu"
-    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("auto") in ("cuda", "mps", "cpu")
 
 
 def test_the_same_seed_gives_the_same_sounds_whatever_the_batch_and_the_company(trained, tmp_path):

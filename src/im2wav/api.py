@@ -40,13 +40,15 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         codec, low, up: what `im2wav.checkpoint.load` gives.
         make_encoder: builds the image encoder, which is done when the first picture is to be seen; None for the
             encoder that the priors were trained with.
-        device: auto, cpu or cuda.
-        precision: fp32, bf16, int8 (CPUs only), or auto: fp32 on a CPU, bf16 on a GPU.
+        device: auto, cpu, cuda (cuda:1) or mps; auto takes cuda before mps (Apple silicon) before cpu.
+        precision: auto, fp32, bf16, fp16 (GPUs only) or int8 (CPUs only). auto is fp32 on a CPU and on MPS; on CUDA it
+            is bf16, or fp16 on devices older than Ampere, which only emulate bf16.
         consume: hold the priors' weights once, not twice, in memory; the model can then not be saved.
-        compile: CPUs only: codes of one or two sounds at a time are drawn faster (docs/speed.md); needs a C++ compiler.
+        compile: compile the priors' steps, for a CPU (one or two sounds at a time; needs a C++ compiler) or for CUDA
+            (needs Triton); see docs/speed.md.
 
     Raises:
-        ValueError: nets that do not belong together, a device or precision that there is not, or compile on a GPU.
+        ValueError: nets that do not belong together, a device or precision that is not available, or compile on MPS.
     """
 
     def __init__(

@@ -44,8 +44,11 @@ def bench(cfg: DictConfig) -> list[Row]:
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    cfg.device = pick_device(cfg.device)
-    device = torch.cuda.get_device_name() if cfg.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    cfg.device = pick_device(cfg.device, mps=False)
+    if cfg.device.startswith("cuda"):
+        device = torch.cuda.get_device_name(cfg.device)
+    else:
+        device = f"{torch.get_num_threads()} CPU threads"
     log.info("%s; torch %s, Python %s", device, torch.__version__, platform.python_version())
     rows: list[Row] = instantiate(cfg.measure)
     log.info("%s", table(rows))

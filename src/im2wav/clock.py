@@ -17,9 +17,9 @@ def duration(seconds: float) -> str:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device, such as cuda:1, has done what it was given."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def best_time(work: Callable[[], object], device: str = "cpu", repeats: int = 5, warm_up: int = 2) -> float:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from im2wav.api import Im2Wav, bar
@@ -12,6 +12,8 @@ from im2wav.data.inputs import Input
 from im2wav.data.media import MediaError
 from im2wav.data.outputs import Outputs
 from im2wav.generation import draft_and_refine
+from im2wav.generation.compiled import ROWS_AT_ONCE
+from im2wav.generation.memory import MOST_SIDE_BY_SIDE, batch_that_fits
 from im2wav.generation.sampling import item_seed
 from im2wav.settings import Settings
 
@@ -33,6 +35,7 @@ class Work:
 
     Attributes:
         keep: how many of a unit's drafts are refined; all where None.
+        batch_size: sounds that are generated side by side; as many as fit into the device's free memory where None.
     """
 
     model: Im2Wav
@@ -40,8 +43,20 @@ class Work:
     outputs: Outputs
     seed: int
     keep: int | None
-    batch_size: int
+    batch_size: int | None
     shown: bool = True
+
+    @cached_property
+    def side_by_side(self) -> int:
+        """`batch_size`, or what fits on the device where the model is at the first use: devices may differ."""
+        if self.batch_size is not None:
+            return self.batch_size
+        models, rows = self.model.models, 2 if self.settings.negative is None else 3
+        grouped = models.compile and models.device.type == "cpu"  # more rows than one compiled group take longer
+        most = ROWS_AT_ONCE // rows if grouped else MOST_SIDE_BY_SIDE
+        size = batch_that_fits([models.low, models.up], models.precision, rows, most)
+        log.info("up to %d sounds side by side on %s", size, models.device)
+        return size
 
     def seed_of(self, item: Input, number: int) -> int:
         """The seed of one sound: it depends on the run's seed, the input's name and the number alone."""
@@ -66,7 +81,7 @@ class Work:
         name = seen[0].item.name if len(seen) == 1 else f"{len(everything)} sounds"
         with bar(self.model.models, everything, refined, name, None if self.shown else True) as on_step:
             drafts = draft_and_refine(
-                self.model.models, groups, keep, self.settings.sampling, self.batch_size, on_step=on_step
+                self.model.models, groups, keep, self.settings.sampling, self.side_by_side, on_step=on_step
             )
         took = {"seconds": round(time.monotonic() - start, 3), "side_by_side": len(everything)}
         for unit, group, made in zip(seen, groups, drafts, strict=True):
@@ -78,6 +93,11 @@ class Work:
                 _, problem = self.outputs.write(unit.item, number, draft.sound.wav, self.model.sample_rate, about)
                 if problem:
                     log.warning("%s; its sound is in %s", problem, self.outputs.path("up", unit.item.name, number))
+
+    def in_batches(self, units: Sequence[Unit]) -> None:
+        """Make the sounds of any number of units, `side_by_side` at a time, so that an interruption loses one batch."""
+        for batch in pack(units, self.side_by_side):
+            self(batch)
 
     def identity(self, unit: Unit, number: int) -> dict[str, Any]:
         """All that the files of a sound depend on."""

@@ -127,15 +127,7 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
         edit=cfg.edit,
         replace=cfg.replace,
     )
-    leads, size = not int(os.environ.get("LOCAL_RANK", "0")), cfg.batch_size
-    if size == "auto":
-        from im2wav.generation.compiled import ROWS_AT_ONCE
-        from im2wav.generation.memory import MOST_SIDE_BY_SIDE, batch_that_fits
-
-        rows = 3 if cfg.negative.image or cfg.negative.text else 2
-        most = ROWS_AT_ONCE // rows if cfg.compile else MOST_SIDE_BY_SIDE
-        size = batch_that_fits([model.models.low, model.models.up], model.models.precision, rows, most)
-        log.info("up to %d sounds side by side", size)
+    leads, size = not int(os.environ.get("LOCAL_RANK", "0")), None if cfg.batch_size == "auto" else cfg.batch_size
     return Work(model, settings, outputs, cfg.seed, cfg.keep if drafts else None, size, leads), items, numbers
 
 
@@ -173,15 +165,16 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
     if _shared(cfg) and units:
-        from im2wav.training.predict import share_out
+        from im2wav.generation.memory import MOST_SIDE_BY_SIDE
+        from im2wav.training.predict import share_out, waiting_strategy
 
-        trainer = instantiate(cfg.trainer)
-        size = min(work.batch_size, -(-sounds // trainer.world_size))  # so that every device has something to do
-        if not share_out(trainer, work, pack(units, size), nets):
+        trainer = instantiate(cfg.trainer, **waiting_strategy(cfg.trainer))
+        # equal in all processes, whatever memory their devices have; and so that every device has something to do
+        size = min(work.batch_size or MOST_SIDE_BY_SIDE, -(-sounds // trainer.world_size))
+        if not share_out(trainer, work.in_batches, pack(units, size), nets):
             return []
     else:
-        for batch in pack(units, work.batch_size):
-            work(batch)
+        work.in_batches(units)
     rows = work.outputs.write_manifest([(item.name, number) for item in items for number in numbers])
     missing = len(items) - len({row["name"] for row in rows})
     log.info("%d sounds in %s", len(rows), work.outputs.root / "up")

@@ -209,7 +209,7 @@ def tokenize(cfg: DictConfig) -> CodesFolder:
     from im2wav.generation.precision import pick_device
 
     number, count = parse_part(cfg.part)
-    codec: Any = load(cfg.codec, "vqvae").net.to(pick_device(cfg.device))
+    codec: Any = load(cfg.codec, "vqvae").net.to(pick_device(cfg.device, mps=False))
     folder = open_folder(cfg.data.root, cfg.data.chunks)
     samples = folder.pairs.column("samples")
     usable = (samples > 0) & ((samples >= cfg.data.num_samples) | (cfg.data.short != "drop"))

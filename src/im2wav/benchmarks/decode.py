@@ -57,7 +57,7 @@ def bytes_per_code(decoder: Decoder, rows: int) -> float:
     weights = sizes.depth * (4 * inner * width + 2 * width * hidden)
     keys = {"row": block / 2, "previous_row": block, "column": sizes.blocks / 2}
     cached = sum(keys[layer.kind] for layer in decoder.layers) * 2 * inner * rows
-    per_weight = {"fp32": 4, "bf16": 2, "int8": 1}[decoder.precision]
+    per_weight = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}[decoder.precision]
     return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
 
 
@@ -141,9 +141,8 @@ def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100)
             synchronise(device)
             spent.append(time.perf_counter() - start)
     early, late = (median(spent) * 1e3 for spent in times.values())
-    name = (
-        f"last {count} codes of {prior.context_length}, {decoder.precision}{', compiled' if decoder.compiled else ''}"
-    )
+    way = ", compiled" if decoder.is_compiled else ""
+    name = f"last {count} codes of {prior.context_length}, {decoder.precision}{way}"
     return Row(name, late, "ms", early, "the first ones", 1.25, False, "medians")
 
 
@@ -200,9 +199,9 @@ def decode(
     """Every figure of drawing codes, at official size unless told otherwise, with random weights.
 
     Args:
-        device: cpu or cuda.
+        device: cpu, cuda or cuda:N.
         precisions: to be measured at batch 1.
-        compile: on a CPU, whether steps are compiled; one or both.
+        compile: whether steps are compiled; one or both.
         levels: low, up or both.
         rounds: how often each way draws a few codes.
         batches: sizes for codes a second, the first being 1.
@@ -213,7 +212,7 @@ def decode(
     """
     compile = [compile] if isinstance(compile, bool) else compile
     if device != "cpu":
-        precisions, compile = [p for p in precisions if p != "int8"], [False]
+        precisions = [p for p in precisions if p != "int8"]
     rows: list[Row] = []
     priors: dict[str, Prior] = {}
     for level in levels:

@@ -101,7 +101,8 @@ class AudioCodec(nn.Module):
             raise ValueError(f"level={level!r}: expected one of {LEVELS}")
         if isinstance(codes, Mapping):
             codes = codes[level]
-        return self.decoders[level](self.codebooks[level].decode(codes))  # type: ignore[operator]
+        with exact_fp32(next(self.parameters()).device):
+            return self.decoders[level](self.codebooks[level].decode(codes))  # type: ignore[operator]
 
     def forward(self, wav: Tensor) -> CodecOutput:
         """Encode, quantise and decode a wave [B, 1, N] at both levels; in training also move the codebooks."""

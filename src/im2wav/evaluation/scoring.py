@@ -148,7 +148,7 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
         ValueError: options, folders or audio that cannot be used.
     """
     check_options(cfg)
-    cfg.device = pick_device(cfg.device)
+    cfg.device = pick_device(cfg.device, mps=False)
     start, times, out = time.monotonic(), {}, Path(cfg.out)
     weights = Path(cfg.weights_dir) if cfg.weights_dir else None
     networks = load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []

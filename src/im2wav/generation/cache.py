@@ -4,6 +4,9 @@ Shapes: B sequences, H heads, D width of a head, n positions; keys and values tr
 The kinds of attention are those of `im2wav.prior.attention`.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +15,68 @@ from im2wav.prior.attention import Kind
 
 # rows of positions that a kind of attention still looks at; `column` looks at all
 ROWS_KEPT = {"row": 1, "previous_row": 2}
+# CUDA's fused attention copies a mask whose rows do not start at a multiple of 16 elements
+MASK_ALIGNMENT = 16
+
+
+class Place(NamedTuple):
+    """What one kind of attention needs to know about a position; tensors on the device.
+
+    Attributes:
+        target: where the key and value of the position are written, [1].
+        column: the position's column, [1].
+        mask: added to the attention scores, 0 for visible places of the cache and -inf for the others, [1, places].
+    """
+
+    target: Tensor
+    column: Tensor
+    mask: Tensor
+
+
+class PlaceTable:
+    """The `Place` of every position. One lookup per step serves all layers, with two operations.
+
+    Args:
+        kinds: kinds of attention in the transformer.
+        length: positions of the context, T.
+        block: positions in a row.
+        like: gives the device, and the dtype of the masks, which is that of the queries.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], length: int, block: int, like: Tensor):
+        position = torch.arange(length, device=like.device)
+        row, column, rows = position // block, position % block, -(-length // block)
+        self.kinds = tuple(dict.fromkeys(kinds))
+        targets: list[Tensor] = [column]
+        masks: list[Tensor] = []
+        self.spans: list[tuple[int, int]] = []  # of each kind, columns of `masks`
+        for kind in self.kinds:
+            kept = rows if kind == "column" else ROWS_KEPT[kind] * block
+            place = torch.arange(kept, device=like.device)
+            if kind == "column":
+                targets.append(column * rows + row)
+                visible = place <= row[:, None]
+            elif kind == "row":
+                targets.append(column)
+                visible = place <= column[:, None]
+            else:
+                targets.append(row % 2 * block + column)
+                visible = place // block != row[:, None] % 2
+            first = sum(mask.shape[1] for mask in masks)
+            self.spans.append((first, first + kept))
+            masks.append(F.pad(visible, (0, -kept % MASK_ALIGNMENT)))
+        self.targets = torch.stack(targets, 1)  # [T, 1 + kinds]: columns, then targets
+        hidden = torch.cat(masks, 1).logical_not()
+        self.masks = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)  # [T, aligned places of all kinds]
+
+    def at(self, position: Tensor) -> Mapping[Kind, Place]:
+        """Look up a position [1]."""
+        column, *targets = self.targets.index_select(0, position).unbind(1)
+        mask = self.masks.index_select(0, position)
+        return {
+            kind: Place(target, column, mask[:, first:end])
+            for kind, target, (first, end) in zip(self.kinds, targets, self.spans, strict=True)
+        }
 
 
 class LayerCache:
@@ -27,7 +92,6 @@ class LayerCache:
         self.block, self.rows = block, -(-length // block)
         self.kept = self.rows if kind == "column" else ROWS_KEPT[kind]
         self.buffer = like.new_zeros(2, batch, heads, self.kept * block, width)
-        self.keys, self.values = self.buffer.unbind(0)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -61,19 +125,14 @@ class LayerCache:
         """
         place, first, count = self.places(position)
         self.buffer.narrow(3, place, 1).copy_(kv)
-        scores = q @ self.keys.narrow(2, first, count).mT
-        return scores.mul_(q.shape[-1] ** -0.5).softmax(-1) @ self.values.narrow(2, first, count)
+        keys, values = self.buffer.narrow(3, first, count).unbind(0)
+        return (q @ keys.mT).mul_(q.shape[-1] ** -0.5).softmax(-1) @ values
 
-    def attend_at(self, q: Tensor, kv: Tensor, position: Tensor) -> Tensor:
-        """`attend` at a position [1] that lies on the device: the same work wherever it is, as a CUDA graph needs."""
-        row, column = position // self.block, position % self.block
+    def attend_at(self, q: Tensor, kv: Tensor, place: Place) -> Tensor:
+        """`attend` at a position that is known on the device alone: the same operations at every position."""
+        self.buffer.index_copy_(3, place.target, kv)
         if self.kind == "column":
-            self.buffer.index_copy_(3, column * self.rows + row, kv)
-            keys, values = self.buffer.unflatten(3, (self.block, self.rows)).index_select(3, column).squeeze(3)
-            seen = torch.arange(self.rows, device=q.device) <= row
+            keys, values = self.buffer.unflatten(3, (self.block, self.rows)).index_select(3, place.column).squeeze(3)
         else:
-            place = torch.arange(self.kept * self.block, device=q.device)
-            self.buffer.index_copy_(3, row % self.kept * self.block + column, kv)
-            keys, values = self.keys, self.values
-            seen = place <= column if self.kind == "row" else place // self.block != row % self.kept
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+            keys, values = self.buffer.unbind(0)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=place.mask)

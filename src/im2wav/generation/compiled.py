@@ -8,7 +8,7 @@ result does not depend on the rows beside it. R rows of the net, W width, A widt
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -75,12 +75,40 @@ def _compile(function: Function, eps: float, threads: int, *arguments: tuple[Any
             graph = make_fx(partial(function, eps))(*examples)
             return torch._inductor.compile(graph, examples, {"size_asserts": False})  # the arguments' sizes are the key
         except Exception as error:  # torch wraps what compilers, linkers and missing headers say in types of its own
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            said = next((line for line in lines if "error:" in line.lower()), lines[0]).strip()
             raise ValueError(
-                f"compile=true: nothing can be compiled here ({said[:200]}); use compile=false. What it takes is a C++ "
-                "compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
+                f"compile=true: nothing can be compiled here ({_first_error(error)}); use compile=false. It needs a "
+                "C++ compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
             ) from error
+
+
+def _first_error(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "error:" in line.lower()), lines[0]).strip()[:200]
+
+
+def compile_step(step: Callable[[Any], None], backend: str = "inductor") -> Callable[[Any], None]:
+    """Compile a whole step of a `Decoding`, for CUDA; the first call of each batch size compiles.
+
+    Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `Decoding`.
+
+    Raises:
+        ValueError: from the compiled step, if nothing can be compiled here.
+    """
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+
+    @wraps(step)
+    def run(decoding: Any) -> None:
+        # the compiled code is kept per function: two levels and many batch sizes share its limit, which is 8 by default
+        with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
+            try:
+                compiled(decoding)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise ValueError(
+                    f"compile=true: the step cannot be compiled here ({_first_error(error)}); use compile=false. It "
+                    "needs Triton, a C compiler and a GPU of compute capability 7.0 or later"
+                ) from error
+
+    return run
 
 
 class CompiledLayers:

@@ -8,11 +8,13 @@ Letters: B sequences, T positions of the context, K codebook size, W width, R ro
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from im2wav.generation.compiled import CompiledLayers
+from im2wav.generation.cache import PlaceTable
+from im2wav.generation.compiled import CompiledLayers, compile_step
 from im2wav.generation.decoding import Decoding
 from im2wav.generation.layer import DecoderLayer
 from im2wav.generation.precision import (
@@ -22,7 +24,7 @@ from im2wav.generation.precision import (
     linear_maker,
     pick_precision,
 )
-from im2wav.generation.sampling import SamplingOptions
+from im2wav.generation.sampling import SamplingOptions, draw_device
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
 
@@ -32,20 +34,21 @@ class Decoder:
 
     Args:
         prior: in eval mode.
-        precision: fp32, bf16, int8 (CPUs only), or auto: fp32 on a CPU, bf16 on a GPU.
+        precision: fp32, bf16, fp16 (GPUs only), int8 (CPUs only), or auto, see `pick_precision`.
         consume: free the transformer's own weights layer by layer, so that memory holds them once. The prior can then
             no longer be called; its embeddings and its conditioner stay, and the decoder uses them.
-        compile: CPUs only: steps go through compiled kernels, which are faster for one or two sequences at a time
-            (`generation.compiled`).
+        compile: compile the steps with TorchInductor (`generation.compiled`). On a CPU that is faster for one or two
+            sequences at a time; on CUDA the whole step is compiled, and then recorded as a CUDA graph.
 
     Raises:
-        ValueError: a precision that the device cannot do, or compile on a GPU.
+        ValueError: a precision that the device cannot do, or compile on a device other than a CPU or CUDA.
     """
 
     def __init__(self, prior: Prior, precision: str = "fp32", consume: bool = False, compile: bool = False):
         self.device = prior.code_embedding.weight.device
         self.precision = pick_precision(precision, self.device)
         check_compile(compile, self.device)
+        self.is_compiled = compile
         self.context_length, self.codebook_size = prior.context_length, prior.codebook_size
         self.can_be_guided = prior.can_be_guided
         self.conditioner = prior.conditioner
@@ -58,6 +61,8 @@ class Decoder:
         positional = options.frames or options.timing or options.upsampler is not None
         self.condition_shape = (self.context_length, self.sizes.width) if positional else (1, 1)
         self.on_device = self.device.type == "cuda"  # positions are read from the device, as a CUDA graph needs
+        whole = compile and self.on_device
+        self.step_at_place = compile_step(Decoding._step_at_place) if whole else Decoding._step_at_place
         self.spare: Decoding | None = None
         with torch.inference_mode():
             linear = linear_maker(self.precision, self.device, packed=not compile)
@@ -68,11 +73,17 @@ class Decoder:
                 if consume:
                     layer.to_empty(device="meta")
                     give_back_freed_memory()
-            self.compiled = CompiledLayers(self.layers) if compile else None
+            self.compiled = CompiledLayers(self.layers) if compile and not whole else None
             # logits in full precision: rounding them costs more than their few bytes
             self.head = linear_maker("fp32", self.device)(
                 self.code_embedding, self.code_embedding.new_zeros(self.codebook_size)
             )
+
+    @cached_property
+    def places(self) -> PlaceTable:
+        """What attention needs to know about each position, where steps read their position from the device."""
+        like = torch.empty(0, dtype=self.cache_dtype, device=self.device)
+        return PlaceTable([layer.kind for layer in self.layers], self.context_length, self.block, like)
 
     @torch.inference_mode()
     def start(
@@ -105,6 +116,7 @@ class Decoder:
         asked = (uniform.shape, options, negative is not None)
         if spare is None or (spare.codes.shape, spare.options, spare.negative) != asked:
             spare = Decoding(self, batch, length, options, negative is not None)
+        spare.decoder = self
         spare.begin(conditions, uniform, prefix, negative)
         return spare
 
@@ -115,10 +127,10 @@ class Decoder:
         Raises:
             ValueError: too many codes, or conditions that do not fit.
         """
-        uniform = codes.new_zeros(codes.shape, dtype=torch.float64)
+        uniform = torch.zeros(codes.shape, dtype=torch.float64, device=draw_device(codes.device))
         decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
-        rows = torch.arange(len(codes), device=codes.device)
-        return torch.stack([self.head(decoding.run_known(row[None], codes[row])[0]) for row in rows])
+        rows = torch.arange(len(codes), device=codes.device).split(1)
+        return torch.stack([self.head(decoding.run_known(*one)[0]) for one in zip(rows, codes, strict=True)])
 
 
 @torch.inference_mode()

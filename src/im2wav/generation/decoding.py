@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from im2wav.generation.cache import LayerCache
+from im2wav.generation.layer import Position
 from im2wav.generation.precision import give_back_freed_memory
-from im2wav.generation.sampling import SamplingOptions, draw, guide
+from im2wav.generation.sampling import SamplingOptions, draw, draw_device, guide
 from im2wav.prior import Conditions
 
 if TYPE_CHECKING:
@@ -27,22 +28,40 @@ class Decoding:
     Attributes:
         codes: [B, n]; the first `position` of them are there.
         position: how many codes are there.
+        uniform: [B, n], on the device where codes are drawn: that of the decoder, or the CPU (`draw_device`).
     """
 
     def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
         if negative and not decoder.can_be_guided:
             raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
-        self.decoder, self.options, self.batch, self.negative = decoder, options, batch, negative
+        self._decoder: Decoder | None = decoder
+        self.options, self.batch, self.negative = options, batch, negative
         self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
         self.position = 0
         rows, device, width = batch * (1 + self.guided + negative), decoder.device, decoder.sizes.width
         self.codes = torch.zeros(batch, length, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=device)
+        self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=draw_device(device))
         self.input = torch.zeros(rows, width, device=device)
         self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
         self.caches: list[LayerCache] = []
         self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where a CUDA graph can read it
+        self.places = decoder.places if decoder.on_device else None
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that drives it.
+
+        Raises:
+            RuntimeError: after `release`.
+        """
+        if self._decoder is None:
+            raise RuntimeError("this Decoding was released: get another one from Decoder.start")
+        return self._decoder
+
+    @decoder.setter
+    def decoder(self, decoder: Decoder) -> None:
+        self._decoder = decoder
 
     @torch.inference_mode()
     def begin(
@@ -73,8 +92,12 @@ class Decoding:
             self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
 
     def release(self) -> None:
-        """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that."""
-        self.decoder.spare = self
+        """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that.
+
+        The decoder then owns it, and it no longer refers to the decoder: a cycle of references would keep weights and
+        caches in the GPU's memory until Python's next garbage collection.
+        """
+        self.decoder.spare, self._decoder = self, None
 
     @torch.inference_mode()
     def go_to(self, position: int) -> None:
@@ -124,7 +147,7 @@ class Decoding:
         t = min(self.position, self.condition.shape[1] - 1)
         return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
 
-    def _run(self, learnt: Tensor, condition: Tensor, position: int | Tensor) -> Tensor:
+    def _run(self, learnt: Tensor, condition: Tensor, position: Position) -> Tensor:
         x = self.input + learnt + condition
         if self.decoder.compiled is not None and isinstance(position, int):
             x = self.decoder.compiled.step(x, self.caches, position)
@@ -137,7 +160,7 @@ class Decoding:
         if self.guided:
             away = self.options.negative_scale if self.negative else None
             logits = guide(logits, self.options.guidance_scale, away)
-        return draw(logits, uniform, self.options)
+        return draw(logits.to(uniform.device), uniform, self.options)
 
     def _embed(self, codes: Tensor) -> None:
         """Make codes [B] the input of the next position."""
@@ -146,6 +169,7 @@ class Decoding:
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
         """Take codes [B] as those at `position`, and go on to the next one."""
+        codes = codes.to(self.codes.device)
         self.codes[:, self.position] = codes
         self._embed(codes)
         self.go_to(self.position + 1)
@@ -161,7 +185,7 @@ class Decoding:
         if t >= self.codes.shape[1]:
             raise ValueError(f"all {t} codes are drawn already")
         if self.decoder.on_device:
-            self._step_in_graph()
+            self._step_on_device()
         else:
             self.feed(self._draw(self.logits(), self.uniform[:, t]))
         self.position = t + 1
@@ -169,36 +193,44 @@ class Decoding:
 
     def _step_at_place(self) -> None:
         """A step that reads its position from the device: the same kernels on the same memory at every position."""
-        place = self.place
-        condition = self.condition
+        assert self.places is not None
+        place, condition = self.place, self.condition
         condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
-        logits = self._run(self.decoder.position_embedding.index_select(0, place), condition[:, 0], place)
+        learnt = self.decoder.position_embedding.index_select(0, place)
+        logits = self._run(learnt, condition[:, 0], self.places.at(place))
         codes = self._draw(logits, self.uniform.index_select(1, place)[:, 0])
         self.codes.index_copy_(1, place, codes[:, None])
         self._embed(codes)
         place += 1
 
-    def _step_in_graph(self) -> None:
-        if self.decoder.device.type == "cuda" and self.graph is None:
-            self.graph = self._capture()
-        if self.graph is None:
-            self._step_at_place()
-        else:
+    def _step_on_device(self) -> None:
+        device, step = self.decoder.device, self.decoder.step_at_place
+        if device.type != "cuda":
+            step(self)
+            return
+        with torch.cuda.device(device):  # a graph records what runs on the current device
+            if self.graph is None:
+                self.graph = self._capture(step)
             self.graph.replay()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step, after two rehearsals of it that leave everything as it was but what the step overwrites."""
+    def _capture(self, step: Callable[[Decoding], None]) -> torch.cuda.CUDAGraph:
+        """Record a step on the current device.
+
+        Two rehearsals come first, in which kernels are chosen and, with compile=true, compiled. They leave everything
+        as it was but what the step overwrites.
+        """
         saved, stream = self.input.clone(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._step_at_place()
+                step(self)
                 self.place -= 1
                 self.input.copy_(saved)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step_at_place()
+        # not "global": other threads, such as those that pin memory for data loaders, go on using CUDA meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step(self)
         return graph
 
     def steps(self, count: int | None = None, on_step: Callable[[int], object] | None = None) -> Tensor:

@@ -46,7 +46,7 @@ def guidance_gap(models: Models, item: Composition) -> float:
         bits = logits[:, known:].float().log_softmax(-1).gather(-1, codes[:, known:, None].repeat(2, 1, 1)) / math.log(
             2
         )
-        told += (bits[0] - bits[1]).double().sum().item()
+        told += (bits[0] - bits[1]).cpu().double().sum().item()  # on the CPU: MPS has no float64
         drawn += end - window.first
     return told / max(drawn, 1)
 

@@ -1,15 +1,18 @@
 """A layer of a prior's transformer with weights made for decoding. R rows of the net, W width, n positions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from im2wav.generation.cache import LayerCache
+from im2wav.generation.cache import LayerCache, Place
 from im2wav.generation.precision import Linear
-from im2wav.prior.attention import attend
+from im2wav.prior.attention import Kind, attend
 from im2wav.prior.transformer import Layer
+
+# a number where the host knows the position, else what `PlaceTable` holds on it
+Position = int | Mapping[Kind, Place]
 
 GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factor goes into the weights around it
 
@@ -47,13 +50,16 @@ class DecoderLayer:
         """Bytes of the weights."""
         return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
 
-    def attend(self, qkv: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, cache: LayerCache, position: Position) -> Tensor:
         """Keep keys and values of qkv [R, 3 A], and let the queries attend: [R, A], A being the width of attention."""
         qkv = qkv.to(cache.buffer.dtype).view(len(qkv), 3, self.heads, 1, -1).transpose(0, 1)
-        way = cache.attend if isinstance(position, int) else cache.attend_at
-        return way(qkv[0], qkv[1:], position).view(qkv.shape[1], -1)  # type: ignore[arg-type]
+        if isinstance(position, int):
+            out = cache.attend(qkv[0], qkv[1:], position)
+        else:
+            out = cache.attend_at(qkv[0], qkv[1:], position[self.kind])
+        return out.view(qkv.shape[1], -1)
 
-    def step(self, x: Tensor, cache: LayerCache, position: int | Tensor) -> Tensor:
+    def step(self, x: Tensor, cache: LayerCache, position: Position) -> Tensor:
         """One position of every sequence, x [R, W] -> [R, W], in place: small operations are what a step waits for."""
         x.add_(self.attention_out(self.attend(self.qkv(self.norm_attention(x)), cache, position)))
         return x.add_(self.mlp_out(self.mlp_in(self.norm_mlp(x))))

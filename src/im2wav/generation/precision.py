@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+# by type of device, the first being that of `auto` (on CUDA see `pick_precision`)
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "cpu": ("fp32", "bf16", "int8"),
+    "cuda": ("bf16", "fp16", "fp32"),
+    "mps": ("fp32", "fp16"),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # rows that oneDNN's layout of the weights is chosen for: chosen for one row it rounds one row unlike others
 PACKED_FOR_ROWS = 32
 
@@ -104,20 +110,27 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def pick_device(name: str | int | torch.device) -> str:
-    """`auto` becomes cuda where there is one, else cpu; a number is that CUDA device.
+def pick_device(name: str | int | torch.device, mps: bool = True) -> str:
+    """Resolve a device name: `auto` is cuda if available, else mps (Apple silicon), else cpu.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N, mps, or the number N of a CUDA device.
+        mps: whether the work can be done on MPS. Generation can; what needs float64 on the device cannot.
 
     Raises:
         ValueError: no such device.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        apple = mps and torch.backends.mps.is_available()
+        return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     try:
         device = torch.device("cuda", name) if isinstance(name, int) else torch.device(str(name))
     except (RuntimeError, ValueError):
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={name}: expected auto, cpu or cuda")
+    if device.type not in PRECISIONS or (device.type == "mps" and not mps):
+        raise ValueError(f"device={name}: expected auto, cpu{', cuda or mps' if mps else ' or cuda'}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={name}: torch sees no Apple GPU here; use device=cpu or device=auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices here; use device=cpu or device=auto"
@@ -126,35 +139,43 @@ def pick_device(name: str | int | torch.device) -> str:
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
-    """`auto` becomes fp32 on a CPU, bf16 elsewhere.
+    """Resolve a precision: `auto` is bf16 on CUDA, or fp16 on GPUs that only emulate bf16; fp32 on a CPU and on MPS.
 
     Raises:
         ValueError: no such precision, or one that the device cannot do.
     """
+    allowed = PRECISIONS.get(device.type, PRECISIONS["cuda"])
     if name == "auto":
-        return "fp32" if device.type == "cpu" else "bf16"
-    if name not in PRECISIONS:
-        raise ValueError(f"precision={name}: expected auto or one of {', '.join(PRECISIONS)}")
-    if name == "int8" and device.type != "cpu":
-        raise ValueError("precision=int8 is for CPUs: use bf16 on a GPU, or device=cpu")
-    return name
+        return "fp16" if device.type == "cuda" and not has_bf16(device) else allowed[0]
+    for precision in allowed:
+        if name == precision:
+            return precision
+    places = [kind for kind, precisions in PRECISIONS.items() if name in precisions]
+    hint = f" (precision={name} needs device={' or device='.join(places)})" if places else ""
+    raise ValueError(f"precision={name} on {device.type}: expected auto or one of {', '.join(allowed)}{hint}")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a CUDA device computes in bf16 itself; those before Ampere only emulate it, slowly."""
+    if not torch.cuda.is_available():
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_compile(compile: bool, device: torch.device) -> None:
-    """Whether steps can be compiled on a device.
+    """Check whether steps can be compiled for a device.
 
     Raises:
-        ValueError: on a GPU.
+        ValueError: neither a CPU nor CUDA.
     """
-    if compile and device.type != "cpu":
-        raise ValueError(
-            f"compile=true on {device}: it is for CPUs, on a GPU a step is a CUDA graph; use compile=false"
-        )
+    if compile and device.type not in ("cpu", "cuda"):
+        raise ValueError(f"compile=true on {device}: it is for device=cpu and device=cuda; use compile=false")
 
 
 def cache_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Of keys and values: fp32 on a CPU, where attention of a single query in bf16 takes up to 8 times longer."""
-    return torch.bfloat16 if precision == "bf16" and device.type != "cpu" else torch.float32
+    return torch.float32 if device.type == "cpu" else DTYPES[precision]
 
 
 def packs_weights(dtype: torch.dtype) -> bool:
@@ -178,6 +199,6 @@ def linear_maker(precision: Precision, device: torch.device, packed: bool = True
     """
     if precision == "int8":
         return Int8Linear
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    dtype = DTYPES[precision]
     kind = PackedLinear if packed and device.type == "cpu" and packs_weights(dtype) else PlainLinear
     return lambda weight, bias, silu=False: kind(weight, bias, silu, dtype)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = ("mps",)  # types of device; codes are drawn in float64
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -70,6 +72,11 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     return logits
 
 
+def draw_device(device: torch.device | None) -> torch.device | None:
+    """Where codes are drawn for a prior on `device`: there, or on the CPU where the device has no float64."""
+    return torch.device("cpu") if device is not None and device.type in WITHOUT_FLOAT64 else device
+
+
 def draw(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
     """Draw codes [B] from logits [B, K] by inverting the cumulative distribution at uniform numbers [B] in [0, 1)."""
     logits = filter_logits(logits / options.temperature, options.top_k, options.top_p)
@@ -87,10 +94,10 @@ def uniforms(seeds: Sequence[int], length: int, stream: str, device: torch.devic
     """Random numbers in [0, 1) for each item and position, [B, length], float64.
 
     All numbers of an item come from a generator of its own, so that its codes depend neither on the batch that it is
-    sampled in nor on its place there. `stream` separates the levels.
+    sampled in nor on its place there. `stream` separates the levels. They come on the `draw_device` of `device`.
     """
     rows = [
         torch.rand(length, generator=torch.Generator().manual_seed(item_seed(seed, stream)), dtype=torch.float64)
         for seed in seeds
     ]
-    return torch.stack(rows).to(device)
+    return torch.stack(rows).to(draw_device(device))

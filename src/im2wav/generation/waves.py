@@ -4,6 +4,7 @@ So a sound of any length is decoded in constant memory, and while its later code
 a fixed grid: a sound that is streamed equals the sound that is decoded at the end, sample for sample.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,12 +25,14 @@ class Reach(NamedTuple):
 
 @torch.inference_mode()
 def measure_reach(codec: AudioCodec, level: str) -> Reach:
-    """Find a decoder's reach: what one latent that is not a number spoils.
+    """Find a decoder's reach: the samples that become NaN when one latent is NaN.
+
+    On a CPU copy: algorithms of cuDNN, such as FFT and Winograd, spread a NaN further than the convolution reaches.
 
     Raises:
         ValueError: the decoder has no bounded reach.
     """
-    decoder, hop = codec.decoders[level], codec.hop_lengths[level]
+    decoder, hop = copy.deepcopy(codec.decoders[level]).cpu(), codec.hop_lengths[level]
     like = next(decoder.parameters())
     codes = 128
     while codes <= 2**15:

@@ -1,11 +1,17 @@
 """Work that needs no training, shared out over the devices of a Trainer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
+
+# processes wait for the slowest one at the end; torch's default gives up after 10 to 30 minutes, and the run fails
+LONGEST_WAIT = timedelta(days=30)
 
 
 class Shared(pl.LightningModule):
@@ -29,6 +35,18 @@ class Shared(pl.LightningModule):
     def predict_step(self, batch: int, batch_idx: int) -> None:
         """Do one piece; what comes of it is on disk."""
         self.work(self.pieces[batch])
+
+
+def waiting_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that let several processes wait for each other as long as the work takes.
+
+    Args:
+        trainer: options of the Trainer. With a strategy other than auto and ddp nothing is changed.
+    """
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
+    if trainer["strategy"] not in ("auto", "ddp") or not several or torch.backends.mps.is_available():
+        return {}
+    return {"strategy": DDPStrategy(timeout=LONGEST_WAIT)}
 
 
 def share_out(
