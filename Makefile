@@ -15,12 +15,12 @@ help: ## list the targets
 
 setup: $(VENV)/.ok ## make the virtual environment and install im2wav with everything the demo and the tests use
 
-$(VENV)/.ok: pyproject.toml constraints.txt src/im2wav/cpu_torch.py
+$(VENV)/.ok: pyproject.toml constraints.txt .ci/cpu_torch.py
 	$(PY) -m venv $(VENV)
 	$(PYTHON) -m pip install -q "uv>=0.5"
 	$(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(INDEX_URL),UV_DEFAULT_INDEX="$(INDEX_URL)") \
 		VIRTUAL_ENV="$(abspath $(VENV))" $(VENV)/bin/uv pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
-	$(PYTHON) -m im2wav.cpu_torch
+	$(PYTHON) .ci/cpu_torch.py
 	touch $@
 
 demo: setup ## pictures to sounds in a quarter of an hour: train on the shipped pairs, then open runs/demo/index.html

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from im2wav.hashing import state_sha256
+from im2wav.files import state_sha256
 
 
 class CodebookHashes(pl.Callback):

@@ -131,7 +131,7 @@ def test_a_video_gets_a_sound_of_its_length_and_takes_it_in(model, tmp_path):
         frames = [frame.to_ndarray() for frame in after.decode(after.streams.audio[0])]
     heard = torch.cat([torch.from_numpy(f).mean(0) for f in frames])[: len(sound.wav)]
     assert torch.corrcoef(torch.stack([heard, sound.wav[: len(heard)]]))[0, 1] > 0.9
-    with pytest.raises(ValueError, match="made for no video"):
+    with pytest.raises(ValueError, match="the input was no video"):
         model.generate(OWL).save(tmp_path / "owl.mp4")
     with pytest.raises(ValueError, match=r"ends with one of \.wav, \.flac"):
         sound.save(tmp_path / "heard.ogg")
@@ -159,7 +159,7 @@ def test_a_sound_goes_on_and_is_mended(model, tmp_path):
     [
         ({}, "give one of image, video, timeline and text"),
         ({"image": "none.jpg"}, "expected a photo"),
-        ({"text": "an owl"}, "encoder=efficientnet_lite2 knows images alone"),
+        ({"text": "an owl"}, "encoder=efficientnet_lite2 encodes images only"),
         ({"image": OWL, "seconds": 0}, "seconds=0: expected more than 0"),
         ({"image": OWL, "num_drafts": 0}, "num_drafts=0"),
         ({"image": OWL, "overlap": 1}, "overlap=1"),
@@ -217,13 +217,13 @@ def test_an_unknown_setting_is_refused(model):
 
 
 def test_a_video_whose_pictures_mp4_cannot_hold_still_gets_its_sound(trained, tmp_path, caplog, monkeypatch):
-    import im2wav.data.outputs
-    from im2wav.data.media import MediaError
+    import im2wav.inference.outputs
+    from im2wav.media.reading import MediaError
 
     def cannot(*_):
         raise MediaError("cannot mux", "clip.mp4: no")
 
-    monkeypatch.setattr(im2wav.data.outputs, "mux", cannot)
+    monkeypatch.setattr(im2wav.inference.outputs, "mux", cannot)
     arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", "seconds=0.1"]
     (result,) = sample(config("sample", *arguments, f"input={write_mp4(tmp_path / 'clip.mp4', audio=False)}"))
     assert "cannot mux" in caplog.text

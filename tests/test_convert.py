@@ -14,8 +14,8 @@ import torch
 
 from conftest import ASSETS, command, config, tiny_config, tone, write_wav
 from im2wav.checkpoint import check_same_origin, load, load_net
-from im2wav.data.media import read_audio
 from im2wav.data.pairs import PairsFolder
+from im2wav.media.reading import read_audio
 from im2wav.official import convert, fetch, folder
 from im2wav.official.weights import read
 

@@ -7,9 +7,11 @@ import soundfile
 import torch
 
 from conftest import tone, write_mp4, write_wav
-from im2wav.data import media
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.pairs import COLUMNS, DatasetInfo, PairsFolder, npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.data.manifest import COLUMNS
+from im2wav.data.pairs import DatasetInfo, PairsFolder
+from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.media import reading as media
 
 RATE = 16000
 

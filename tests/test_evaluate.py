@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from conftest import ASSETS, IDS, command, config, write_mp4, write_wav
-from im2wav.data.imagehear import imagehear as lists
+from im2wav.data.imagehear_list import imagehear as lists
 from im2wav.evaluate import evaluate
 from im2wav.evaluation import imagehear, sounds
 from im2wav.evaluation.passt import audioset_labels

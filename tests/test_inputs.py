@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from conftest import ASSETS, write_mp4
-from im2wav.data.inputs import (
+from im2wav.inference.inputs import (
     Input,
     find_inputs,
     input_of,
@@ -18,8 +18,7 @@ from im2wav.data.inputs import (
     text_input,
     timeline_input,
 )
-from im2wav.data.media import MediaError
-from im2wav.data.video import video_seconds
+from im2wav.media.reading import MediaError, Video
 
 IMAGES = ASSETS / "images"
 
@@ -89,7 +88,7 @@ def test_photos_in_turn(tmp_path):
     [
         ([], "first at 0"),
         (["owl_03.jpg@1"], "first at 0"),
-        (["owl_03.jpg@0", "cat_03.jpg@0"], "rising seconds"),
+        (["owl_03.jpg@0", "cat_03.jpg@0"], "increasing seconds"),
         (["owl_03.jpg"], "is not PHOTO@SECONDS"),
         (["owl_03.jpg@soon"], "is not PHOTO@SECONDS"),
         (["none.jpg@0"], "expected a photo"),
@@ -105,7 +104,7 @@ def test_what_is_no_timeline(images, message, tmp_path):
 
 def test_a_video_is_seen_as_long_as_is_wanted(tmp_path):
     path = write_mp4(tmp_path / "clip.mp4", seconds=3.0, audio=False)
-    assert video_seconds(path) == pytest.approx(3.0, abs=0.05)
+    assert Video(path).seconds == pytest.approx(3.0, abs=0.05)
     video = input_of(path)
     assert video.seconds() == pytest.approx(3.0, abs=0.05)
     seen = look(video, Brightness(), 5.0, 2.0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
-from im2wav.data.pairs import DatasetInfo, table_bytes
+from im2wav.data.pairs import DatasetInfo
+from im2wav.files import table_bytes
 
 ROWS = 200_000
 

@@ -174,14 +174,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(trained, folder, tmp
     [
         ([], r"give input=PATH \(a photo"),
         (["input.text=owl", "input.timeline=[a.jpg@0]"], "not timeline and text at once"),
-        (["input.text=owl"], "knows images alone"),
+        (["input.text=owl"], "encodes images only"),
         (["input.timeline=[PICTURE@1]"], "first at 0"),
         (["input=PICTURE", "format=mp3"], "format=mp3: expected one of wav, flac"),
         (["input=PICTURE", "mux=maybe"], "mux=maybe"),
         (["input=PICTURE", "num_drafts=0"], "num_drafts=0"),
         (["input=PICTURE", "num_drafts=2", "keep=3"], "keep=3"),
         (["input=PICTURE", "num_drafts=2", "num_samples=2"], "num_samples left at 1"),
-        (["input=PICTURE", "negative.text=owl"], "knows images alone"),
+        (["input=PICTURE", "negative.text=owl"], "encodes images only"),
         (["input=PICTURE", "negative.image=none.jpg"], "none.jpg"),
         (["input=PICTURE", "pretrained=none"], "none is no folder, and could not be fetched from the Hub"),
         (["input=PICTURE", "seconds=-1"], "seconds=-1"),
@@ -208,7 +208,7 @@ def test_two_devices_make_what_one_makes(trained, folder, tmp_path):
     write_mp4(folder / "clip.mp4", seconds=0.5)
     (folder / "broken.jpg").write_text("no picture")
     one, two = tmp_path / "one", tmp_path / "two"
-    common = [f"input={folder}", "batch_size=2", "max_bad=0.5", "mux=false", "seconds=0.1"]
+    common = [f"input={folder}", "batch_size=2", "max_failed=0.5", "mux=false", "seconds=0.1"]
     run(trained, one, *common)
     call = [sys.executable, "-m", "im2wav.sample", *arguments(trained, two, *common)]
     shared = subprocess.run(

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from im2wav.data.decoding import Decoded
-from im2wav.data.inputs import Input, name_inputs, text_input
-from im2wav.data.manifest import COLUMNS, NUMBERS, Manifest, Strings
-from im2wav.data.outputs import Outputs
-from im2wav.data.packing import Unpacker, pack
-from im2wav.data.sources import SPLITS, Source, Sources
+from im2wav.data.manifest import COLUMNS, NUMBERS, SPLITS, Manifest, Strings
 from im2wav.data.splits import fraction_of, split_rows
-from im2wav.data.workers import Failed
 from im2wav.generation.windows import plan_windows, window_starts
+from im2wav.inference.inputs import Input, name_inputs, text_input
+from im2wav.inference.outputs import Outputs
+from im2wav.prepare.clip_reader import Decoded
+from im2wav.prepare.packing import Unpacker, pack
+from im2wav.prepare.sources import Source, Sources
+from im2wav.prepare.workers import Failed
 
 few = settings(max_examples=50, deadline=None, derandomize=True)
 

@@ -96,10 +96,10 @@ def test_a_folder_with_photos_and_a_video_and_something_broken(trained, tmp_path
     shutil.copy(ASSETS / "images" / "owl_03.jpg", folder)
     write_mp4(folder / "clip.mp4", audio=False)  # a silent video is what needs a sound most
     (folder / "broken.png").write_text("no picture")
-    results = run(trained, tmp_path, f"input={folder}", "max_bad=0.5")
+    results = run(trained, tmp_path, f"input={folder}", "max_failed=0.5")
     assert sorted(r["input"].split("/")[-1] for r in results) == ["clip.mp4", "owl_03.jpg"]
     assert "broken.png" in caplog.text
-    with pytest.raises(ValueError, match=r"2 of 3 inputs could be read, see above \(max_bad=0.0\)"):
+    with pytest.raises(ValueError, match=r"2 of 3 inputs could be read, see above \(max_failed=0.0\)"):
         run(trained, tmp_path, f"input={folder}")
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.manifest import COLUMNS, Manifest
-from im2wav.data.pairs import table_bytes
 from im2wav.data.splits import fraction_of, split_rows
+from im2wav.files import table_bytes
 from test_data import make_pairs
 
 

@@ -5,12 +5,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from im2wav.data.crops import resized_square
-from im2wav.data.encoder import ImageEncoder
-from im2wav.hashing import state_sha256
+from im2wav.files import state_sha256
+from im2wav.media.crops import resized_square
+from im2wav.media.encoder import ImageEncoder
 
 TINY_ENCODER = ["encoder=efficientnet_lite2", "encoder._target_=tiny_encoder.TinyEncoder", "encoder.name=tiny"]
-TINY_ENCODER += ["encoder.dim=16", "trainer.accelerator=cpu", "trainer.devices=1", "workers=1", "threads=1"]
+TINY_ENCODER += ["encoder.dim=16", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=1", "threads=1"]
 
 
 class TinyEncoder(ImageEncoder):

@@ -21,14 +21,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
-from im2wav.data.encoder import ImageEncoder, build_encoder
-from im2wav.data.inputs import Input, look, one_input
 from im2wav.data.pairs import DatasetInfo
-from im2wav.data.sound import Sound
 from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_refine, stream
 from im2wav.generation.pipeline import Composition, count_codes
 from im2wav.generation.precision import check_compile, pick_device, pick_precision
 from im2wav.generation.sampling import item_seed
+from im2wav.inference.inputs import Input, look, one_input
+from im2wav.inference.sound import Sound
+from im2wav.media.encoder import ImageEncoder, build_encoder
 from im2wav.pretrained import find_folder, load_folder, save_folder
 from im2wav.settings import Picture, Settings, make_settings
 

@@ -39,7 +39,7 @@ def bench(cfg: DictConfig) -> list[Row]:
     """Run one measurement, print its table and, where asked, write it as JSON."""
     import torch
 
-    from im2wav.data.pairs import write_atomic
+    from im2wav.files import write_atomic
     from im2wav.generation.precision import pick_device
 
     if cfg.threads:

@@ -1,7 +1,6 @@
 """A path -> a bare net in eval mode, with what its file says of its origin."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from im2wav.codec import AudioCodec
-from im2wav.hashing import state_sha256
+from im2wav.files import atomic_path, state_sha256
 from im2wav.prior import Prior
 
 # the nets that a checkpoint may ask for: a name from a file is never imported
@@ -112,15 +111,9 @@ def save(loaded: Loaded, path: Path) -> Path:
         "codec_sha256": loaded.codec_sha256,
         "bandwidth": loaded.bandwidth,
     }
-    temporary = path.with_suffix(".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
+    state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
+    with atomic_path(path) as temporary:
         save_file(state, temporary, {"im2wav": json.dumps(about)})
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     return path
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 VERBS = {
-    "embed": "videos, or pictures and sounds -> a pairs folder",
+    "embed": "videos, or images and audio files -> a pairs folder",
     "inspect": "statistics of a pairs folder: counts, lengths, loudness, duplicates, and a page",
-    "shard": "a pairs folder -> a few large files, for disks and object stores",
-    "tokenize": "the codes of whole clips, written once for the priors",
+    "shard": "a pairs folder -> a few large files, for network disks and object stores",
+    "tokenize": "codes of whole clips, written once for training the priors",
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
     "sample": "a photo, a video or a folder -> sounds",
     "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
@@ -65,7 +65,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         text = " ".join(str(cause).split())
         if "Could not load this library" in text:  # torchaudio's CUDA build beside a CPU-only torch
-            text += ": run `python -m im2wav.cpu_torch` once in this environment"
+            text += ": install matching builds of torch and torchaudio, or run the repository's .ci/cpu_torch.py"
         if failure is not None:
             raise failure(text) from error
         sys.stderr.write(f"error: {text}\n")
@@ -74,7 +74,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
 # options that are a number or a word, and those that are a number or null
 WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size", "data.batch_size")
-NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "workers", "data.global_batch_size")
+NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "num_workers", "data.global_batch_size")
 
 
 def check_words(config: Any) -> None:

@@ -28,7 +28,7 @@ def convert(cfg: DictConfig) -> Any:
 
         written |= convert_folder(Path(cfg.official), Path(cfg.out))
     if cfg.pickles:
-        from im2wav.data.pickles import convert_pickles
+        from im2wav.official.pickles import convert_pickles
 
         written["pairs"] = convert_pickles(
             Path(cfg.pickles), Path(cfg.wavs) if cfg.wavs else None, Path(cfg.out), cfg.fps

@@ -38,7 +38,7 @@ def run_stages(cfg: DictConfig, out: Path) -> dict[str, float]:
         where = [f"model={quoted(out)}", f"data={pairs}", f"split={split}", f"out={quoted(out / 'evaluation' / split)}"]
         commands[f"evaluate_{split}"] = ["evaluate", *where, "batch_size=64", "resamples_fd=2", *runs, *sampler]
     if cfg.demo.images:
-        where = ["run_name=demo", f"input={quoted(cfg.demo.images)}", f"out={quoted(out / 'own')}", "max_bad=1"]
+        where = ["run_name=demo", f"input={quoted(cfg.demo.images)}", f"out={quoted(out / 'own')}", "max_failed=1"]
         commands["sample"] = ["sample", encoder, *where, "batch_size=64", *runs, *sampler]
     seconds = {}
     for name, arguments in commands.items():
@@ -88,8 +88,9 @@ def summarise(reports: Mapping[str, Any], unseen: list[dict[str, str]], labels: 
 
 def demo(cfg: DictConfig) -> dict[str, Any]:
     """Run the whole demo; returns the figures."""
-    from im2wav.data.pairs import PairsFolder, write_atomic
+    from im2wav.data.pairs import PairsFolder
     from im2wav.evaluation.demo_page import demo_page
+    from im2wav.files import write_atomic
 
     start, out = time.monotonic(), Path(cfg.paths.runs) / "demo"
     seconds = run_stages(cfg, out)

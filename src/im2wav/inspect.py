@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from im2wav.cli import CONF, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
-    from im2wav.data.survey import Survey
+    from im2wav.prepare.survey import Survey
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -26,10 +26,10 @@ def inspect(cfg: DictConfig) -> Survey:
     """
     import numpy as np
 
-    from im2wav.data.pairs import write_atomic
     from im2wav.data.shards import open_folder
     from im2wav.data.splits import split_rows
-    from im2wav.data.survey import draw_rows, survey, survey_page, survey_text
+    from im2wav.files import write_atomic
+    from im2wav.prepare.survey import draw_rows, survey, survey_page, survey_text
 
     folder = open_folder(cfg.data.root, cfg.data.chunks)
     audible = np.flatnonzero(folder.pairs.column("samples") > 0)

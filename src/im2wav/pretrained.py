@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from im2wav.checkpoint import Loaded, load, save
-from im2wav.data.pairs import DatasetInfo, write_atomic
+from im2wav.data.pairs import DatasetInfo
+from im2wav.files import write_atomic
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 CONFIG = "config.json"

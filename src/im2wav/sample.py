@@ -16,7 +16,7 @@ from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
     from im2wav.api import Im2Wav
-    from im2wav.data.inputs import Input
+    from im2wav.inference.inputs import Input
     from im2wav.jobs import Work
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ def find(cfg: DictConfig) -> list[Input]:
     """What is to be heard.
 
     Raises:
-        ValueError: nothing, several ways of saying it at once, or see `im2wav.data.inputs`.
+        ValueError: nothing, several ways of saying it at once, or see `im2wav.inference.inputs`.
     """
-    from im2wav.data import inputs
+    from im2wav.inference import inputs
 
     if not isinstance(cfg.input, DictConfig):
         given = str(cfg.input)
@@ -94,7 +94,7 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
     Raises:
         ValueError: options out of range, or see `find` and `load_model`.
     """
-    from im2wav.data.outputs import Outputs
+    from im2wav.inference.outputs import Outputs
     from im2wav.jobs import Work
 
     drafts = cfg.num_drafts is not None
@@ -140,7 +140,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
         For each sound: what its .json says, with the paths of its files by level.
 
     Raises:
-        ValueError: nothing could be generated, more inputs than `max_bad` could not be read, or bad options.
+        ValueError: nothing could be generated, more inputs than `max_failed` could not be read, or bad options.
     """
     from im2wav.jobs import pack, plan
 
@@ -180,8 +180,8 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     log.info("%d sounds in %s", len(rows), work.outputs.root / "up")
     if missing:
         message = f"{len(items) - missing or 'none'} of {len(items)} inputs could be read, see above"
-        if missing > cfg.max_bad * len(items):
-            raise ValueError(f"{message} (max_bad={cfg.max_bad})")
+        if missing > cfg.max_failed * len(items):
+            raise ValueError(f"{message} (max_failed={cfg.max_failed})")
         log.warning(message)
     return rows
 

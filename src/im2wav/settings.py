@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from im2wav.data import media
-from im2wav.data.inputs import Input, one_input
-from im2wav.data.sound import Sound
+from im2wav.files import state_sha256
 from im2wav.generation import SamplingOptions
-from im2wav.hashing import state_sha256
+from im2wav.inference.inputs import Input, one_input
+from im2wav.inference.sound import Sound
+from im2wav.media import reading as media
 
 Picture = str | Path | Image.Image
 

@@ -250,7 +250,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     import lightning.pytorch as pl
 
-    from im2wav.data.pairs import write_atomic
+    from im2wav.files import write_atomic
     from im2wav.training.dashboard import Dashboard
     from im2wav.training.facts import origin
     from im2wav.training.hardware import prepare, size_batch

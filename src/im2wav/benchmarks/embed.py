@@ -13,11 +13,12 @@ import torch
 
 from im2wav.benchmarks.row import Row
 from im2wav.clock import best_time
-from im2wav.data.crops import resized_centre
-from im2wav.data.decoding import Decoded, Decoder
-from im2wav.data.media import VIDEO_SUFFIXES, read_all_frames
-from im2wav.data.packing import PackedFrames
-from im2wav.data.sources import Source
+from im2wav.files import VIDEO_SUFFIXES, list_files
+from im2wav.media.crops import resized_centre
+from im2wav.media.reading import read_all_frames
+from im2wav.prepare.clip_reader import ClipReader, Decoded
+from im2wav.prepare.packing import PackedFrames
+from im2wav.prepare.sources import Source
 
 SIZES = ((1280, 720), (340, 256))  # of the videos that are made: as uploaded, and as many copies of VGGSound have them
 
@@ -64,9 +65,9 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
 
 def decode(path: str, fps: float, size: int) -> int:
     """Frames of a video through the whole decoder, sound included."""
-    decoder = Decoder(partial(resized_centre, size=size), size, fps)
+    reader = ClipReader(partial(resized_centre, size=size), size, fps)
     count = 0
-    for message in decoder(Source("a", video=path)):
+    for message in reader(Source("a", video=path)):
         if isinstance(message, np.ndarray):
             count += len(message)
         elif not isinstance(message, Decoded):
@@ -101,7 +102,7 @@ def embed(
         if videos is None:
             for width, height in SIZES:
                 write_video(folder / f"{width}x{height}.mp4", width, height)
-        paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        paths = [str(path) for path in list_files(folder, VIDEO_SUFFIXES)]
         if not paths:
             raise ValueError(f"measure.videos={videos} holds no videos")
         rows = _decoding(paths, size, repeats)
@@ -127,7 +128,7 @@ def _decoding(paths: list[str], size: int, repeats: int) -> list[Row]:
             part = (counts[path] / spent[path], "frames/core-s", counts[path] / alone[path], name)
             rows.append(Row(f"  {Path(path).name[:24]}, {fps:g} fps", *part))
     sources = {number: Source(str(number), video=path) for number, path in enumerate(paths * 2)}
-    packed = PackedFrames(sources, Decoder(partial(resized_centre, size=size), size, 30.0), 32, 1, 100)
+    packed = PackedFrames(sources, ClipReader(partial(resized_centre, size=size), size, 30.0), 32, 1, 100)
     start, shown = time.perf_counter(), 0
     for batch in packed:
         start = start if shown else time.perf_counter()  # without the start of the process

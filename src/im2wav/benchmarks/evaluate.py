@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from im2wav.benchmarks.row import Row
-from im2wav.data.media import read_audio
-from im2wav.data.pairs import wav_bytes, write_atomic
+from im2wav.files import wav_bytes, write_atomic
+from im2wav.media.reading import read_audio
 
 ASSETS = Path(__file__).parents[1] / "assets" / "pairs" / "audio"
 RATE = 16000

@@ -14,8 +14,9 @@ from im2wav.clock import best_time
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import WindowLoader
 from im2wav.data.manifest import COLUMNS
-from im2wav.data.pairs import DatasetInfo, npy_bytes, table_bytes, wav_bytes, write_atomic
-from im2wav.data.shards import ShardWriter
+from im2wav.data.pairs import DatasetInfo
+from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.prepare.shard_writer import ShardWriter
 
 RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # a clip as VGGSound has them
 

@@ -1,1 +1,1 @@
-"""Media and pairs on disk -> batches."""
+"""Pairs folder -> batches."""

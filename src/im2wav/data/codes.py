@@ -1,10 +1,10 @@
-"""Codes of whole clips on disk, so that a prior's training does not encode the same sounds again and again.
+"""Cached codes of whole clips, so that training a prior does not encode the same audio again and again.
 
-    codes/HASH/codes.json      which codec, its hops, and how short sounds were filled up
+    codes/HASH/codes.json      codec, hops, and how short clips were extended
     codes/HASH/low/ID.npy      int16 or int32 [samples / hop]
     codes/HASH/up/ID.npy
 
-HASH begins the sha256 of the codec's weights: another codec has a folder of its own.
+HASH is the beginning of the sha256 of the codec's weights, so each codec has its own folder.
 """
 
 import json
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from im2wav.data.manifest import Manifest, Pair
-from im2wav.data.pairs import npy_bytes, write_atomic
-from im2wav.hashing import state_sha256
+from im2wav.files import npy_bytes, state_sha256, write_atomic
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class CodesInfo:
     """The content of `codes.json`."""
 
     codec_sha256: str
-    hops: dict[str, int]  # samples of a code, by level
+    hops: dict[str, int]  # samples per code, by level
     codebook_size: int
-    num_samples: int  # sounds shorter than this were filled up to it before they were encoded ...
+    num_samples: int  # shorter clips were extended to this before they were encoded ...
     short: str  # ... in this way
     format: int = 1
 
@@ -39,7 +38,7 @@ class CodesFolder:
 
     Args:
         root: the folder of the pairs.
-        info: what the codes must be.
+        info: properties that the codes must have.
     """
 
     def __init__(self, root: Path, info: CodesInfo):
@@ -47,24 +46,24 @@ class CodesFolder:
 
     @property
     def grid(self) -> int:
-        """Windows begin at multiples of this many samples, so that they begin with a code of every level."""
+        """Windows begin at multiples of this number of samples, so that they begin with a code of every level."""
         return max(self.info.hops.values())
 
     def path(self, pair: Pair, level: str) -> Path:
-        """The file of a pair."""
+        """Path of the codes of a pair."""
         return self.root / level / Path(pair.clip).name
 
     def missing(self, pairs: Manifest) -> list[int]:
-        """Rows whose codes are not there yet."""
-        there = {level: {p.name for p in (self.root / level).glob("*.npy")} for level in self.info.hops}
+        """Rows whose codes are missing."""
+        existing = {level: {p.name for p in (self.root / level).glob("*.npy")} for level in self.info.hops}
         names = (Path(clip).name for clip in pairs.strings("clip"))
-        return [row for row, name in enumerate(names) if not all(name in files for files in there.values())]
+        return [row for row, name in enumerate(names) if not all(name in files for files in existing.values())]
 
     def start(self) -> None:
-        """Write codes.json, or refuse a folder that was begun in another way.
+        """Write codes.json, or check an existing one.
 
         Raises:
-            ValueError: it was.
+            ValueError: the folder was written with other settings.
         """
         path = self.root / "codes.json"
         if path.is_file():
@@ -82,24 +81,28 @@ class CodesFolder:
                 )
 
     def write(self, pair: Pair, codes: Mapping[str, Tensor]) -> None:
-        """Write the codes [T] of a clip, by level."""
+        """Write the codes [T] of a clip by level.
+
+        Raises:
+            ValueError: they cannot be written.
+        """
         dtype = np.int16 if self.info.codebook_size <= 2**15 else np.int32
         for level, values in codes.items():
             write_atomic(self.path(pair, level), npy_bytes(values.cpu().numpy().astype(dtype)))
 
     def check(self, pairs: Manifest) -> None:
-        """Refuse a cache that is not complete or not for this codec and this way of reading.
+        """Check that the cache is complete and fits the codec and the options.
 
         Raises:
-            ValueError: it is one.
+            ValueError: it is not, or does not.
         """
         path = self.root / "codes.json"
         command = f"python -m im2wav.tokenize data.root={self.root.parent.parent} codec=PATH"
         if not path.is_file():
             others = sorted(p.parent.name for p in self.root.parent.glob("*/codes.json"))
             raise ValueError(
-                f"data.codes=cache, but {self.root.parent} holds no codes of this codec "
-                f"({self.info.codec_sha256[:16]}; there are {others or 'none'}): run `{command}`, "
+                f"data.codes=cache, but {self.root.parent} has no codes of this codec "
+                f"({self.info.codec_sha256[:16]}; it has {others or 'none'}): run `{command}`, "
                 "or use data.codes=fresh"
             )
         self._compare(path)
@@ -110,10 +113,10 @@ class CodesFolder:
             )
 
     def read(self, pair: Pair, offset: int, length: int) -> dict[str, Tensor]:
-        """Codes of `length` samples from `offset` on, by level.
+        """Codes of `length` samples from `offset`, by level.
 
         Raises:
-            ValueError: a file that cannot be read or is too short.
+            ValueError: a file cannot be read or is too short.
         """
         found = {}
         for level, hop in self.info.hops.items():
@@ -124,12 +127,12 @@ class CodesFolder:
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path} cannot be read: {error}; remove it and tokenize again") from error
             if len(values) != length // hop:
-                raise ValueError(f"{path} holds {len(stored)} codes, too few for {pair.samples} samples: remove it")
+                raise ValueError(f"{path} has {len(stored)} codes, too few for {pair.samples} samples: remove it")
             found[level] = torch.from_numpy(values)
         return found
 
 
 def codes_folder(root: Path, codec: Any, num_samples: int, short: str) -> CodesFolder:
-    """Where the codes of the pairs in `root` by this codec are kept."""
+    """The folder of the codes of the pairs in `root` by this codec."""
     sha256 = state_sha256(codec.state_dict())
     return CodesFolder(root, CodesInfo(sha256, dict(codec.hop_lengths), codec.codebook_size, num_samples, short))

@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 
 COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source", "sound", "note")
+SPLITS = ("train", "valid", "test")
 NUMBERS = ("samples", "frames")
 REQUIRED = frozenset(COLUMNS) - {"sound", "note"}  # folders of earlier versions lack these two
 _CHUNK = 8192  # rows that are lists of strings at a time

@@ -1,20 +1,15 @@
 """A pairs folder: what `embed` writes and training reads.
 
-    dataset.json    which encoder (name, dim, sha256 of its weights), frame rate, sample rate, format version
+    dataset.json    encoder (name, dim, sha256 of its weights), frame rate, sample rate, format version
     manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source, sound, note
-    wav/ID.wav      16 kHz mono PCM16; absent where only a picture was given
+    wav/ID.wav      16 kHz mono PCM16; absent if there is only an image
     clip/ID.npy     image embeddings, float16 [F, D], unit norm; F = 1 for a photo
-    skipped.csv     what could not be used: id, reason, detail
+    skipped.csv     sources that could not be used: id, reason, detail
 
 `fps` in dataset.json is null where every item is a photo.
 """
 
-import csv
-import io
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,9 +18,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from im2wav.data.manifest import COLUMNS, Manifest, Pair
-
-__all__ = ["COLUMNS", "DatasetInfo", "Manifest", "Pair", "PairsFolder"]
+from im2wav.data.manifest import Manifest, Pair
+from im2wav.files import write_atomic
 
 FORMAT = 1
 
@@ -36,12 +30,12 @@ class DatasetInfo:
 
     encoder: str
     dim: int
-    weights_sha256: str | None  # None where it is not known
+    weights_sha256: str | None  # None if unknown
     fps: float | None
     sample_rate: int = 16000  # Hz
-    loudness: float | None = None  # dB of full scale that every sound was brought to
+    loudness: float | None = None  # RMS level in dBFS that all audio was scaled to
     data: str | None = None  # name of the data set
-    list_sha256: str | None = None  # of the published list that names its clips and splits
+    list_sha256: str | None = None  # of the published list of its clips and splits
     resampler: str | None = None
     format: int = FORMAT
 
@@ -64,15 +58,15 @@ class DatasetInfo:
         return cls(**values)
 
     def check_encoder(self, name: str, weights_sha256: str | None, where: str) -> None:
-        """Refuse another encoder than the one that made these embeddings.
+        """Check that an encoder is the one that made these embeddings.
 
         Raises:
             ValueError: the names, or the weights where they are known, differ.
         """
         if name != self.encoder:
             raise ValueError(
-                f"{where} was made with encoder={self.encoder}, but encoder={name} is in use: their "
-                f"embeddings do not mix. Use encoder={self.encoder}, or embed the data again"
+                f"{where} was made with encoder={self.encoder}, but encoder={name} is used now: their "
+                f"embeddings do not mix. Set encoder={self.encoder}, or embed the data again"
             )
         if None not in (weights_sha256, self.weights_sha256) and weights_sha256 != self.weights_sha256:
             raise ValueError(
@@ -89,70 +83,12 @@ class DatasetInfo:
         write_atomic(root / "dataset.json", self.content())
 
 
-def write_atomic(path: Path, content: bytes, temporary_folder: Path | None = None) -> None:
-    """Write a file under a temporary name and rename it: it is there whole, or not at all.
-
-    Args:
-        path: the file; its folder is made.
-        content: of the file.
-        temporary_folder: where it is written first, on the same file system; beside the file where None.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=temporary_folder or path.parent, prefix=".writing-")
-    except OSError as error:
-        raise ValueError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ValueError(f"cannot write {path}: {error.strerror}") from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def wav_bytes(wav: Tensor, sample_rate: int, kind: str = "WAV") -> bytes:
-    """A mono wave [N] as the bytes of a PCM16 file (`WAV` or `FLAC`). Values beyond full scale are clipped."""
-    buffer = io.BytesIO()
-    samples = (wav.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
-    soundfile.write(buffer, samples, sample_rate, format=kind, subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    """Rows as a csv file with a header."""
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """An array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
 class PairsFolder:
-    """A pairs folder opened for reading; only what is asked for is read from disk.
+    """A pairs folder opened for reading; only the requested data is read from disk.
 
     Attributes:
-        info: what `dataset.json` says.
-        pairs: the rows of the manifest, a sequence that makes a `Pair` when it is asked for one.
+        info: the content of `dataset.json`.
+        pairs: the rows of the manifest, a sequence of `Pair`s.
 
     Raises:
         ValueError: not a pairs folder.
@@ -164,7 +100,7 @@ class PairsFolder:
         self.pairs = Manifest.read(self.root / "manifest.csv")
 
     def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
-        """Samples [N] of a pair, from `start` on; all of them where length is -1; of two channels mix of the left one.
+        """Samples [N] of a pair from `start`, all if `length` is -1; `mix` is the weight of the left of two channels.
 
         Raises:
             ValueError: the file that the manifest names is missing or shorter than it says.
@@ -183,7 +119,7 @@ class PairsFolder:
         return torch.from_numpy(samples)
 
     def read_clip(self, pair: Pair, frames: np.ndarray | None = None) -> Tensor:
-        """Embeddings [F, D] of the given frames of a pair (all where None), float32.
+        """Embeddings [F, D] of the given frames of a pair (all if None), float32.
 
         Raises:
             ValueError: the file that the manifest names cannot be read.

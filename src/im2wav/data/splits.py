@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from im2wav.data.manifest import Manifest
-from im2wav.data.sources import SPLITS
+from im2wav.data.manifest import SPLITS, Manifest
 
 WAYS = ("column", "group")
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}

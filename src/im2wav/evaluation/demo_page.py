@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from im2wav.data.media import IMAGE_SUFFIXES, read_audio
 from im2wav.data.pairs import PairsFolder
-from im2wav.data.sources import item_name
 from im2wav.evaluation import summary
+from im2wav.files import IMAGE_SUFFIXES, item_name, list_files
+from im2wav.media.reading import read_audio
 from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_curves
 
@@ -73,7 +73,7 @@ def demo_page(
 
     parts: list[Any] = [Table("Is the nearest training recording the image's own?", _retrieval(figures))]
     if own:
-        files = {item_name(p, Path(own)): p for p in sorted(Path(own).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES}
+        files = {item_name(path, Path(own)): path for path in list_files(Path(own), IMAGE_SUFFIXES)}
         shown = {name: path for name, path in files.items() if (out / "own" / "up" / f"{name}_00.wav").is_file()}
         cards = [Card(name, inline_image(path), generated(out / "own", name)) for name, path in shown.items()]
         parts.append(Cards("Your own images", f"From {own}.", cards))

@@ -8,10 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from im2wav.data.media import VIDEO_SUFFIXES
-from im2wav.data.pairs import wav_bytes, write_atomic
 from im2wav.evaluation.inputs import Inputs
 from im2wav.evaluation.sounds import Reading, Sound
+from im2wav.files import VIDEO_SUFFIXES, wav_bytes, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from im2wav.data.imagehear import imagehear
+from im2wav.data.imagehear_list import imagehear
 from im2wav.evaluation.metrics import wanted_classes
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from im2wav.data.encoder import ClipEncoder
-from im2wav.data.media import IMAGE_SUFFIXES, read_frames, read_image
 from im2wav.evaluation.sounds import listed
 from im2wav.evaluation.weights import checked_file
+from im2wav.files import IMAGE_SUFFIXES
+from im2wav.media.encoder import ClipEncoder
+from im2wav.media.reading import read_frames, read_image
 
 VIDEO_FPS = 1.0  # frames per second of a video: one of 30, as in published figures
 

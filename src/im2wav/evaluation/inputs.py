@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from im2wav.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_table
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
 from im2wav.evaluation.sampling import generate_audio
 from im2wav.evaluation.sounds import Sound, SoundSet, Unmatched, find_sounds, listed, match
+from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
 
 
 @dataclass
@@ -70,8 +70,7 @@ def find_images(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder; expected images named like the audio files")
-    kinds = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith("."))
+    paths = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not paths:
         raise ValueError(f"images={folder} holds neither photos nor videos")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from im2wav.checkpoint import check_same_origin, load
 from im2wav.cli import quoted, verb
-from im2wav.data.pairs import PairsFolder, write_atomic
+from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation.codes import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
 from im2wav.evaluation.sounds import SoundSet
-from im2wav.hashing import file_sha256
+from im2wav.files import file_sha256, write_atomic
 from im2wav.pretrained import KINDS, find_weights
 
 

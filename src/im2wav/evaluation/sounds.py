@@ -18,9 +18,10 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from im2wav.data.media import AUDIO_SUFFIXES, MediaError, read_audio, set_loudness
 from im2wav.evaluation.network import Heard, Heardings, Network
 from im2wav.evaluation.threads import side_by_side
+from im2wav.files import AUDIO_SUFFIXES, list_files
+from im2wav.media.reading import MediaError, read_audio, set_loudness
 from im2wav.report.spectrogram import log_mel
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def find_sounds(folder: Path, option: str) -> list[Sound]:
     """
     if not folder.is_dir():
         raise ValueError(f"{option}={folder}: no such folder; expected a folder of sounds")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
+    paths = list_files(folder, AUDIO_SUFFIXES)
     if not paths:
         raise ValueError(f"{option}={folder} holds no sounds ({', '.join(sorted(AUDIO_SUFFIXES))})")
     sounds, broken = [], []

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from im2wav.hashing import file_sha256
+from im2wav.files import file_sha256
 
 
 @dataclass(frozen=True)

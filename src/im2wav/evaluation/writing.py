@@ -8,14 +8,14 @@ from typing import Any
 
 import PIL.Image
 
-from im2wav.data.media import IMAGE_SUFFIXES, read_frames
-from im2wav.data.pairs import write_atomic
 from im2wav.evaluation import summary
 from im2wav.evaluation.figures import Plan
 from im2wav.evaluation.inputs import Inputs
 from im2wav.evaluation.items import ranked
 from im2wav.evaluation.network import Network
 from im2wav.evaluation.sounds import Judged, Reading, listed
+from im2wav.files import IMAGE_SUFFIXES, write_atomic
+from im2wav.media.reading import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_confusion, plot_histograms, plot_intervals
 from im2wav.report.tables import as_csv, as_markdown

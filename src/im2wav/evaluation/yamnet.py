@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from im2wav.evaluation.network import Heard, Network
-from im2wav.hashing import file_sha256
+from im2wav.files import file_sha256
 
 PATH = Path(__file__).parents[1] / "assets" / "yamnet" / "yamnet.tflite"
 SHA256 = "10c95ea3eb9a7bb4cb8bddf6feb023250381008177ac162ce169694d05c317de"

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
-from im2wav.data.pairs import write_atomic
+from im2wav.files import write_atomic
 from im2wav.official.weights import KINDS, Official, convert
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from im2wav.clock import duration, matmul_peak
-from im2wav.hashing import file_sha256
+from im2wav.files import file_sha256
 from im2wav.training.ema import EMA
 from im2wav.training.guard import SkipBadSteps
 

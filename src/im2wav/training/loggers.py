@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from im2wav.data.pairs import write_atomic
+from im2wav.files import write_atomic
 
 WANDB_ID = "wandb_run_id.txt"  # in the run's folder, so that a run that goes on is one run in W&B too
 

@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from im2wav.data.pairs import wav_bytes, write_atomic
+from im2wav.files import wav_bytes, write_atomic
 from im2wav.report import Audio, Image, Table, render_page
 from im2wav.report.inline import thumbnail
 from im2wav.report.spectrogram import mel_image

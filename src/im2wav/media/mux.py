@@ -1,0 +1,58 @@
+"""Writing audio into a copy of a video."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from im2wav.files import atomic_path
+from im2wav.media.reading import MediaError
+
+_FRAME = 1024  # samples in a frame of AAC
+
+
+def mux(video: Path, wav: Tensor, sample_rate: int, out: Path) -> None:
+    """Write `out`, an mp4 with the video stream of `video`, copied, and the audio wav [N] as AAC.
+
+    Raises:
+        ValueError: PyAV is not installed, or `out` cannot be written.
+        MediaError: the video cannot be read, or mp4 cannot contain its format.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("writing audio into a video needs PyAV: pip install 'im2wav[video]', or mux=false") from error
+    with atomic_path(out) as temporary:
+        try:
+            with av.open(str(video)) as source, av.open(str(temporary), "w", format="mp4") as target:
+                _copy(source, target, wav.clamp(-1, 1).float().numpy(), sample_rate)
+        except (av.FFmpegError, IndexError, ValueError) as error:
+            raise MediaError("cannot mux", f"{video}: {error}") from error
+
+
+def _copy(source, target, samples: np.ndarray, sample_rate: int) -> None:
+    """Copy the video stream and encode samples [N], interleaved by time so that memory stays bounded."""
+    import av
+
+    images = source.streams.video[0]
+    copied = target.add_stream_from_template(images)
+    audio = target.add_stream("aac", rate=sample_rate, layout="mono")
+    sent = 0
+
+    def send(until: float) -> None:
+        nonlocal sent
+        while sent < min(len(samples), until * sample_rate):
+            part = np.ascontiguousarray(samples[None, sent : sent + _FRAME])
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = sample_rate, sent
+            target.mux(audio.encode(frame))
+            sent += _FRAME
+
+    for packet in source.demux(images):
+        if packet.dts is None:  # the empty packet at the end
+            continue
+        send(float(packet.dts * packet.time_base))
+        packet.stream = copied
+        target.mux(packet)
+    send(float("inf"))
+    target.mux(audio.encode(None))

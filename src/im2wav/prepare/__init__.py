@@ -1,0 +1,1 @@
+"""Media files -> pairs folder, shards and cached codes: the commands embed, shard and tokenize."""

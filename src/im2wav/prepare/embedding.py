@@ -1,0 +1,213 @@
+"""Sources -> pairs folder: decode, embed, write; and what a dry run reports."""
+
+import logging
+import os
+import random
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from im2wav.clock import duration
+from im2wav.data.pairs import DatasetInfo
+from im2wav.files import parse_shard
+from im2wav.media.encoder import ImageEncoder
+from im2wav.media.reading import RESAMPLER
+from im2wav.prepare.clip_reader import ClipReader
+from im2wav.prepare.embedder import Embedder
+from im2wav.prepare.journal import Journal, State
+from im2wav.prepare.packing import PackedFrames
+from im2wav.prepare.pair_writer import PairWriter
+from im2wav.prepare.sources import Source, Sources
+
+log = logging.getLogger(__name__)
+SAMPLE_RATE = 16000  # Hz; the only one that the models support
+Build = Callable[..., Any]  # a config node and options -> the object that it describes
+
+
+def check_dataset(out: Path, info: DatasetInfo) -> None:
+    """Reject a pairs folder that was made with other settings.
+
+    Raises:
+        ValueError: another encoder, frame rate, sample rate, loudness or published list.
+    """
+    if not (out / "dataset.json").is_file():
+        return
+    before = DatasetInfo.read(out)
+    before.check_encoder(info.encoder, info.weights_sha256, f"out={out}")
+    for name in ("fps", "sample_rate", "loudness", "list_sha256"):
+        old, new = getattr(before, name), getattr(info, name)
+        if old != new:
+            raise ValueError(f"out={out} was made with {name}={old}, now {name}={new}: use the same, or another folder")
+
+
+def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped: bool) -> dict[int, Source]:
+    """Sources that are not done yet, by their place in `sources`.
+
+    Raises:
+        ValueError: the id of a source already belongs to another one.
+    """
+    files = state.files(out)
+    todo = {}
+    for number, source in enumerate(sources):
+        row = state.rows.get(source.id)
+        if row is not None and row["source"] != source.path:
+            raise ValueError(
+                f"out={out} already has a pair {source.id!r}, made from {row['source']}, not from {source.path}: "
+                "rename one of them, or use another folder"
+            )
+        complete = row is not None and all(row[kind] in files for kind in ("wav", "clip") if row[kind])
+        if complete and bool(row["wav"]) == bool(source.audio or source.video):  # type: ignore[index]
+            continue
+        if source.id in state.skipped and not (retry_skipped or _has_changed(source, state)):
+            continue
+        todo[number] = source
+    return todo
+
+
+def _has_changed(source: Source, state: State) -> bool:
+    """Whether a skipped source was missing, or has changed since it was skipped."""
+    if state.skipped[source.id][0] == "missing file":
+        return True
+    stamps = [os.stat(path) for path in (source.path, source.audio) if path and os.path.exists(path)]
+    return any(max(stamp.st_mtime, stamp.st_ctime) > state.since for stamp in stamps)
+
+
+def build_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
+    """The trainer of the config, for prediction only."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # PackedFrames has its own
+    warnings.filterwarnings("ignore", message="predict returned None")  # clips are handed over, not returned
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = build(cfg.trainer, **quiet, **overrides)
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(days=30)  # the first device to finish waits for the last
+    return trainer
+
+
+def num_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def embed_sources(
+    todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
+) -> float:
+    """Embed sources, divided among the devices; returns the seconds since the first batch.
+
+    The number of a source decides its device, so the devices need no communication.
+    """
+    device, rank = trainer.strategy.root_device.type, trainer.global_rank
+    mine = {number: source for number, source in todo.items() if number % trainer.world_size == rank}
+    limits = {"silence": cfg.silence, "min_seconds": cfg.min_seconds, "min_frame_change": cfg.min_frame_change}
+    reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, loudness=cfg.loudness, **limits)
+    num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
+    batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
+    frames = PackedFrames(mine, reader, batch_size, num_workers, cfg.timeout, pinned=device == "cuda")
+    with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
+        finish = PairWriter(journal, mine, bar.update)
+        model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores())
+        trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
+    return time.monotonic() - (model.began or time.monotonic())
+
+
+def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
+    """The content of dataset.json; without the encoder, which takes seconds to load, its weights are left out."""
+    return DatasetInfo(
+        cfg.encoder.name,
+        cfg.encoder.dim,
+        encoder.weights_sha256 if encoder else None,
+        fps=cfg.fps if any(source.video for source in sources) else None,
+        sample_rate=SAMPLE_RATE,
+        loudness=cfg.loudness,
+        data=sources.name,
+        list_sha256=sources.list_sha256,
+        resampler=RESAMPLER,
+    )
+
+
+def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) -> None:
+    """Log how much is to do, and the time and size that a few sources predict, embedded into a temporary folder."""
+    log.info("%d of %d inputs are to do; nothing is written to %s", len(todo), total, cfg.out)
+    if not todo:
+        return
+    numbers = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
+    chosen = dict(enumerate(todo[number] for number in numbers))
+    encoder = build(cfg.encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        journal = Journal(out)
+        trainer = build_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
+        seconds = embed_sources(chosen, cfg, encoder, journal, trainer) / len(chosen)
+        state = journal.fold({})
+        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
+    for name, (reason, detail) in sorted(state.skipped.items()):
+        log.info("would be skipped: %s, %s (%s)", name, reason, detail)
+    total_cost = f"{duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    log.info(
+        "measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, total_cost
+    )
+
+
+def summarise(sources: Sequence[Source], state: State, out: Path) -> float:
+    """Log a table of what was embedded, corrected and skipped; returns the fraction of skipped sources."""
+    mine = {source.id for source in sources}
+    good = mine & state.rows.keys()
+    reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
+    notes = Counter(
+        note.split(":")[0] for name in good for note in (state.rows[name].get("note") or "").split("; ") if note
+    )
+    failed = sum(reasons.values())
+    corrected = [(f"of these {what}", n) for what, n in notes.most_common()]
+    for what, count in (("embedded", len(good)), *corrected, *reasons.most_common()):
+        log.info("%10s  %6.2f %%  %s", f"{count:,}", 100 * count / max(len(mine), 1), what)
+    lost = f"; skipped {failed} (see {out / 'skipped.csv'})" if failed else "; nothing skipped"
+    log.info("%d of %d embedded in %s%s", len(good), len(mine), out, lost)
+    return failed / max(len(mine), 1)
+
+
+def embed_pairs(cfg: DictConfig, build: Build) -> float:
+    """Embed all sources of this process's shard; what an earlier run finished is kept.
+
+    Args:
+        cfg: the configuration of `embed`.
+        build: a config node -> the object that it describes; for the sources, the encoder and the trainer.
+
+    Returns:
+        The fraction of the sources that was skipped; skipped.csv lists them.
+
+    Raises:
+        ValueError: sources, encoder or folder do not fit the options, or the folder cannot be written.
+    """
+    shard, num_shards = parse_shard(cfg.shard)
+    sources, out = build(cfg.source), Path(cfg.out)
+    check_dataset(out, describe(sources, cfg))
+    state, mine = State.read(out), sources[shard::num_shards]
+    todo = find_todo(mine, state, out, cfg.retry_skipped)
+    if cfg.dry_run:
+        dry_run(len(mine), todo, cfg, build)
+        return 0.0
+    journal = None
+    if todo:
+        encoder = build(cfg.encoder)
+        info = describe(sources, cfg, encoder)
+        check_dataset(out, info)
+        trainer = build_trainer(cfg, build)
+        journal = Journal(out)
+        journal.write("dataset.json", info.content())
+        embed_sources(todo, cfg, encoder, journal, trainer)
+        if trainer.global_rank:
+            return 0.0
+    if todo or not state.settled(out, sources):
+        state = (journal or Journal(out)).fold({source.id: source for source in sources})
+    return summarise(mine, state, out)

@@ -1,0 +1,219 @@
+"""Progress of a pairs folder while several processes write to it, any of which may be killed.
+
+Each process appends a line for each finished source to its own part, .journal/PART/rows.jsonl, and keeps its temporary
+files beside it. A process that ends folds all parts into manifest.csv and skipped.csv, sorted by id, and removes the
+parts of processes that have ended. So the tables depend only on the sources: not on the number of processes, nor on
+how often they were killed.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from im2wav.data.manifest import COLUMNS, REQUIRED, SPLITS
+from im2wav.files import read_table, table_bytes, write_atomic
+from im2wav.prepare.sources import Source
+
+try:
+    import fcntl
+except ImportError:  # Windows: only one process at a time
+    fcntl = None  # type: ignore[assignment]
+
+FOLDER, ROWS = ".journal", "rows.jsonl"
+SKIPPED = ("id", "reason", "detail")
+
+
+@dataclass
+class State:
+    """Content of a pairs folder.
+
+    Attributes:
+        rows: rows of the manifest, by id.
+        skipped: (reason, detail) by id.
+        since: when the record of skipped sources was last written, in seconds since 1970.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    since: float = 0.0
+
+    @classmethod
+    def read(cls, out: Path) -> "State":
+        """Read the tables of a folder and all parts that are not folded into them yet.
+
+        Raises:
+            ValueError: a table lacks a column.
+        """
+        state = cls()
+        manifest, skipped = out / "manifest.csv", out / "skipped.csv"
+        if manifest.is_file():
+            state.rows = {row["id"]: row for row in read_table(manifest, set(REQUIRED))}
+        if skipped.is_file():
+            state.skipped = {row["id"]: (row["reason"], row["detail"]) for row in read_table(skipped, set(SKIPPED))}
+            state.since = skipped.stat().st_mtime
+        for part in _parts(out):
+            state._apply(part / ROWS)
+        return state
+
+    def _apply(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        self.since = max(self.since, path.stat().st_mtime)
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):  # the process was killed while writing it
+                continue
+            record = json.loads(line)
+            if "reason" in record:
+                self.skipped[record["id"]] = (record["reason"], record["detail"])
+                self.rows.pop(record["id"], None)
+            else:
+                self.rows[record["id"]] = record
+                self.skipped.pop(record["id"], None)
+
+    def files(self, out: Path) -> set[str]:
+        """Paths of the files in the folder, as in the manifest; listing folders is faster than a check per file."""
+        return {
+            f"{kind}/{name}" for kind in ("wav", "clip") if (out / kind).is_dir() for name in os.listdir(out / kind)
+        }
+
+    def settled(self, out: Path, sources: Iterable[Source]) -> bool:
+        """Whether the tables are up to date: no part is left, and label, split and group are unchanged."""
+        rows = ((source, self.rows.get(source.id)) for source in sources)
+        return not _parts(out) and all(
+            row is None or (row["label"], row["split"], row["group"]) == (source.label, source.split, source.group)
+            for source, row in rows
+        )
+
+    def drop_copies(self) -> None:
+        """Of audio that occurs in several splits, keep the rows of the most held-out one: test, valid, train."""
+        splits = defaultdict(set)
+        for row in self.rows.values():
+            if row.get("sound"):
+                splits[row["sound"]].add(row["split"])
+        for name, row in list(self.rows.items()):
+            found = splits.get(row.get("sound") or "", set())
+            if len(found) > 1 and row["split"] != max(found, key=SPLITS.index):
+                detail = f"in split {row['split']}; sound {row['sound']} is also in a split that is held out from it"
+                self.skipped[name] = ("duplicate sound", detail)
+                del self.rows[name]
+
+
+def _parts(out: Path) -> list[Path]:
+    folder = out / FOLDER
+    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _lock(handle: int, wait: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: parts are folded, but not removed
+        return wait
+    return True
+
+
+@contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Exclusive access to the folder, over all machines that share it."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        _lock(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+class Journal:
+    """The part of this process.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.part = out / FOLDER / f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with _exclusive(out):
+                self.part.mkdir(parents=True)
+                self._file = os.open(self.part / ROWS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                _lock(self._file, wait=False)  # held until this process ends
+        except OSError as error:
+            raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the folder so that it is complete or absent.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        write_atomic(self.out / name, content, self.part)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Record that a source is done: a row of the manifest, or id, reason and detail.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        try:
+            os.write(self._file, (json.dumps(row) + "\n").encode())
+        except OSError as error:
+            raise ValueError(f"cannot write {self.part / ROWS}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Close this part; the next process that folds removes it."""
+        os.close(self._file)
+
+    def fold(self, sources: Mapping[str, Source]) -> State:
+        """Write the tables and remove the parts of this and of ended processes; returns the resulting content.
+
+        Args:
+            sources: sources by id, from which label, split and group are updated.
+        """
+        with _exclusive(self.out):
+            state = State.read(self.out)
+            for name, row in state.rows.items():
+                if source := sources.get(name):
+                    row.update(label=source.label, split=source.split, group=source.group)
+            before = dict(state.rows)
+            state.drop_copies()
+            for name in before.keys() - state.rows.keys():
+                for kind in ("wav", "clip"):
+                    (self.out / before[name][kind]).unlink(missing_ok=True)
+            self.write("manifest.csv", table_bytes(COLUMNS, (state.rows[name] for name in sorted(state.rows))))
+            skipped = ({"id": n, "reason": r, "detail": d} for n, (r, d) in sorted(state.skipped.items()))
+            self.write("skipped.csv", table_bytes(SKIPPED, skipped))
+            for part in _parts(self.out):
+                if part == self.part or _ended(part):
+                    shutil.rmtree(part)
+            self.release()
+            if not _parts(self.out):
+                shutil.rmtree(self.out / FOLDER)
+        return state
+
+
+def _ended(part: Path) -> bool:
+    """Whether the process of a part has ended."""
+    try:
+        handle = os.open(part / ROWS, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        return _lock(handle, wait=False)
+    finally:
+        os.close(handle)
