@@ -1,7 +1,6 @@
-"""The rows of a pairs folder, kept by column: 200,000 of them are a few arrays, not a million Python objects.
+"""The rows of a pairs folder, stored by column: 200,000 of them are a few arrays, not a million Python objects.
 
-Workers that are forked from a process that holds a manifest share its memory: reading a row changes no reference
-count in it.
+Forked workers share the memory of a manifest, because reading a row changes no reference count in it.
 """
 
 import csv
@@ -16,8 +15,8 @@ import numpy as np
 COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source", "sound", "note")
 SPLITS = ("train", "valid", "test")
 NUMBERS = ("samples", "frames")
-REQUIRED = frozenset(COLUMNS) - {"sound", "note"}  # folders of earlier versions lack these two
-_CHUNK = 8192  # rows that are lists of strings at a time
+REQUIRED = frozenset(COLUMNS) - {"sound", "note"}  # earlier versions did not write these two
+_CHUNK = 8192  # rows in memory as lists of strings
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,19 @@ class Pair:
     id: str
     label: str
     split: str
-    group: str  # pairs that share a recording or a picture belong to one group
-    wav: str  # path relative to the folder; empty where there is no sound
+    group: str  # pairs that share a recording or an image belong to one group
+    wav: str  # path relative to the folder; empty if there is no audio
     clip: str
     samples: int
     frames: int
-    source: str  # the picture or video that it was made from
-    sound: str = ""  # hash of the samples; equal where two sounds are
-    note: str = ""  # what was mended, such as "cut: ..."
+    source: str  # the image or video that it was made from
+    sound: str = ""  # hash of the samples
+    note: str = ""  # what was corrected, such as "sound cut: ..."
 
 
 @dataclass(frozen=True)
 class Strings:
-    """A column of strings: their UTF-8 bytes one after the other, and where each ends."""
+    """A column of strings: their concatenated UTF-8 bytes, and where each ends."""
 
     text: bytes
     ends: np.ndarray  # int64 [rows + 1], the first one 0
@@ -52,7 +51,7 @@ class Strings:
 
     @classmethod
     def join(cls, parts: "Sequence[Strings]") -> "Strings":
-        """One column of several."""
+        """Concatenate columns."""
         starts = np.cumsum([0, *(len(part.text) for part in parts)], dtype=np.int64)
         ends = [part.ends[1:] + start for part, start in zip(parts, starts, strict=False)]
         return cls(b"".join(part.text for part in parts), np.concatenate([starts[:1], *ends]))
@@ -65,11 +64,11 @@ class Strings:
 
 
 class Manifest(Sequence[Pair]):
-    """A sequence of `Pair`s, each made when it is asked for.
+    """A sequence of `Pair`s, each created when it is accessed.
 
     Args:
-        columns: by name, `Strings` or an int64 array of all rows.
-        rows: which of them, in which order; all where None.
+        columns: `Strings` or int64 arrays of all rows, by name.
+        rows: which rows, in which order; all if None.
     """
 
     def __init__(self, columns: Mapping[str, Strings | np.ndarray], rows: np.ndarray | None = None):
@@ -81,7 +80,7 @@ class Manifest(Sequence[Pair]):
         """Read a manifest.csv.
 
         Raises:
-            ValueError: it is missing, lacks a column, or holds something else than a number where one is expected.
+            ValueError: it does not exist, lacks a column, or has a value that is not a number where one is expected.
         """
         if not path.is_file():
             raise ValueError(f"{path} does not exist")
@@ -123,7 +122,7 @@ class Manifest(Sequence[Pair]):
         return column[self._rows]
 
     def strings(self, name: str) -> Iterator[str]:
-        """The values of any other column, one after the other."""
+        """The values of any other column."""
         column = self._columns[name]
         assert isinstance(column, Strings)
         return (column[row] for row in self._rows.tolist())
@@ -133,7 +132,7 @@ class Manifest(Sequence[Pair]):
         return Manifest(self._columns, self._rows[rows])
 
     def where(self, name: str, test: Callable[[str], bool]) -> np.ndarray:
-        """A mask [rows]: for which the value of a column of strings passes a test."""
+        """A mask [rows] of the rows whose value in a column of strings passes a test."""
         return np.fromiter(map(test, self.strings(name)), bool, len(self))
 
 

@@ -1,4 +1,4 @@
-"""Which pairs are for training, validation and test, and which part of them a scaling study takes."""
+"""Splits into training, validation and test, and the fraction of the training pairs for a scaling study."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
 def lot(text: str, purpose: str) -> float:
-    """A number in [0, 1) that a text draws, always the same one; another for each purpose."""
+    """A deterministic pseudo-random number in [0, 1) from a text; different for each purpose."""
     digest = hashlib.blake2b(f"{purpose}\n{text}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def groups(pairs: Manifest) -> list[str]:
-    """What must not be torn apart, by row: the manifest's group; else the hash of the sound, so that a sound that comes
-    twice stays in one split; else the pair itself.
+    """Group of each row, whose pairs stay in one split: the manifest's group; else the hash of the audio, so that
+    duplicates stay together; else the id.
     """
     columns = zip(pairs.strings("group"), pairs.strings("sound"), pairs.strings("id"), strict=True)
     return [group or sound or name for group, sound, name in columns]
@@ -30,12 +30,12 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
 
     Args:
         pairs: the manifest.
-        by: `column`, as the manifest says; or `group`, where a hash of each group decides. The order of the rows never
-            does, and a split stays what it is when rows are added.
-        shares: of the groups that go to train, valid and test, with `group`.
+        by: `column`, from the manifest; or `group`, by a hash of each group, so that a split does not change with the
+            order of the rows or when rows are added.
+        shares: fractions of the groups for train, valid and test, with `group`.
 
     Raises:
-        ValueError: no such way, shares that do not add up to 1, or a split in the manifest that is none.
+        ValueError: unknown `by`, fractions that do not add up to 1, or an unknown split in the manifest.
     """
     if by not in WAYS:
         raise ValueError(f"data.split={by!r}: expected one of {WAYS}")
@@ -48,7 +48,7 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
         return {split: np.flatnonzero(found == i) for i, split in enumerate(SPLITS)}
     shares = dict(SHARES if shares is None else shares)
     if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"data.shares={shares}: expected shares of {SPLITS} that add up to 1")
+        raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
     borders = np.cumsum([shares[split] for split in SPLITS])
     lots = np.array([lot(group, "split") for group in groups(pairs)])
     number = np.minimum(np.searchsorted(borders, lots, side="right"), len(SPLITS) - 1)
@@ -56,13 +56,13 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
 
 
 def fraction_of(pairs: Manifest, rows: np.ndarray, fraction: float) -> np.ndarray:
-    """About that share of the rows; a smaller share is always a part of a larger one.
+    """About that fraction of the rows; a smaller fraction is always a subset of a larger one.
 
     Raises:
-        ValueError: not a share above 0 and up to 1.
+        ValueError: not a fraction above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"data.train_fraction={fraction}: expected a share above 0 and up to 1")
+        raise ValueError(f"data.train_fraction={fraction}: must be above 0 and at most 1")
     if fraction == 1:
         return rows
     chosen = [lot(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]

@@ -56,7 +56,7 @@ class _Worker:
         theirs.close()
         self.ready = False
         self.key: Any = None
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
 
     def kill(self) -> None:
         self.process.kill()
@@ -110,7 +110,7 @@ class Workers(Generic[Job]):
                         if worker.key is None:
                             exhausted = True
                         else:
-                            worker.heard = time.monotonic()
+                            worker.last_message = time.monotonic()
                             with suppress(OSError):  # it died while idle: `_listen` notices
                                 worker.pipe.send(job)
                 if exhausted and all(worker.key is None for worker in workers):
@@ -126,11 +126,11 @@ class Workers(Generic[Job]):
     def _listen(self, workers: list[_Worker]) -> Iterator[tuple[Any, Any]]:
         """Wait for messages; replace workers that died or hung."""
         busy = [worker for worker in workers if worker.key is not None]
-        nearest = min((worker.heard for worker in busy), default=time.monotonic()) + self.timeout
-        heard = wait([worker.pipe for worker in workers], max(0.0, nearest - time.monotonic()))
+        nearest = min((worker.last_message for worker in busy), default=time.monotonic()) + self.timeout
+        arrived = wait([worker.pipe for worker in workers], max(0.0, nearest - time.monotonic()))
         for number, worker in enumerate(workers):
             lost = None
-            if worker.pipe in heard:
+            if worker.pipe in arrived:
                 try:
                     kind, content = worker.pipe.recv()
                 except (EOFError, OSError):
@@ -142,14 +142,14 @@ class Workers(Generic[Job]):
                         ) from None
                     lost = Failed("decoder died", f"its process ended with exit code {code}")
                 else:
-                    worker.heard = time.monotonic()
+                    worker.last_message = time.monotonic()
                     if kind == _MESSAGE:
                         yield worker.key, content
                     elif kind == _END:
                         worker.key = None
                     else:
                         worker.ready = True
-            elif worker.key is not None and time.monotonic() - worker.heard > self.timeout:
+            elif worker.key is not None and time.monotonic() - worker.last_message > self.timeout:
                 lost = Failed("decoder hung", f"no message for {self.timeout:g} s (timeout)")
             if lost is not None:
                 key = worker.key
