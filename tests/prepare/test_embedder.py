@@ -10,7 +10,9 @@ from im2wav.prepare.clip_reader import Decoded
 from im2wav.prepare.embedder import Embedder, HostCopy
 from im2wav.prepare.packing import pack
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+def needs_cuda(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")(test))
 
 
 class Trainer:
