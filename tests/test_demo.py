@@ -1,11 +1,14 @@
 import json
 import shutil
 
+import pytest
+
 from conftest import ASSETS, command
 
 
+@pytest.mark.timeout(900)  # seven commands, a process each
 def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
-    """The real demo, cut short: what it learns is another matter, that it holds together is this one's."""
+    """The real demo with two training steps: tests the pipeline, not the quality."""
     own = tmp_path / "own"
     own.mkdir()
     shutil.copy(ASSETS / "images" / "owl_03.jpg", own / "my owl.jpg")

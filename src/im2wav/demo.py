@@ -3,7 +3,6 @@
 Each stage is the command that a user would type. Writes runs/demo/index.html and runs/demo/metrics.json.
 """
 
-import csv
 import json
 import logging
 import shutil
@@ -48,15 +47,12 @@ def run_stages(cfg: DictConfig, out: Path) -> dict[str, float]:
     return seconds
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a csv file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def read_curves(run_folder: Path) -> dict[str, list[tuple[float, float]]]:
     """Loss curves of a training run, from its newest csv log."""
-    rows = read_rows(max((run_folder / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns))
+    from im2wav.files import read_table
+
+    newest = max((run_folder / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns)
+    rows = read_table(newest, {"step"})
     points = {n: [(float(r["step"]), float(r[n])) for r in rows if r.get(n)] for n in ("train/loss", "valid/loss")}
     return {name: curve for name, curve in points.items() if curve}
 
@@ -90,14 +86,14 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     """Run the whole demo; returns the figures."""
     from im2wav.data.pairs import PairsFolder
     from im2wav.evaluation.demo_page import demo_page
-    from im2wav.files import write_atomic
+    from im2wav.files import read_table, write_atomic
 
     start, out = time.monotonic(), Path(cfg.paths.runs) / "demo"
     seconds = run_stages(cfg, out)
     folder = PairsFolder(out / "pairs")
     pairs = {pair.id: pair for pair in folder.pairs}
     reports = {split: json.loads((out / "evaluation" / split / "report.json").read_text()) for split in SPLITS}
-    rows = {split: read_rows(out / "evaluation" / split / "items.csv") for split in SPLITS}
+    rows = {split: read_table(out / "evaluation" / split / "items.csv", {"item", "nearest"}) for split in SPLITS}
     seen = {Path(pair.source).read_bytes() for pair in pairs.values() if pair.split == "train"}
     unseen = [row for row in rows["valid"] if Path(pairs[row["item"]].source).read_bytes() not in seen]
     figures = summarise(reports, unseen, {name: pair.label for name, pair in pairs.items()})

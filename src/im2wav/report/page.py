@@ -77,6 +77,6 @@ def _environment() -> Environment:
     return environment
 
 
-def render_page(title: str, text: str, parts: Sequence[Any]) -> bytes:
-    """The HTML of a page: title, introduction, and parts (`Table`, `Cards`, `Plot`) in their order."""
-    return _environment().get_template("page.html").render(title=title, text=text, parts=parts).encode()
+def render_page(title: str, text: str, parts: Sequence[Any], wide: bool = False) -> bytes:
+    """The HTML of a page: title, introduction, and parts (`Table`, `Cards`, `Plot`); `wide`: as wide as the window."""
+    return _environment().get_template("page.html").render(title=title, text=text, parts=parts, wide=wide).encode()

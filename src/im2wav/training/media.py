@@ -57,7 +57,7 @@ def write_page(folder: Path, title: str, samples: Sequence[Sample], sample_rate:
             row.append("" if wav is None else Audio(quote(f"{stem}.wav"), quote(f"{stem}.png")))
         rows.append(row)
     path = folder / "index.html"
-    write_atomic(path, render_page(title, note, [Table("", rows)]))
+    write_atomic(path, render_page(title, note, [Table("", rows)], wide=True))
     return path
 
 
