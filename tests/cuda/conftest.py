@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -124,3 +125,28 @@ def machine() -> Iterator[Any]:
     machine.reset()
     yield machine
     machine.reset()
+
+
+class CardRuns(NamedTuple):
+    """Runs of the three tiny models that belong together, trained on the card with trainer=gpu as it is shipped.
+
+    Attributes:
+        folder: of the runs; `base` is their name.
+        results: by model, what `train` returned.
+        costs: by model, of its steps.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    costs: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def card_runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> CardRuns:
+    from cuda.training import MODELS, train_tiny
+
+    runs = CardRuns(tmp_path_factory.mktemp("card_runs"), {}, {})
+    for model in MODELS:
+        options = ["trainer=gpu", "trainer.max_steps=6", "callbacks.dashboard.every_n_steps=3"]
+        runs.results[model], runs.costs[model] = train_tiny(model, pairs, runs.folder, *options)
+    return runs
