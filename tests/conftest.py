@@ -46,6 +46,18 @@ TINY_NET = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a real GPU where there is none."""
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needs_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
 def command(verb: str, *arguments: str) -> int:
     """Call an entry as the shell does, in this process: its exit code."""
     import importlib

@@ -25,7 +25,7 @@ SYNCS = {
     aten._unique2.default: "unique",
 }
 # operations that take no CPU scalar tensors beside CUDA tensors
-ONE_DEVICE = set("embedding mm addmm bmm index_select gather cat convolution native_layer_norm".split())
+ONE_DEVICE = {"embedding", "mm", "addmm", "bmm", "index_select", "gather", "cat", "convolution", "native_layer_norm"}
 
 
 class CardTensor(torch.Tensor):
@@ -156,9 +156,12 @@ class Call:
             self.check_copy(self.args[1], len(self.args) > 2 and self.args[2])
         elif self.func in INDEXING:
             self.check_indices()
-        elif self.func not in COPIES and self.cards:
-            if any(x.dim() or self.name in ONE_DEVICE for x in self.plain):
-                self.refuse({str(self.device), "cpu"})
+        elif self.func not in COPIES and self.cards and any(map(self.must_be_on_card, self.plain)):
+            self.refuse({str(self.device), "cpu"})
+
+    def must_be_on_card(self, x: torch.Tensor) -> bool:
+        """Whether a CPU tensor is refused beside CUDA tensors; most operations take CPU scalars."""
+        return x.dim() > 0 or self.name in ONE_DEVICE
 
     def refuse(self, devices: set[str]) -> None:
         """Raise what CUDA raises for mixed devices."""

@@ -1,4 +1,4 @@
-"""Runs the tests marked `fake_cuda` in a child process on the simulated card, and reports them as this process's own."""
+"""Runs the tests marked `fake_cuda` in a child process on the simulated card, and shows its reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Child:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         path = os.pathsep.join([str(REPO / "tests"), *filter(None, sys.path)])
         environment = {**own, IN_CHILD: "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        self.output = tempfile.TemporaryFile("w+")
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
         read, write = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cuda.child", str(write), *tests],

@@ -5,21 +5,53 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from cuda.state import machine
+from cuda.state import Block, machine
 
 # operations that launch no kernel
-VIEWS = set(
-    "view _unsafe_view permute transpose t expand slice select unsqueeze squeeze split split_with_sizes unbind "
-    "as_strided alias detach detach_ lift_fresh unfold diagonal narrow _reshape_alias view_as_real view_as_complex "
-    "chunk".split()
-)
-ALLOCATIONS = set("empty empty_like new_empty empty_strided new_empty_strided set_ resize_ record_stream".split())
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "as_strided",
+    "alias",
+    "detach",
+    "detach_",
+    "lift_fresh",
+    "unfold",
+    "diagonal",
+    "narrow",
+    "_reshape_alias",
+    "view_as_real",
+    "view_as_complex",
+    "chunk",
+}
+ALLOCATIONS = {
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "set_",
+    "resize_",
+    "record_stream",
+}
 
 # called as soon as a capture begins: tests let other threads do something then
 during_capture: list[Callable[[], object]] = []
@@ -62,6 +94,7 @@ class Graph:
         self.error_mode, self.thread, self.is_invalid = "global", 0, False
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._own: set[int] = set()
+        self.blocks: list[Block] = []
 
     def prepare(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Save what an operation is about to overwrite."""
@@ -95,10 +128,18 @@ class Graph:
         for whole, before in self._before.values():
             whole.copy_(before)
         self._before.clear()
+        storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in self._results()}
+        self.blocks = [Block(storage, nbytes) for storage, nbytes in storages.items() if storage in self._own]
+        machine.blocks.update(self.blocks)
+        machine.captured.append(Counter(operation.name for operation in self.operations))
         if self.is_invalid:
             raise RuntimeError("operation failed due to a previous error during capture")
         if not self.operations:
             warnings.warn("The CUDA Graph is empty: captured on the wrong device or stream", stacklevel=3)
+
+    def _results(self) -> list[torch.Tensor]:
+        results = tree_leaves([operation.result for operation in self._recorded])
+        return [result for result in results if isinstance(result, torch.Tensor)]
 
     def replay(self) -> None:
         """Run all operations again."""
@@ -108,6 +149,7 @@ class Graph:
     def reset(self) -> None:
         """Forget all operations."""
         self._recorded.clear()
+        self.blocks.clear()
 
 
 @contextlib.contextmanager
@@ -117,7 +159,6 @@ def capture(graph: Graph, pool: Any = None, stream: Any = None, capture_error_mo
         raise RuntimeError("a graph is being captured already")
     graph.device, graph.error_mode, graph.thread = machine.current, capture_error_mode, threading.get_ident()
     machine.graph = graph
-    machine.graphs.append(graph)
     try:
         for call in during_capture:
             call()

@@ -123,7 +123,7 @@ def replacements() -> dict[str, Any]:
         "get_device_capability": _fixed((PROPERTIES.major, PROPERTIES.minor)),
         "get_device_properties": _fixed(PROPERTIES),
         "get_rng_state": lambda device=None: torch.zeros(1, dtype=torch.uint8),
-        "get_rng_state_all": lambda: [],
+        "get_rng_state_all": list,
     }
 
 

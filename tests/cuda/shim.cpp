@@ -4,6 +4,9 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 constexpr int NUM_DEVICES = 2;
+static c10::DeviceIndex current = 0;
+
+extern "C" void set_current_device(int index) { current = static_cast<c10::DeviceIndex>(index); }
 
 namespace at {
 struct CUDAHooks : CUDAHooksInterface {
@@ -13,18 +16,18 @@ struct CUDAHooks : CUDAHooksInterface {
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return NUM_DEVICES; }
-  DeviceIndex current_device() const override { return 0; }
-  DeviceIndex getCurrentDevice() const override { return 0; }
+  DeviceIndex current_device() const override { return current; }
+  DeviceIndex getCurrentDevice() const override { return current; }
   void setCurrentDevice(DeviceIndex) const override {}
-  DeviceIndex exchangeDevice(DeviceIndex) const override { return 0; }
-  DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
+  DeviceIndex exchangeDevice(DeviceIndex) const override { return current; }
+  DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return current; }
 };
 REGISTER_CUDA_HOOKS(CUDAHooks)
 }  // namespace at
 
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
-  c10::Device getDevice() const override { return {c10::DeviceType::CUDA, 0}; }
-  c10::Device exchangeDevice(c10::Device) const override { return {c10::DeviceType::CUDA, 0}; }
+  c10::Device getDevice() const override { return {c10::DeviceType::CUDA, current}; }
+  c10::Device exchangeDevice(c10::Device) const override { return {c10::DeviceType::CUDA, current}; }
   c10::DeviceIndex deviceCount() const noexcept override { return NUM_DEVICES; }
   c10::Stream getStream(c10::Device device) const noexcept override {
     return c10::Stream(c10::Stream::DEFAULT, device);

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+loaded: list[ctypes.CDLL] = []
 SOURCE = Path(__file__).with_name("shim.cpp")
 
 
@@ -37,5 +38,10 @@ def load_shim() -> None:
     if "torch" in sys.modules or spec is None or spec.origin is None:
         raise RuntimeError("load_shim() must be called before torch is imported, and torch must be installed")
     root = Path(spec.origin).parent
-    for library in (root / "lib" / "libtorch_cpu.so", compile_shim(root)):
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(root / "lib" / "libtorch_cpu.so"), ctypes.RTLD_GLOBAL)
+    loaded.append(ctypes.CDLL(str(compile_shim(root)), ctypes.RTLD_GLOBAL))
+
+
+def set_shim_device(index: int) -> None:
+    """Tell the C++ of torch which device is the current one."""
+    loaded[0].set_current_device(index)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import traceback
 import weakref
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cuda.shim import set_shim_device
 
 if TYPE_CHECKING:
     from cuda.graph import Graph
@@ -23,30 +24,39 @@ class Block:
         self.storage, self.nbytes = storage, nbytes
 
 
-@dataclass
 class Machine:
     """Attributes:
     num_devices: how many cards torch.cuda reports.
-    current: index of the current device.
     graph: the graph that is being captured.
-    graphs: all graphs that were captured.
+    captured: of each graph that was captured, its operations by name.
     syncs: how often the host waited for a device, by reason and place in the code.
     operations: how many operations a device was given, by name. Views and allocations are none.
-    blocks: memory of all tensors that are alive on a card.
+    blocks: memory of all tensors and graphs that are alive on a card.
     """
 
-    num_devices: int = 2
-    current: int = 0
-    graph: Graph | None = None
-    graphs: list[Graph] = field(default_factory=list)
-    syncs: collections.Counter[str] = field(default_factory=collections.Counter)
-    operations: collections.Counter[str] = field(default_factory=collections.Counter)
-    blocks: weakref.WeakSet[Block] = field(default_factory=weakref.WeakSet)
+    def __init__(self) -> None:
+        self.num_devices = 2
+        self.graph: Graph | None = None
+        self.captured: list[Counter[str]] = []
+        self.syncs: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+        self.blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+        self._current = 0
+
+    @property
+    def current(self) -> int:
+        """Index of the current device, here and in the C++ of torch."""
+        return self._current
+
+    @current.setter
+    def current(self, index: int) -> None:
+        self._current = index
+        set_shim_device(index)
 
     def reset(self) -> None:
-        """Forget counters and graphs, and go back to device 0."""
+        """Forget all counts, and go back to device 0 of two."""
         self.num_devices, self.current, self.graph = 2, 0, None
-        self.graphs.clear()
+        self.captured.clear()
         self.syncs.clear()
         self.operations.clear()
 

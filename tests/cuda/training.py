@@ -29,6 +29,7 @@ class Costs(pl.Callback):
     Attributes:
         syncs: host synchronisations by step and place.
         operations: by step.
+        initial: the parameters before training, on the CPU.
         allocated: bytes on the card after each step.
         losses: of each step, when all is done.
         scales: the loss scale after each step, in fp16.
@@ -37,11 +38,13 @@ class Costs(pl.Callback):
     def __init__(self) -> None:
         self.syncs: list[Counter[str]] = []
         self.operations: list[int] = []
+        self.initial: dict[str, torch.Tensor] = {}
         self.allocated: list[int] = []
         self.losses: list[torch.Tensor] = []
         self.scales: list[float] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.initial = {name: p.detach().cpu().clone() for name, p in pl_module.net.named_parameters()}
         machine.syncs.clear()
         machine.operations.clear()
 
