@@ -108,7 +108,8 @@ def pairs(tmp_path_factory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     out = tmp_path_factory.mktemp("data") / "pairs"
-    assert command("embed", "encoder=efficientnet_lite2", f"input={folder}", f"out={out}", "loudness=-18") == 0
+    options = ["encoder=efficientnet_lite2", "trainer=cpu", "loudness=-18"]
+    assert command("embed", f"input={folder}", f"out={out}", *options) == 0
     return out
 
 

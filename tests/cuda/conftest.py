@@ -127,6 +127,13 @@ def machine() -> Iterator[Any]:
     machine.reset()
 
 
+@pytest.fixture
+def two_devices(machine: Any) -> Any:
+    """The simulated machine with a second card."""
+    machine.num_devices = 2
+    return machine
+
+
 class CardRuns(NamedTuple):
     """Runs of the three tiny models that belong together, trained on the card with trainer=gpu as it is shipped.
 

@@ -26,7 +26,7 @@ class Block:
 
 class Machine:
     """Attributes:
-    num_devices: how many cards torch.cuda reports.
+    num_devices: how many cards torch.cuda reports: 1 or 2. With 2, Lightning would start further processes.
     graph: the graph that is being captured.
     captured: of each graph that was captured, its operations by name.
     syncs: how often the host waited for a device, by reason and place in the code.
@@ -35,7 +35,7 @@ class Machine:
     """
 
     def __init__(self) -> None:
-        self.num_devices = 2
+        self.num_devices = 1
         self.graph: Graph | None = None
         self.captured: list[Counter[str]] = []
         self.syncs: Counter[str] = Counter()
@@ -54,8 +54,8 @@ class Machine:
         set_shim_device(index)
 
     def reset(self) -> None:
-        """Forget all counts, and go back to device 0 of two."""
-        self.num_devices, self.current, self.graph = 2, 0, None
+        """Forget all counts, and go back to a single device."""
+        self.num_devices, self.current, self.graph = 1, 0, None
         self.captured.clear()
         self.syncs.clear()
         self.operations.clear()

@@ -82,13 +82,13 @@ def test_streaming_gives_the_samples_of_generate(machine, card_runs):
 
 @pytest.mark.parametrize("device", ["cuda:0", pytest.param("cuda:1", marks=D2)])
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-def test_generation_on_a_named_device(machine, card_runs, cpu_model, device):
+def test_generation_on_a_named_device(two_devices, card_runs, cpu_model, device):
     assert_same(on(card_runs, device).generate(PHOTO, seed=1), cpu_model.generate(PHOTO, seed=1))
 
 
 @D2
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-def test_models_on_two_devices_in_one_process(machine, card_runs, cpu_model):
+def test_models_on_two_devices_in_one_process(two_devices, card_runs, cpu_model):
     models = [on(card_runs, "cuda:0"), on(card_runs, "cuda:1")]
     for seed in (1, 2):
         expected = cpu_model.generate(PHOTO, seed=seed)
@@ -144,8 +144,7 @@ def test_sample_a_pairs_folder_on_device_0(sample, pairs):
     assert len(sample(f"input={pairs}", "device=0")["up"]) == 6
 
 
-def test_sample_shared_out_by_a_trainer(sample, machine, pairs):
-    machine.num_devices = 1  # with two, the trainer would start a second process without a simulated card
+def test_sample_shared_out_by_a_trainer(sample, pairs):
     assert len(sample(f"input={pairs}", "trainer.devices=-1", "batch_size=2")["up"]) == 6
 
 

@@ -112,12 +112,12 @@ def test_a_code_at_depth_48_stays_within_its_budget(machine, level):
 
 @pytest.mark.xfail(strict=True, reason="D2: the graph is captured on the current device, not on the decoder's")
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-def test_codes_on_a_device_that_is_not_the_current_one(machine):
+def test_codes_on_a_device_that_is_not_the_current_one(two_devices):
     cpu, card = decoders("low", "cpu", "cuda:1")
     assert torch.equal(sample(card, "low"), sample(cpu, "low"))
 
 
-def test_codes_on_another_current_device(machine):
+def test_codes_on_another_current_device(two_devices):
     torch.cuda.set_device(1)
     cpu, card = decoders("low", "cpu", "cuda")
     assert card.device.index == 1

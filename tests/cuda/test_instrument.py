@@ -9,7 +9,7 @@ pytestmark = pytest.mark.fake_cuda
 
 
 @pytest.fixture
-def x(machine):
+def x(two_devices):
     return torch.arange(3.0, device="cuda")
 
 
@@ -99,7 +99,7 @@ def test_a_capture_runs_nothing_and_each_replay_runs_once(x, machine):
     assert count.item() == 12
 
 
-def test_a_capture_on_another_device_is_empty(machine):
+def test_a_capture_on_another_device_is_empty(two_devices):
     y = torch.zeros(1, device="cuda:1")
     with pytest.warns(UserWarning, match="Graph is empty"):
         graph = capture(lambda: y.add_(1))
