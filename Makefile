@@ -8,10 +8,10 @@ pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
 FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
 INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-cuda lint format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 10
 
 setup: $(VENV)/.ok ## make the virtual environment and install im2wav with everything the demo and the tests use
 
@@ -27,7 +27,10 @@ demo: setup ## pictures to sounds in a quarter of an hour: train on the shipped 
 	$(PYTHON) -m im2wav.demo $(ARGS)
 
 test: setup ## run the tests (needs nothing but 2 CPU cores)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+
+test-cuda: setup ## run the GPU tests: on a simulated card (needs g++), and on a real GPU where there is one
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/cuda $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -46,6 +46,18 @@ TINY_NET = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a real GPU where there is none."""
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needs_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
 def command(verb: str, *arguments: str) -> int:
     """Call an entry as the shell does, in this process: its exit code."""
     import importlib
@@ -96,7 +108,8 @@ def pairs(tmp_path_factory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     out = tmp_path_factory.mktemp("data") / "pairs"
-    assert command("embed", "encoder=efficientnet_lite2", f"input={folder}", f"out={out}", "loudness=-18") == 0
+    options = ["encoder=efficientnet_lite2", "trainer=cpu", "loudness=-18"]
+    assert command("embed", f"input={folder}", f"out={out}", *options) == 0
     return out
 
 
