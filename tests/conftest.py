@@ -47,8 +47,11 @@ TINY_NET = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a real GPU where there is none."""
+    """Mark the tests that need ../shared, and skip those that need a real GPU where there is none."""
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
     if not needs_gpu:
         return
     import torch
@@ -123,13 +126,6 @@ def trained(pairs, tmp_path_factory) -> Path:
         codec = f"codec={runs}/base/vqvae/last.ckpt"
         train(tiny_config(model, pairs, runs / "base" / model, "trainer.max_steps=3", codec))
     return runs
-
-
-def pytest_collection_modifyitems(items):
-    """Mark what needs ../shared: `pytest -m "not shared"` runs what a plain clone can run."""
-    for item in items:
-        if "shared" in getattr(item, "fixturenames", ()):
-            item.add_marker("shared")
 
 
 @pytest.fixture(scope="session")

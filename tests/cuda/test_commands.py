@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.fake_cuda, pytest.mark.slow]
 PHOTO = ASSETS / "images" / "bird_02.jpg"
 OTHER = ASSETS / "images" / "cat_03.jpg"
 WAV = torch.randn(2048, generator=torch.Generator().manual_seed(0)) * 0.1
-D2 = pytest.mark.xfail(strict=True, reason="D2: the graph is captured on the current device, not on the decoder's")
 
 
 @pytest.fixture
@@ -80,13 +79,12 @@ def test_streaming_gives_the_samples_of_generate(machine, card_runs):
     torch.testing.assert_close(streamed, model.generate(PHOTO, seed=1, seconds=0.3).wav, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cuda:0", pytest.param("cuda:1", marks=D2)])
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_generation_on_a_named_device(two_devices, card_runs, cpu_model, device):
     assert_same(on(card_runs, device).generate(PHOTO, seed=1), cpu_model.generate(PHOTO, seed=1))
 
 
-@D2
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_models_on_two_devices_in_one_process(two_devices, card_runs, cpu_model):
     models = [on(card_runs, "cuda:0"), on(card_runs, "cuda:1")]
@@ -96,7 +94,6 @@ def test_models_on_two_devices_in_one_process(two_devices, card_runs, cpu_model)
             assert_same(model.generate(PHOTO, seed=seed), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="D4: Decoder and Decoding refer to each other")
 def test_memory_is_freed_with_the_model_without_garbage_collection(machine, card_runs):
     gc.collect()
     gc.disable()

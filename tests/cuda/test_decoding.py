@@ -110,7 +110,6 @@ def test_a_code_at_depth_48_stays_within_its_budget(machine, level):
     check_budget(f"code of {level}, depth 48", measured, operations.most_common())
 
 
-@pytest.mark.xfail(strict=True, reason="D2: the graph is captured on the current device, not on the decoder's")
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_codes_on_a_device_that_is_not_the_current_one(two_devices):
     cpu, card = decoders("low", "cpu", "cuda:1")
@@ -124,7 +123,6 @@ def test_codes_on_another_current_device(two_devices):
     assert torch.equal(sample(card, "low"), sample(cpu, "low"))
 
 
-@pytest.mark.xfail(strict=True, reason='D3: captured with capture_error_mode="global"')
 def test_another_thread_may_use_cuda_during_the_capture(machine):
     from cuda.graph import during_capture
 
@@ -141,7 +139,6 @@ def test_another_thread_may_use_cuda_during_the_capture(machine):
         during_capture.clear()
 
 
-@pytest.mark.xfail(strict=True, reason="D4: Decoder and Decoding refer to each other")
 def test_memory_is_freed_with_the_decoder_without_garbage_collection(machine):
     gc.collect()
     gc.disable()

@@ -7,7 +7,6 @@ import torch
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.slow]
 MODELS = ("vqvae", "low_prior", "up_prior")
-D8 = pytest.mark.xfail(strict=True, reason="D8: the EMA weights are copied before the model is cast to bf16")
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def assert_finite(result) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("precision", ["16-mixed", pytest.param("bf16-true", marks=D8), "32-true"])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "32-true"])
 def test_precisions(train, model, precision):
     result, _ = train(model, f"trainer.precision={precision}")
     assert result["trainer"].global_step == 3
@@ -108,7 +107,6 @@ def test_the_dashboard_with_a_partner(train, card_runs, model):
     assert (card_folder(result) / "media/step_00000002/index.html").is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="D4: Decoder and Decoding refer to each other")
 def test_the_memory_of_a_dashboard_event_is_freed_without_garbage_collection(train):
     gc.collect()
     gc.disable()
