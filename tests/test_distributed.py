@@ -1,15 +1,24 @@
 """Two processes are one: the same losses from the same global batch."""
 
 import csv
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.distributed.device_mesh import init_device_mesh
 
 from conftest import TINY, TINY_NET, config
+from im2wav.checkpoint import load
+from im2wav.prior.transformer import LayerNorm
+from im2wav.train import train
+from im2wav.training.sharding import FullySharded, shard
 
 ENVIRONMENT = {
     **os.environ,
@@ -45,15 +54,165 @@ def test_two_processes_train_the_codec_as_one_does(pairs, tmp_path):
     assert len(set(hashes[0])) == 20
 
 
-def test_sharded_processes_train_a_prior_as_one_does(pairs, trained, tmp_path):
-    common = [f"codec={trained}/base/vqvae/last.ckpt", "+model.net.conditioning.map_dropout=0"]  # drawn for each device
-    one = losses(pairs, tmp_path / "one", "low_prior", "trainer=cpu", *common)
-    two = losses(pairs, tmp_path / "two", "low_prior", "trainer=fsdp", "trainer.devices=2", *common)
-    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=0, atol=1e-5)
-    ends = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("one", "two")]
-    assert ends[1]["state_dict"].keys() == ends[0]["state_dict"].keys()  # one file, whole weights
-    for name, value in ends[0]["current_model_state"].items():
-        torch.testing.assert_close(ends[1]["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+def sharded_overrides(pairs, codec, out: Path, *overrides: str) -> list[str]:
+    """12 steps of a prior with EMA; a checkpoint at step 8, and a validation at each of the two epochs."""
+    arguments = ["model=low_prior", f"data.root={pairs}", *COMMON, *TINY_NET["low_prior"], f"codec={codec}"]
+    arguments += ["+model.net.conditioning.map_dropout=0"]  # drawn for each device
+    arguments += ["trainer.max_steps=12", "data.windows_per_epoch=24"]
+    arguments += ["model.optimizer.lr=0.01", "model.scheduler.steps=1"]  # so that losses fall and moments matter
+    arguments += ["callbacks.ema.decay=0.9", "callbacks.checkpoint.every_n_steps=8", "callbacks.checkpoint.keep=9"]
+    return [*arguments, f"paths.runs={out}", f"paths.output={out}", *overrides]
+
+
+def run_on_two(runs: list[list[str]]) -> None:
+    """Make training runs one after the other on two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    script = [sys.executable, str(Path(__file__).with_name("train_runs.py")), json.dumps(runs)]
+    processes = [
+        subprocess.Popen(
+            script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**ENVIRONMENT, **group, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
+
+
+FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+FIRST = "checkpoints/step_00000008.ckpt"
+
+
+@pytest.fixture(scope="module")
+def sharded(pairs, trained, tmp_path_factory) -> Path:
+    """Runs of one process (one*) and of two with sharded weights (two*), some resumed from one another."""
+    folder = tmp_path_factory.mktemp("sharded")
+
+    def run(name: str, *overrides: str) -> list[str]:
+        return sharded_overrides(pairs, trained / "base/vqvae/last.ckpt", folder / name, *overrides)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = ["trainer=cpu", "trainer.precision=32-true"]
+    for name, *overrides in (["one"], ["one_mixed", "trainer.precision=bf16-mixed"]):
+        train(config("train", *run(name, *one, *overrides)))
+    run_on_two(
+        [
+            run("two", *FSDP),
+            run("two_resumed", *FSDP, f"ckpt_path={folder}/two/{FIRST}"),
+            run("two_after_one", *FSDP, f"ckpt_path={folder}/one/{FIRST}"),
+            run("two_mixed", *FSDP, "trainer.precision=bf16-mixed"),
+            run("two_bf16", *FSDP, "trainer.precision=bf16-true"),
+            run("two_bf16_resumed", *FSDP, "trainer.precision=bf16-true", f"ckpt_path={folder}/two_bf16/{FIRST}"),
+        ]
+    )
+    train(config("train", *run("one_after_two", *one, f"ckpt_path={folder}/two/{FIRST}")))
+    torch.set_num_threads(threads)
+    return folder
+
+
+def column(folder: Path, name: str) -> torch.Tensor:
+    """The logged values of a metric."""
+    with (folder / "csv/version_0/metrics.csv").open() as file:
+        return torch.tensor([float(row[name]) for row in csv.DictReader(file) if row.get(name)])
+
+
+def assert_same_checkpoints(one: Path, other: Path, rtol: float, atol: float) -> None:
+    """Averaged weights, live weights and optimizer state."""
+    first, second = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other))
+    assert first.keys() == second.keys()
+    for part in ("state_dict", "current_model_state"):
+        assert second[part].keys() == first[part].keys()
+        for name, value in first[part].items():
+            torch.testing.assert_close(second[part][name], value, rtol=rtol, atol=atol)
+    assert first["averaging_state"] == second["averaging_state"]
+    moments = [moments_in_order(checkpoint["optimizer_states"][0]) for checkpoint in (first, second)]
+    torch.testing.assert_close(moments[1], moments[0], rtol=rtol, atol=atol)
+
+
+def moments_in_order(state) -> list:
+    """The state of each parameter in the order of the groups, which is how PyTorch reads them."""
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    return [dict(state["state"][key]) for key in keys]
+
+
+def test_sharded_processes_train_a_prior_with_its_average_as_one_does(sharded):
+    torch.testing.assert_close(
+        column(sharded / "two", "train/loss"), column(sharded / "one", "train/loss"), rtol=0, atol=1e-5
+    )
+    for name in ("valid/loss", "run/ema_distance", "run/gradient_norm"):
+        torch.testing.assert_close(column(sharded / "two", name), column(sharded / "one", name), rtol=1e-3, atol=1e-5)
+    assert len(column(sharded / "two", "train/loss")) == 12
+    assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 1e-4)
+    end = torch.load(sharded / "two/last.ckpt", weights_only=True)
+    assert any((end["state_dict"][k] != v).any() for k, v in end["current_model_state"].items())
+
+
+def test_a_resumed_sharded_run_equals_an_unbroken_one(sharded):
+    for name in ("two", "two_bf16"):
+        expected = column(sharded / name, "train/loss")[8:]
+        assert column(sharded / f"{name}_resumed", "train/loss").tolist() == expected.tolist()
+        assert_same_checkpoints(sharded / name, sharded / f"{name}_resumed", 0, 0)
+
+
+@pytest.mark.parametrize(("name", "origin"), [("one_after_two", "two"), ("two_after_one", "one")])
+def test_checkpoints_resume_on_another_number_of_devices(sharded, name, origin):
+    torch.testing.assert_close(
+        column(sharded / name, "train/loss"), column(sharded / origin, "train/loss")[8:], rtol=0, atol=1e-5
+    )
+    assert_same_checkpoints(sharded / origin, sharded / name, 1e-3, 1e-4)
+
+
+def test_sharding_in_mixed_precision_is_that_of_one_process(sharded):
+    one, two = (column(sharded / f"{name}_mixed", "train/loss") for name in ("one", "two"))
+    exact = column(sharded / "one", "train/loss")
+    torch.testing.assert_close(two, one, rtol=0, atol=0.005)
+    assert (two != exact).any()
+    assert two[-3:].mean() < two[:3].mean() - 0.2
+    weights = torch.load(sharded / "two_mixed/last.ckpt", weights_only=True)["current_model_state"]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_a_checkpoint_of_sharded_bf16_weights_holds_an_fp32_average_and_loads(sharded):
+    end = torch.load(sharded / "two_bf16/last.ckpt", weights_only=True)
+    assert {value.dtype for value in end["state_dict"].values()} == {torch.float32}
+    assert {value.dtype for value in end["current_model_state"].values()} == {torch.bfloat16}
+    weights = load(sharded / "two_bf16/last.ckpt", "low_prior").net.state_dict()
+    assert all((end["state_dict"][f"net.{name}"] == value).all() for name, value in weights.items())
+
+
+@pytest.fixture
+def mesh():
+    """A device mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_mixed_precision_gathers_layers_in_bf16_and_leaves_the_rest_and_the_gradients_in_fp32(mesh):
+    layers = [torch.nn.Linear(4, 4), LayerNorm(4)]
+    net = torch.nn.Sequential(torch.nn.Embedding(3, 4), *layers)
+    shard([*layers, net], mesh, mixed=True)
+    seen = {}
+    for name, part in net.named_children():  # before each forward pass, after FSDP has gathered
+        part.register_forward_pre_hook(lambda part, args, name=name: seen.update({name: part.weight.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = net(torch.tensor([[0, 1, 2]])).float().square().mean()
+    loss.backward()
+    low, full = torch.bfloat16, torch.float32
+    assert seen == {"0": full, "1": low, "2": low}
+    assert {p.dtype for p in net.parameters()} == {p.grad.dtype for p in net.parameters()} == {full}
+
+
+def test_sharding_in_fp16_is_an_error():
+    strategy = FullySharded()
+    strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
+    with pytest.raises(ValueError, match="16-mixed with trainer=fsdp: expected bf16-mixed, bf16-true or 32-true"):
+        strategy.setup_environment()
 
 
 def test_the_choices_of_scale():
@@ -63,7 +222,7 @@ def test_the_choices_of_scale():
     assert fp16.model.optimizer.fused is True
     nodes = config("train", "model=low_prior", "trainer=ddp", "trainer.num_nodes=4", "paths.output=x")
     assert (nodes.trainer.num_nodes, nodes.trainer.devices, nodes.callbacks.ema.decay) == (4, -1, 0.999)
-    assert config("train", "model=low_prior", "trainer=fsdp", "paths.output=x").callbacks.ema is None
+    assert config("train", "model=low_prior", "trainer=fsdp", "paths.output=x").callbacks.ema.decay == 0.999
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

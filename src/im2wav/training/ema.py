@@ -1,32 +1,50 @@
-"""Averaged weights."""
+"""Exponential moving average (EMA) of the weights."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EMAWeightAveraging
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+
+from im2wav.training.sharding import full_state, load_full_state, local_tensors
 
 
-class EMA(EMAWeightAveraging):
-    """An exponential moving average of the weights, which validation and checkpoints use.
+class EMA(pl.Callback):
+    """Keep an exponential moving average of the weights; validation and checkpoints use it.
 
-    Buffers are the live model's: the codebook keeps averages of its own, and averaging it or its counters again is
-    wrong.
+    The average is in fp32 whatever the dtype of the weights. A bf16 average would stand still: bf16 has 8 significant
+    bits, and one step of decay 0.999 moves a value by a thousandth of its distance to the weight. On a GPU no update
+    waits for the device. Sharded weights (trainer=fsdp) have an average that is sharded in the same way, so that an
+    update needs no communication.
+
+    Buffers are copied from the live module: the codebook is already an average, and averaging it or its counters again
+    would be wrong.
+
+    Checkpoints hold the averaged weights in `state_dict` and the live ones in `current_model_state`.
 
     Args:
-        decay: of the average at each of its updates; or `official`, 1 - global batch size / 8000 for each step.
-        update_every_n_steps: steps between its updates; the official rule takes the decay to this power.
+        decay: decay of each update, 0 <= decay < 1; or `official`: 1 - global batch size / 8000 for each step.
+        update_every_n_steps: optimizer steps between two updates; `official` raises the decay to this power.
 
     Raises:
-        ValueError: neither a share nor `official`.
+        ValueError: `decay` is neither in range nor `official`, or `update_every_n_steps` < 1.
     """
 
     def __init__(self, decay: float | str = 0.999, update_every_n_steps: int = 1):
         if decay != "official" and not (isinstance(decay, float | int) and 0 <= decay < 1):
             raise ValueError(f"callbacks.ema.decay={decay}: expected 0 up to, not including, 1, or official")
-        super().__init__(use_buffers=False, update_every_n_steps=update_every_n_steps)
+        if update_every_n_steps < 1:
+            raise ValueError(f"callbacks.ema.update_every_n_steps={update_every_n_steps}: must be >= 1")
         self.decay = decay
+        self.update_every_n_steps = update_every_n_steps
+        self.num_updates = 0
+        self._latest_update_step = 0
+        self._step_decay = 0.0
+        self._averaged: Any = None
+        self._live: list[Tensor] = []
 
     def resolved(self, global_batch_size: int) -> float:
         """The decay of one update. Source: Im2Wav, train.py, `mu = 1 - (bs * ngpus / 8) / 1000`."""
@@ -34,26 +52,100 @@ class EMA(EMAWeightAveraging):
             return (1 - global_batch_size / 8 / 1000) ** self.update_every_n_steps
         return float(self.decay)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the average, all weights at once for each update.
+    @property
+    def averaged(self) -> Any:
+        """The module with the averaged weights."""
+        assert self._averaged is not None
+        return self._averaged
 
-        Raises:
-            ValueError: the weights are to be sharded.
-        """
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the module, before the strategy moves, shards or converts its weights."""
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError("averages of sharded weights cannot be kept: give callbacks.ema=null with trainer=fsdp")
         size = 0
         if self.decay == "official":
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             each = trainer.world_size * trainer.accumulate_grad_batches
             size = data.global_batch_size or data.batch_size * each
-        average = get_ema_multi_avg_fn(self.resolved(size))
-        self._average_model = AveragedModel(pl_module, pl_module.device, multi_avg_fn=average, use_buffers=False)
+        self._step_decay = self.resolved(size)
+        mesh = pl_module._device_mesh  # process groups cannot be copied
+        self._averaged = deepcopy(pl_module, {id(mesh): mesh}).float().requires_grad_(False)
 
-    @property
-    def averaged(self) -> Any:
-        """The module with the averaged weights."""
-        assert self._average_model is not None
-        return self._average_model.module
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Shard the average as the weights are, or move it to their device, which Lightning does after `setup`."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            self.averaged.shard(pl_module.device_mesh["data_parallel"])
+        self.averaged.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average after every `update_every_n_steps`-th optimizer step; the first update is a copy."""
+        step = trainer.global_step
+        if step <= self._latest_update_step or (step - 1) % self.update_every_n_steps:
+            return
+        average, live = (local_tensors(module.parameters()) for module in (self.averaged, pl_module))
+        if self.num_updates:
+            torch._foreach_lerp_(average, [value.float() for value in live], 1 - self._step_decay)
+        else:
+            torch._foreach_copy_(average, live)
+        for buffer, value in zip(self.averaged.buffers(), pl_module.buffers(), strict=True):
+            buffer.copy_(value)
+        self.num_updates += 1
+        self._latest_update_step = step
+
+    @torch.no_grad()
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate the averaged weights; keep a copy of the live ones, since these may be less precise than the
+        average and a swap would round it."""
+        if self._averaged is not None:
+            self._live = [value.clone() for value in _values(pl_module)]
+            torch._foreach_copy_(_values(pl_module), _values(self.averaged))
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the live weights."""
+        if self._live:
+            torch._foreach_copy_(_values(pl_module), self._live)
+            self._live = []
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the averaged weights in the module."""
+        torch._foreach_copy_(_values(pl_module), _values(self.averaged))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the latest update."""
+        return {"latest_update_step": self._latest_update_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._latest_update_step = state_dict["latest_update_step"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the averaged weights into `state_dict`, the live ones into `current_model_state`."""
+        if self._averaged is None:
+            return
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = full_state(self.averaged)
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.num_updates)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Load both; a checkpoint without an average starts one from its weights."""
+        if self._averaged is None:
+            return
+        averaged: Mapping[str, Tensor] = checkpoint["state_dict"]
+        load_full_state(self.averaged, averaged)
+        if "current_model_state" in checkpoint:
+            self.num_updates = int(checkpoint["averaging_state"]["n_averaged"])
+            load_full_state(pl_module, checkpoint["current_model_state"])
+
+
+def _values(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return local_tensors([*module.parameters(), *module.buffers()])

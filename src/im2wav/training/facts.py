@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed.tensor import DTensor
 
 from im2wav.clock import duration, matmul_peak
 from im2wav.files import file_sha256
@@ -63,7 +64,8 @@ class RunFacts(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Stop the clock of the data; the first time, count what one item costs."""
         if self._flops is None:
-            self._flops = 3 * pl_module.item_flops(batch)
+            with trainer.precision_plugin.forward_context():  # autocast
+                self._flops = 3 * pl_module.item_flops(batch)
             device = pl_module.device.type
             dtype = "fp32" if "32" in str(trainer.precision) else "bf16"
             self.peak = matmul_peak(dtype, device, 1024 if device == "cpu" else 8192)
@@ -132,7 +134,8 @@ def distance(averaged: torch.nn.Module, net: torch.nn.Module) -> float:
     """How far the averaged weights are from the live ones, relative to the live ones' norm."""
     live = [p.detach() for p in net.parameters()]
     apart = torch._foreach_sub([p.detach() for p in averaged.parameters()], live)
-    return (torch.nn.utils.get_total_norm(apart) / torch.nn.utils.get_total_norm(live)).item()
+    ratio = torch.nn.utils.get_total_norm(apart) / torch.nn.utils.get_total_norm(live)
+    return (ratio.full_tensor() if isinstance(ratio, DTensor) else ratio).item()
 
 
 def summary(trainer: pl.Trainer, module: Any) -> list[str]:

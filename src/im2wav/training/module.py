@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.generation.sampling import item_seed
 from im2wav.training.optimizer import parameter_groups
+from im2wav.training.sharding import shard
 
 
 @contextmanager
@@ -87,8 +88,11 @@ class NetModule(pl.LightningModule):
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return
         mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-        for part in [*self.regions(), self.net]:
-            fully_shard(part, mesh=mesh)
+        self.shard(mesh, mixed=self.trainer.precision == "bf16-mixed")
+
+    def shard(self, mesh: DeviceMesh, mixed: bool = False) -> None:
+        """Shard the net over a mesh; see `im2wav.training.sharding.shard`."""
+        shard([*self.regions(), self.net], mesh, mixed)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and its schedule."""

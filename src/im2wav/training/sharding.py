@@ -1,12 +1,26 @@
-"""Weights, gradients and moments of the optimiser sharded over all processes."""
+"""Parameters, gradients and optimizer state sharded over all processes (FSDP2)."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 
 class FullySharded(ModelParallelStrategy):
-    """FSDP2 over all processes of all nodes; checkpoints are one file, as with every other strategy.
+    """FSDP2 over all processes of all nodes. A checkpoint is one file with the layout of every other strategy.
 
     Unlike Lightning's `fsdp` it also runs on CPUs, where it can be tested.
     """
@@ -15,6 +29,97 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
     def setup_environment(self) -> None:
-        """Set the mesh up: one axis, over everything."""
+        """Build the device mesh: one dimension over all processes.
+
+        Raises:
+            ValueError: an fp16 precision. Its loss scaling would have to agree over all shards.
+        """
+        precision = self.precision_plugin.precision
+        if str(precision).startswith("16"):
+            raise ValueError(
+                f"trainer.precision={precision} with trainer=fsdp: expected bf16-mixed, bf16-true or 32-true"
+            )
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and optimizer state; each process reads its shards from the memory-mapped file.
+
+        Lightning's own method drops `state_dict` from what it returns, and takes the optimizer's parameters to be in
+        the module's order, which is wrong where a single process saved two parameter groups.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        assert self.model is not None
+        load_full_state(self.model, checkpoint["state_dict"])
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=bool(self.optimizers)):
+            set_optimizer_state_dict(
+                self.model,
+                optimizer,
+                _by_name(state, optimizer, self.model),
+                options=StateDictOptions(full_state_dict=True),
+            )
+        return checkpoint
+
+
+def shard(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> None:
+    """Shard modules over a mesh.
+
+    In bf16-mixed, autocast stays on: it decides which operations run in bf16 and keeps losses, norms and the residual
+    stream in fp32, as with every other strategy. Sharding adds that the repeated parts, where nearly all weights are,
+    gather their weights in bf16: half the bytes, and what autocast would cast them to anyway. Gradients are reduced in
+    fp32. The inputs of a part are left to autocast. LayerNorms compute in fp32 from weights rounded to bf16, as in
+    sampling with precision=bf16.
+
+    Args:
+        parts: submodules first; the last one is the root and takes the parameters that are left.
+        mesh: of one dimension.
+        mixed: gather the weights of all parts but the root in bf16.
+    """
+    *inner, root = parts
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if mixed else None,
+        reduce_dtype=torch.float32 if mixed else None,
+        cast_forward_inputs=False,
+    )
+    for part in inner:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    # The root keeps fp32 embeddings. It is resharded after the forward pass so that module.parameters() are shards also
+    # after a validation, when EMA exchanges them.
+    fully_shard(root, mesh=mesh, reshard_after_forward=True)
+
+
+def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The shard of each tensor that this process holds; a tensor that is not sharded itself. Memory is shared."""
+    return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any parameter is sharded."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with whole tensors. For a sharded module: called on all processes, empty except on the first."""
+    if not is_sharded(module):
+        return module.state_dict()
+    state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state
+
+
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a module, sharded or not. Every process gives all of them."""
+    if is_sharded(module):
+        set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+    else:
+        module.load_state_dict(state)
+
+
+def _by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
+    """Optimizer state by parameter name; the ids in a file follow the order of the groups, as in PyTorch."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    ours = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [key for group in state["param_groups"] for key in group["params"]]
+    name_of = dict(zip(saved, ours, strict=True))
+    groups = [{**group, "params": [name_of[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {name_of[key]: value for key, value in state["state"].items()}, "param_groups": groups}

@@ -1,0 +1,14 @@
+"""Several training runs in one process of a group: `python train_runs.py '[[override, ...], ...]'`.
+
+What two processes cost is mostly their start, which the runs share.
+"""
+
+import json
+import sys
+
+from conftest import config
+from im2wav.train import train
+
+if __name__ == "__main__":
+    for overrides in json.loads(sys.argv[1]):
+        train(config("train", *overrides))
