@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2wav.codec import LEVELS
 from im2wav.data.codes import codes_folder
 from im2wav.data.loader import Batches, Draws, Share, WindowLoader
 from im2wav.data.shards import ShardsFolder, open_folder
@@ -54,7 +53,7 @@ class PairsDataModule(pl.LightningDataModule):
         seed: of the order and of the crops.
 
     Attributes:
-        levels: the codec levels that the tokenizer encodes; a model that reads one level sets it.
+        levels: the codec levels that the tokenizer encodes; all where None.
 
     Raises:
         ValueError: not a pairs folder, no pair to train on, or an option out of range.
@@ -97,7 +96,7 @@ class PairsDataModule(pl.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.windows_per_epoch, self.crop, self.blend = windows_per_epoch, crop, blend
         self._tokenizer: Any = None
-        self.levels: Sequence[str] = LEVELS
+        self.levels: Sequence[str] | None = None
         samples = self.folder.pairs.column("samples")
         usable = (samples > 0) & ((samples >= num_samples) | (short != "drop"))
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
@@ -193,7 +192,8 @@ class PairsDataModule(pl.LightningDataModule):
             return batch
         tokenizer = self.tokenizer.to(batch.wav.device)
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            return batch._replace(codes=tokenizer.encode(batch.wav.float(), self.levels))
+            levels = {} if self.levels is None else {"levels": self.levels}
+            return batch._replace(codes=tokenizer.encode(batch.wav.float(), **levels))
 
     def identity(self) -> Mapping[str, Any]:
         """What a checkpoint records of the data: encoder, frame rate, sample rate, seconds of a typical recording."""
