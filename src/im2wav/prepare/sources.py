@@ -51,7 +51,8 @@ class Sources(Sequence[Source]):
             if source.id in ("", ".", "..") or {"/", "\\", "\0"} & set(source.id):
                 raise ValueError(f"{source.path}: id {source.id!r} cannot be a file name")
             if len(source.id.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-                raise ValueError(f"{source.path}: id {source.id[:40]!r}... is over {LONGEST_NAME} bytes; shorten it")
+                start = source.id[:40]
+                raise ValueError(f"{source.path}: id {start!r}... is longer than {LONGEST_NAME} bytes; shorten it")
 
     def __len__(self) -> int:
         return len(self._sources)
