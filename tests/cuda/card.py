@@ -87,7 +87,12 @@ class CardMode(TorchDispatchMode):
             return pinned
         if func is aten.is_pinned.default:
             return getattr(args[0], "is_pinned_by_card", False)
-        return Call(func, args, kwargs or {}).run()
+        options = dict(kwargs or {})
+        pins = options.pop("pin_memory", None)  # a CPU build cannot
+        result = Call(func, args, options).run()
+        if pins and not isinstance(result, CardTensor):
+            result.is_pinned_by_card = True
+        return result
 
 
 mode = CardMode()

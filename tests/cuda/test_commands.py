@@ -150,7 +150,7 @@ def test_embed(machine, tmp_path):
     source.mkdir()
     for path in (PHOTO, OTHER):
         shutil.copy(path, source)
-    options = ["encoder=efficientnet_lite2", "batch_size=2", "workers=1"]
+    options = ["encoder=efficientnet_lite2", "batch_size=2", "num_workers=1"]
     assert command("embed", f"input={source}", f"out={tmp_path / 'card'}", *options) == 0
     assert machine.operations["convolution"], "no image was embedded on the card"
 
