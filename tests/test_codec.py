@@ -181,3 +181,14 @@ def test_bandwidth_of_a_sine():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_codebook_keeps_fp32_where_its_module_is_cast_to_bf16():
+    codec = AudioCodec(width=8, depth=1, code_dim=8, codebook_size=16)
+    with torch.no_grad():
+        codec.codebooks["up"].codebook.uniform_()
+    before = codec.codebooks["up"].codebook.clone()
+    codec.to(torch.bfloat16)
+    assert {p.dtype for p in codec.parameters()} == {torch.bfloat16}
+    assert torch.equal(codec.codebooks["up"].codebook, before)
+    assert codec.double().codebooks["up"].codebook.dtype == torch.float64

@@ -65,11 +65,11 @@ class Codebook(nn.Module):
         self._seen_initialised = False  # `initialised`, once it was read as true: reading it makes the host wait
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
-        """Move the buffers, but keep them in fp32 where a module is cast: averages in bf16 would stand still."""
+        """Keep fp32 buffers where the module is cast to a half type: averages in bf16 would stand still."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.dtype != torch.float32:
+            if buffer is not None and buffer.is_floating_point() and buffer.dtype.itemsize < 4:
                 self._buffers[name] = before[name].to(buffer.device)  # type: ignore[union-attr]
         return self
 
