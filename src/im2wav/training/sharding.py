@@ -68,8 +68,8 @@ def shard(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> 
     In bf16-mixed, autocast stays on: it decides which operations run in bf16 and keeps losses, norms and the residual
     stream in fp32, as with every other strategy. Sharding adds that the repeated parts, where nearly all weights are,
     gather their weights in bf16: half the bytes, and what autocast would cast them to anyway. Gradients are reduced in
-    fp32. The inputs of a part are left to autocast. LayerNorms compute in fp32 from weights rounded to bf16, as in
-    sampling with precision=bf16.
+    fp32. The inputs of a part are left to autocast. One difference to the other strategies remains: the LayerNorms of
+    these parts compute in fp32, but read weights that were gathered in bf16. The optimizer's weights are fp32.
 
     Args:
         parts: submodules first; the last one is the root and takes the parameters that are left.
