@@ -268,7 +268,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     trainer: pl.Trainer = build_trainer(cfg, callbacks=callbacks, logger=loggers)
-    size_batch(cfg, trainer, module, datamodule)
+    size_batch(cfg, trainer, datamodule, lambda: instantiate(cfg.model))
     if not cfg.trainer.fast_dev_run:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)

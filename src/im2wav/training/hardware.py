@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from im2wav.cli import instantiate
 from im2wav.codec.losses import Bandwidth
 from im2wav.data.datamodule import DEFAULT_BATCH
 from im2wav.data.windows import Batch, collate
@@ -70,8 +69,11 @@ def device_memory(trainer: Any) -> int | None:
     return torch.mps.recommended_max_memory() if kind == "mps" else None
 
 
-def training_memory(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any) -> StepMemory:
-    """Memory of this run's training step with accumulated gradients, for all batch sizes; takes some seconds."""
+def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> StepMemory:
+    """Memory of this run's training step with accumulated gradients, for all batch sizes; takes some seconds.
+
+    `make` builds the run's LightningModule once more; it is called where tensors are fake.
+    """
     item = collate([datamodule.windows["train"][(0, 0.5)]])
     hops = datamodule.tokenizer.hop_lengths if datamodule.tokenizer is not None else {}
 
@@ -79,7 +81,7 @@ def training_memory(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any)
         def like(x: Tensor) -> Tensor:
             return torch.zeros(batch, *x.shape[1:], dtype=x.dtype)
 
-        fake = instantiate(cfg.model)
+        fake = make()
         fake.log_parts = lambda *_, **__: None  # there is no trainer
         if hasattr(fake, "bandwidth"):
             fake.bandwidth = Bandwidth()
@@ -100,11 +102,12 @@ def training_memory(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any)
     return found.sharded(trainer.world_size) if isinstance(trainer.strategy, ModelParallelStrategy) else found
 
 
-def size_batch(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any) -> None:
+def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> None:
     """Resolve `data.batch_size=auto` for the trainer's devices; called before `Trainer.fit`.
 
     On a GPU, the batch is as large as the memory allows, up to the device's part of the global batch, which
-    accumulation completes: steps see the same windows whatever the GPU. On a CPU it is `DEFAULT_BATCH`.
+    accumulation completes: steps see the same windows whatever the GPU. On a CPU it is `DEFAULT_BATCH`. `make` is that
+    of `training_memory`.
 
     Raises:
         ValueError: `data.global_batch_size` does not divide over the devices.
@@ -115,7 +118,7 @@ def size_batch(cfg: DictConfig, trainer: Any, module: Any, datamodule: Any) -> N
     total = device_memory(trainer)
     if total is None:
         return
-    memory = training_memory(cfg, trainer, module, datamodule)
+    memory = training_memory(cfg, trainer, datamodule, make)
     most, shares = memory.largest_batch(total), trainer.world_size * trainer.accumulate_grad_batches
     windows = cfg.data.global_batch_size or -(-DEFAULT_BATCH // shares) * shares
     passes = fewest_passes(windows, trainer.world_size, trainer.accumulate_grad_batches, most)
