@@ -2,6 +2,7 @@
 // process at the first tensor whose device is "cuda".
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 
 constexpr int NUM_DEVICES = 2;
 static c10::DeviceIndex current = 0;
@@ -35,3 +36,13 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+
+// DistributedDataParallel asks for the timer of its device
+namespace c10d {
+struct CUDATimer : Timer {
+  explicit CUDATimer(c10::Device) {}
+  void record(Event) override {}
+  std::optional<int64_t> measureDifference(Event, Event) override { return std::nullopt; }
+};
+C10_REGISTER_TYPED_CLASS(TimerRegistry, c10::kCUDA, CUDATimer)
+}  // namespace c10d
