@@ -67,7 +67,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path)
     """Through the mixin of huggingface_hub; its network is replaced by a folder."""
     import huggingface_hub.hub_mixin as hub
 
-    import im2wav.pretrained
+    import im2wav.hub
 
     class Api:
         def __init__(self, **_):
@@ -89,7 +89,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path)
         assert "low_prior.safetensors" in allow_patterns
         return str(tmp_path / repo_id)
 
-    monkeypatch.setattr(im2wav.pretrained, "snapshot_download", fetch)
+    monkeypatch.setattr(im2wav.hub, "snapshot_download", fetch)
     assert Im2Wav.from_pretrained("someone/dogs", revision="v1").sha256 == model.sha256
 
 

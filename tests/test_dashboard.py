@@ -106,7 +106,9 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
 
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
-    from im2wav.generation import Clip, Models, Request, SamplingOptions, generate
+    from im2wav.decoding import SamplingOptions
+    from im2wav.inference.code_buffer import generate
+    from im2wav.inference.request import Clip, Models, Request
 
     strong = "+model.net.transformer.init_scale=50"  # fresh weights so large that every condition is heard
     files = {"vqvae": trained / "base/vqvae/last.ckpt"}

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from conftest import needs_compiler
-from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
-from im2wav.generation.cache import LayerCache, PlaceTable
-from im2wav.generation.sampling import uniforms
+from im2wav.decoding import Decoder, SamplingOptions, sample_codes
+from im2wav.decoding import batch_size as memory
+from im2wav.decoding.kv_cache import LayerCache, PlaceTable
+from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.attention import KINDS, attend
 from test_prior import CASES, conditions, low_prior, up_prior

@@ -12,11 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import config, needs_compiler
 from im2wav.codec import AudioCodec
-from im2wav.generation import Decoder, Decoding, SamplingOptions, decode, precision, sample_codes, sampling
-from im2wav.generation.compiled import compile_step
-from im2wav.generation.precision import check_compile, pick_device, pick_precision
-from im2wav.generation.sampling import uniforms
-from im2wav.generation.waves import measure_reach
+from im2wav.decoding import Decoder, Decoding, SamplingOptions, sample_codes
+from im2wav.decoding import decoder as decode
+from im2wav.decoding import linear as precision
+from im2wav.decoding import sampler as sampling
+from im2wav.decoding.compiled import compile_step
+from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+from im2wav.decoding.sampler import uniforms
+from im2wav.inference.block_decoder import measure_reach
 from im2wav.prior import Prior, conditioning
 from test_prior import CASES, conditions, low_prior, up_prior
 
@@ -286,7 +289,7 @@ def test_the_reach_of_a_decoder_is_measured_on_the_cpu():
 
 
 def test_processes_wait_for_the_slowest_as_long_as_it_takes():
-    from im2wav.training.predict import LONGEST_WAIT, waiting_strategy
+    from im2wav.inference.devices import LONGEST_WAIT, waiting_strategy
 
     def strategy(*overrides):
         return waiting_strategy(config("sample", "input=x", *overrides).trainer).get("strategy")
@@ -299,7 +302,7 @@ def test_processes_wait_for_the_slowest_as_long_as_it_takes():
 
 def test_each_device_sizes_its_batches_by_its_own_memory(monkeypatch):
     """With several devices the nets are on the CPU until the Trainer gives a process its device."""
-    from im2wav import jobs
+    from im2wav.inference import runner as jobs
 
     nets = SimpleNamespace(low=low_prior(), up=up_prior(), precision="fp32", compile=False, device=CPU)
     work = jobs.Work(

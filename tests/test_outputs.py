@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from conftest import ASSETS, command, config, tone, write_mp4, write_wav
-from im2wav.jobs import Unit, pack
+from im2wav.inference.runner import Unit, pack
 from im2wav.sample import sample
 
 PICTURES = ("owl_03", "cat_03", "bell_01")

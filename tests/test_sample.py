@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 
 from conftest import ASSETS, command, config, needs_compiler, write_mp4
 from im2wav.checkpoint import check_same_origin, load
-from im2wav.generation import compiled
-from im2wav.generation.precision import pick_device
+from im2wav.decoding import compiled
+from im2wav.decoding.linear import pick_device
 from im2wav.sample import sample
 
 PICTURES = ("owl_03", "cat_03")

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from im2wav.codec import AudioCodec
-from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_refine, generate, stream
-from im2wav.generation.pipeline import Composition, draw
-from im2wav.generation.waves import BlockDecoder, decode_wave, measure_reach
-from im2wav.generation.windows import plan_windows, window_starts
+from im2wav.decoding import SamplingOptions
+from im2wav.inference.block_decoder import BlockDecoder, decode_wave, measure_reach
+from im2wav.inference.code_buffer import Composition, draw, generate
+from im2wav.inference.drafts import draft_and_refine
+from im2wav.inference.request import Clip, Models, Request
+from im2wav.inference.sliding_windows import plan_windows, window_starts
+from im2wav.inference.streaming import stream
 from im2wav.prior import Conditions, Prior
 
 OPTIONS = SamplingOptions()
@@ -240,7 +243,7 @@ def test_bad_requests_are_refused(options, message):
 
 def test_windows_that_need_nothing_from_each_other_are_drawn_side_by_side(models, monkeypatch):
     """Three items of five windows and one of two: one pass for all of the up level, the same codes as alone."""
-    from im2wav.generation import pipeline
+    from im2wav.inference import code_buffer as pipeline
 
     sizes, real = [], pipeline.draw_tasks
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
 
 if TYPE_CHECKING:
-    from im2wav.api import Im2Wav
+    from im2wav.inference.api import Im2Wav
     from im2wav.inference.inputs import Input
-    from im2wav.jobs import Work
+    from im2wav.inference.runner import Work
 
 log = logging.getLogger(__name__)
 register_resolvers()
@@ -56,10 +56,10 @@ def load_model(cfg: DictConfig) -> Im2Wav:
     """
     import torch
 
-    from im2wav.api import Im2Wav
     from im2wav.checkpoint import load
-    from im2wav.generation.precision import check_compile, pick_device, pick_precision
-    from im2wav.pretrained import KINDS, find_folder, find_weights
+    from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+    from im2wav.hub import KINDS, find_folder, find_weights
+    from im2wav.inference.api import Im2Wav
 
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
     if cfg.pretrained:
@@ -95,7 +95,7 @@ def prepare(cfg: DictConfig) -> tuple[Work, list[Input], range]:
         ValueError: options out of range, or see `find` and `load_model`.
     """
     from im2wav.inference.outputs import Outputs
-    from im2wav.jobs import Work
+    from im2wav.inference.runner import Work
 
     drafts = cfg.num_drafts is not None
     numbers = range(cfg.num_drafts if drafts else cfg.num_samples)
@@ -142,7 +142,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: nothing could be generated, more inputs than `max_failed` could not be read, or bad options.
     """
-    from im2wav.jobs import pack, plan
+    from im2wav.inference.runner import pack, plan
 
     if os.environ.get("LOCAL_RANK", "0") != "0":
         log.setLevel(logging.WARNING)  # the leading process speaks for all
@@ -165,8 +165,8 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     if any(unit.item.pair is None for unit in units):
         nets.append(work.model.encoder)  # whatever is wrong with it is said before anything is made
     if _shared(cfg) and units:
-        from im2wav.generation.memory import MOST_SIDE_BY_SIDE
-        from im2wav.training.predict import share_out, waiting_strategy
+        from im2wav.decoding.batch_size import MOST_SIDE_BY_SIDE
+        from im2wav.inference.devices import share_out, waiting_strategy
 
         trainer = instantiate(cfg.trainer, **waiting_strategy(cfg.trainer))
         # equal in all processes, whatever memory their devices have; and so that every device has something to do

@@ -13,9 +13,9 @@ from im2wav.benchmarks.footprint import footprint
 from im2wav.benchmarks.machine import read_bandwidth
 from im2wav.benchmarks.official_way import OfficialWay
 from im2wav.benchmarks.row import Row
-from im2wav.clock import synchronise
-from im2wav.generation import Decoder, Decoding, SamplingOptions
+from im2wav.decoding import Decoder, Decoding, SamplingOptions
 from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.timing import synchronise
 
 CONDITIONING: dict[str, dict[str, Any]] = {
     "low": {"frames": True, "timing": True, "guidance": True},

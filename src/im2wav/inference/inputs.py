@@ -28,7 +28,7 @@ TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trai
 
 
 class Seen(NamedTuple):
-    """Embeddings of an input; see `im2wav.generation.Clip`."""
+    """Embeddings of an input; see `im2wav.inference.request.Clip`."""
 
     embeddings: Tensor  # [U, D]
     fps: float | None = None

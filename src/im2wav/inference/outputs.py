@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from im2wav.files import LONGEST_NAME, table_bytes, write_atomic
+from im2wav.inference.generated_audio import FORMATS, write_sound
 from im2wav.inference.inputs import Input
-from im2wav.inference.sound import FORMATS, write_sound
 from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError
 

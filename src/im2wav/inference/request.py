@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS, AudioCodec
-from im2wav.generation.decode import Decoder
-from im2wav.generation.waves import Reach, measure_reach
+from im2wav.decoding.decoder import Decoder
+from im2wav.inference.block_decoder import Reach, measure_reach
 from im2wav.prior import Conditions, Prior, Timing
 
 # what the low prior is told of the recording's length where nothing else is known: that of a VGGSound clip, in samples

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.layer import Position
-from im2wav.generation.precision import give_back_freed_memory
-from im2wav.generation.sampling import SamplingOptions, draw, draw_device, guide
+from im2wav.decoding.decoder_layer import Position
+from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.linear import give_back_freed_memory
+from im2wav.decoding.sampler import SamplingOptions, draw, draw_device, guide
 from im2wav.prior import Conditions
 
 if TYPE_CHECKING:
-    from im2wav.generation.decode import Decoder
+    from im2wav.decoding.decoder import Decoder
 
 
 class Decoding:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from im2wav.generation.pipeline import Composition, draw_tasks, start_tasks
-from im2wav.generation.request import Models, Request
-from im2wav.generation.sampling import SamplingOptions
-from im2wav.generation.waves import BlockDecoder
+from im2wav.decoding.sampler import SamplingOptions
+from im2wav.inference.block_decoder import BlockDecoder
+from im2wav.inference.code_buffer import Composition, draw_tasks, start_tasks
+from im2wav.inference.request import Models, Request
 
 
 def stream(

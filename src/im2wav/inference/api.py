@@ -22,15 +22,18 @@ from tqdm.auto import tqdm
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
-from im2wav.generation import Clip, Models, Request, SamplingOptions, draft_and_refine, stream
-from im2wav.generation.pipeline import Composition, count_codes
-from im2wav.generation.precision import check_compile, pick_device, pick_precision
-from im2wav.generation.sampling import item_seed
+from im2wav.decoding import SamplingOptions
+from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+from im2wav.decoding.sampler import item_seed
+from im2wav.hub import find_folder, load_folder, save_folder
+from im2wav.inference.code_buffer import Composition, count_codes
+from im2wav.inference.drafts import draft_and_refine
+from im2wav.inference.generated_audio import Sound
 from im2wav.inference.inputs import Input, look, one_input
-from im2wav.inference.sound import Sound
+from im2wav.inference.request import Clip, Models, Request
+from im2wav.inference.settings import Picture, Settings, make_settings
+from im2wav.inference.streaming import stream
 from im2wav.media.encoder import ImageEncoder, build_encoder
-from im2wav.pretrained import find_folder, load_folder, save_folder
-from im2wav.settings import Picture, Settings, make_settings
 
 
 class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "image-to-audio", "video-to-audio"]):

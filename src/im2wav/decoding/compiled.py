@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.layer import DecoderLayer
+from im2wav.decoding.decoder_layer import DecoderLayer
+from im2wav.decoding.kv_cache import LayerCache
 
 log = logging.getLogger(__name__)
 

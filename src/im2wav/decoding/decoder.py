@@ -13,18 +13,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from im2wav.generation.cache import PlaceTable
-from im2wav.generation.compiled import CompiledLayers, compile_step
-from im2wav.generation.decoding import Decoding
-from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import (
+from im2wav.decoding.compiled import CompiledLayers, compile_step
+from im2wav.decoding.decoder_layer import DecoderLayer
+from im2wav.decoding.kv_cache import PlaceTable
+from im2wav.decoding.linear import (
     cache_dtype,
     check_compile,
     give_back_freed_memory,
     linear_maker,
     pick_precision,
 )
-from im2wav.generation.sampling import SamplingOptions, draw_device
+from im2wav.decoding.sampler import SamplingOptions, draw_device
+from im2wav.decoding.state import Decoding
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
 

@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from im2wav.decoding import SamplingOptions
 from im2wav.files import state_sha256
-from im2wav.generation import SamplingOptions
+from im2wav.inference.generated_audio import Sound
 from im2wav.inference.inputs import Input, one_input
-from im2wav.inference.sound import Sound
 from im2wav.media import reading as media
 
 Picture = str | Path | Image.Image

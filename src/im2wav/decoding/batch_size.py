@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from im2wav.generation.precision import cache_dtype, pick_precision
+from im2wav.decoding.linear import cache_dtype, pick_precision
 from im2wav.prior import Prior
 
 MOST_SIDE_BY_SIDE = 64  # beyond, a CPU only gets slower, and on a GPU the caches' bytes outweigh those of the weights

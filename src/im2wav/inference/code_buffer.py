@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS
-from im2wav.generation.decoding import Decoding
-from im2wav.generation.request import Clip, Models, Request
-from im2wav.generation.sampling import SamplingOptions, uniforms
-from im2wav.generation.waves import decode_wave
-from im2wav.generation.windows import Window, plan_windows
+from im2wav.decoding.sampler import SamplingOptions, uniforms
+from im2wav.decoding.state import Decoding
+from im2wav.inference.block_decoder import decode_wave
+from im2wav.inference.request import Clip, Models, Request
+from im2wav.inference.sliding_windows import Window, plan_windows
 from im2wav.prior import Conditions
 
 

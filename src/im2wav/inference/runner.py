@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from im2wav.api import Im2Wav, bar
-from im2wav.generation import draft_and_refine
-from im2wav.generation.compiled import ROWS_AT_ONCE
-from im2wav.generation.memory import MOST_SIDE_BY_SIDE, batch_that_fits
-from im2wav.generation.sampling import item_seed
+from im2wav.decoding.batch_size import MOST_SIDE_BY_SIDE, batch_that_fits
+from im2wav.decoding.compiled import ROWS_AT_ONCE
+from im2wav.decoding.sampler import item_seed
+from im2wav.inference.api import Im2Wav, bar
+from im2wav.inference.drafts import draft_and_refine
 from im2wav.inference.inputs import Input
 from im2wav.inference.outputs import Outputs
+from im2wav.inference.settings import Settings
 from im2wav.media.reading import MediaError
-from im2wav.settings import Settings
 
 log = logging.getLogger(__name__)
 

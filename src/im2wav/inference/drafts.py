@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from im2wav.generation.pipeline import Composition, Generated, draw
-from im2wav.generation.request import Models, Request
-from im2wav.generation.sampling import SamplingOptions
+from im2wav.decoding.sampler import SamplingOptions
+from im2wav.inference.code_buffer import Composition, Generated, draw
+from im2wav.inference.request import Models, Request
 from im2wav.prior import Conditions
 
 
