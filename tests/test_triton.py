@@ -150,7 +150,7 @@ def measure_logits() -> dict[str, float]:
 
     prior, codes, given = low_prior(), torch.randint(16, (1, 64)), conditions().take(slice(1))
     decoder = Decoder(prior, compile=True)  # with weights that are not packed
-    decoder.compiled = TritonLayers(decoder.layers)
+    decoder.fused, decoder.compile = TritonLayers(decoder.layers), "triton"
     with torch.no_grad():
         whole = prior(codes.repeat(2, 1), Conditions.cat([given, given.null_like()]))[:, 61:]
     return {"logits": difference(forced_logits(decoder, codes, given, 61), whole)}

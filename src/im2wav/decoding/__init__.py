@@ -2,6 +2,6 @@
 
 from im2wav.decoding.decoder import Decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions
-from im2wav.decoding.state import Decoding
+from im2wav.decoding.state import DecodeState
 
-__all__ = ["Decoder", "Decoding", "SamplingOptions", "sample_codes"]
+__all__ = ["DecodeState", "Decoder", "SamplingOptions", "sample_codes"]

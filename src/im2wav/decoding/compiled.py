@@ -87,9 +87,9 @@ def _first_error(error: Exception) -> str:
 
 
 def compile_step(step: Callable[[Any], None], backend: str = "inductor") -> Callable[[Any], None]:
-    """Compile a whole step of a `Decoding`, for CUDA; the first call of each batch size compiles.
+    """Compile a whole step of a `DecodeState`, for CUDA; the first call of each batch size compiles.
 
-    Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `Decoding`.
+    Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `DecodeState`.
 
     Raises:
         ValueError: from the compiled step, if nothing can be compiled here.

@@ -1,54 +1,44 @@
-"""Sound while it is generated: low codes of a window, then up codes, and samples as soon as the codes allow."""
+"""Streaming: yield samples as soon as the codes that they depend on are drawn."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from im2wav.decoding.sampler import SamplingOptions
 from im2wav.inference.block_decoder import BlockDecoder
-from im2wav.inference.code_buffer import Composition, draw_tasks, start_tasks
-from im2wav.inference.request import Models, Request
+from im2wav.inference.code_buffer import CodeBuffer
+from im2wav.inference.generate import OnStep, draw_windows, start_windows
 
 
-def stream(
-    models: Models,
-    request: Request,
-    options: SamplingOptions,
-    on_step: Callable[[int], object] | None = None,
-) -> Iterator[Tensor]:
-    """Make one sound and yield it in pieces: samples [n] in [-1, 1] on the CPU.
+def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor]:
+    """Generate one audio and yield it in pieces, samples [n] in [-1, 1] on the CPU.
 
-    The two levels take turns, window by window, and a piece comes as soon as the fine codes are there that it depends
-    on. Joined, the pieces are the sound that `generate` gives, sample for sample.
+    The two levels alternate, window by window. The concatenated pieces equal the result of `generate`.
 
     Args:
-        models, request, options: see `generate`.
+        buffer: no codes drawn yet.
         on_step: called with the number of codes drawn, after each step.
-
-    Raises:
-        ValueError: given codes that do not fit the sound's length.
     """
-    item = Composition(models, request)
-    length, context, ratio = item.lengths["up"], models.up.context_length, models.ratio
-    waves = BlockDecoder(models.codec, "up", length, models.reach["up"])
-    left = item.samples
+    networks, length, codes = buffer.networks, buffer.lengths["up"], buffer.codes["up"]
+    blocks = BlockDecoder(networks.codec, "up", length, networks.reach["up"])
+    remaining = buffer.samples
 
     def pieces(known: int) -> Iterator[Tensor]:
-        nonlocal left
-        for part in waves.push(item.codes["up"], known):
-            yield part[:left].cpu()
-            left -= len(part)
+        nonlocal remaining
+        for part in blocks.push(codes, known):
+            yield part[:remaining].cpu()
+            remaining -= len(part)
 
-    while item.windows["up"]:
-        start, first, end = item.windows["up"][0]
-        while item.windows["low"] and item.windows["low"][0].first * ratio < start + context:
-            draw_tasks(models, [item.task("low", item.windows["low"][0])], options, on_step)
-        decoding = start_tasks(models, [item.task("up", item.windows["up"][0])], options)
+    low, up = buffer.windows["low"], buffer.windows["up"]
+    while up:
+        start, first, end = up[0]
+        while low and low[0].first * networks.ratio < start + networks.up.context_length:
+            draw_windows("low", [(buffer, low[0], buffer.inputs("low", low[0]))], on_step)
+        state = start_windows(buffer, "up", [buffer.inputs("up", up[0])])
         while first < end:
-            count = min(max(waves.missing(first), 1), end - first)
-            item.codes["up"][first : first + count] = decoding.steps(count, on_step)[0]
+            count = min(max(blocks.missing(first), 1), end - first)
+            codes[first : first + count] = state.steps(count, on_step)[0]
             first += count
             yield from pieces(first)
-        decoding.release()
-        item.windows["up"].pop(0)
-        yield from pieces(item.windows["up"][0].first if item.windows["up"] else length)
+        state.release()
+        up.pop(0)
+        yield from pieces(up[0].first if up else length)
