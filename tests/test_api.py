@@ -19,13 +19,13 @@ def model(trained):
     return Im2Wav.from_pretrained(trained / "base", device="cpu")
 
 
-def test_it_reads_well_and_wants_neither_lightning_nor_hydra(trained, tmp_path):
+def test_the_api_imports_neither_lightning_nor_hydra(trained, tmp_path):
     code = f"""
 import sys
 from im2wav import Im2Wav
 model = Im2Wav.from_pretrained({str(trained / "base")!r})
-sound = model.generate({str(OWL)!r}, seed=1)
-sound.save({str(tmp_path / "owl.wav")!r})
+audio = model.generate({str(OWL)!r}, seed=1)
+audio.save({str(tmp_path / "owl.wav")!r})
 print(sorted({{"lightning", "hydra", "omegaconf", "pytorch_lightning"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -37,14 +37,14 @@ print(sorted({{"lightning", "hydra", "omegaconf", "pytorch_lightning"}} & set(sy
     assert len(about["identity"]["models"]["up"]) == 64
 
 
-def test_asking_for_help_does_not_wait_for_torch():
+def test_help_does_not_import_torch():
     code = "import sys, im2wav, im2wav.cli; print('torch' in sys.modules); im2wav.Sing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "False\n"
     assert "has no attribute 'Sing'" in done.stderr
 
 
-def test_what_is_saved_comes_back_also_on_the_command_line(model, trained, tmp_path):
+def test_a_saved_model_loads_in_python_and_on_the_command_line(model, trained, tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = Im2Wav.from_pretrained(tmp_path / "model", device="cpu")
     assert again.sha256 == model.sha256
@@ -63,11 +63,11 @@ def test_what_is_saved_comes_back_also_on_the_command_line(model, trained, tmp_p
     assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "out/up/owl_03_00.wav").read_bytes()
 
 
-def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path):
+def test_a_model_is_pushed_to_the_hub_and_loaded_from_it(model, monkeypatch, tmp_path):
     """Through the mixin of huggingface_hub; its network is replaced by a folder."""
     import huggingface_hub.hub_mixin as hub
 
-    import im2wav.pretrained
+    import im2wav.hub
 
     class Api:
         def __init__(self, **_):
@@ -89,7 +89,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(model, monkeypatch, tmp_path)
         assert "low_prior.safetensors" in allow_patterns
         return str(tmp_path / repo_id)
 
-    monkeypatch.setattr(im2wav.pretrained, "snapshot_download", fetch)
+    monkeypatch.setattr(im2wav.hub, "snapshot_download", fetch)
     assert Im2Wav.from_pretrained("someone/dogs", revision="v1").sha256 == model.sha256
 
 
@@ -102,7 +102,7 @@ def test_models_that_cannot_be_loaded(tmp_path):
         Im2Wav.from_pretrained(tmp_path / "none")
 
 
-def test_what_is_streamed_is_what_is_generated(model):
+def test_streamed_audio_equals_generated_audio(model):
     what = {"seed": 2, "seconds": 0.9, "temperature": 0.9}
     whole = model.generate(Image.open(OWL), **what)
     assert len(whole.wav) == 14400
@@ -117,7 +117,7 @@ def test_a_timeline_and_drafts(model):
     assert (later.wav == sound.wav).all()
 
 
-def test_a_video_gets_a_sound_of_its_length_and_takes_it_in(model, tmp_path):
+def test_audio_for_a_video_has_its_length_and_is_muxed_into_it(model, tmp_path):
     import av
 
     video = write_mp4(tmp_path / "clip.mp4", seconds=1.0)
@@ -131,71 +131,71 @@ def test_a_video_gets_a_sound_of_its_length_and_takes_it_in(model, tmp_path):
         frames = [frame.to_ndarray() for frame in after.decode(after.streams.audio[0])]
     heard = torch.cat([torch.from_numpy(f).mean(0) for f in frames])[: len(sound.wav)]
     assert torch.corrcoef(torch.stack([heard, sound.wav[: len(heard)]]))[0, 1] > 0.9
-    with pytest.raises(ValueError, match="the input was no video"):
+    with pytest.raises(ValueError, match="the input was not a video"):
         model.generate(OWL).save(tmp_path / "owl.mp4")
-    with pytest.raises(ValueError, match=r"ends with one of \.wav, \.flac"):
+    with pytest.raises(ValueError, match=r"the suffix must be one of \.wav, \.flac"):
         sound.save(tmp_path / "heard.ogg")
 
 
-def test_a_sound_goes_on_and_is_mended(model, tmp_path):
-    prefix = write_wav(tmp_path / "prefix.wav", tone(0.15))
-    sound = model.generate(OWL, prefix=prefix, seconds=0.3)
-    codes = model.encode(torch.from_numpy(tone(0.15)).float(), whole=False)
+def test_audio_continuation_and_inpainting(model, tmp_path):
+    prompt = write_wav(tmp_path / "prompt.wav", tone(0.15))
+    sound = model.generate(OWL, continue_from=prompt, seconds=0.3)
+    codes = model.networks.encode(torch.from_numpy(tone(0.15)).float(), pad=False)
     assert len(sound.wav) == 4800
     for level in ("low", "up"):
         assert (sound.codes[level][: len(codes[level])] == codes[level]).all()
-    mended = model.generate(OWL, seed=5, edit=sound, replace=(0.2, 0.25))
-    assert len(mended.wav) == len(sound.wav)
+    inpainted = model.generate(OWL, seed=5, inpaint=sound, inpaint_interval=(0.2, 0.25))
+    assert len(inpainted.wav) == len(sound.wav)
     first, end = 3200 // 32, -(-4000 // 32)
-    assert (mended.codes["low"][:first] == sound.codes["low"][:first]).all()
-    assert (mended.codes["low"][end:] == sound.codes["low"][end:]).all()
-    assert (mended.codes["low"] != sound.codes["low"]).any()
+    assert (inpainted.codes["low"][:first] == sound.codes["low"][:first]).all()
+    assert (inpainted.codes["low"][end:] == sound.codes["low"][end:]).all()
+    assert (inpainted.codes["low"] != sound.codes["low"]).any()
     sound.save(tmp_path / "sound.flac")
-    assert len(model.generate(OWL, edit=tmp_path / "sound.flac", replace=(0, 0.1)).wav) == len(sound.wav)
+    assert len(model.generate(OWL, inpaint=tmp_path / "sound.flac", inpaint_interval=(0, 0.1)).wav) == len(sound.wav)
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ({}, "give one of image, video, timeline and text"),
+        ({}, "set exactly one of image, video, timeline and text"),
         ({"image": "none.jpg"}, "expected a photo"),
         ({"text": "an owl"}, "encoder=efficientnet_lite2 encodes images only"),
         ({"image": OWL, "seconds": 0}, "seconds=0: expected more than 0"),
         ({"image": OWL, "num_drafts": 0}, "num_drafts=0"),
         ({"image": OWL, "overlap": 1}, "overlap=1"),
-        ({"image": OWL, "prefix": torch.zeros(10)}, "a sound of 10 samples is too short"),
-        ({"image": OWL, "prefix": torch.zeros(9000)}, "ask for more seconds"),
-        ({"image": OWL, "prefix": "none.wav"}, "missing file"),
-        ({"image": OWL, "edit": "a.wav"}, "go together"),
-        ({"image": OWL, "replace": (0, 1)}, "go together"),
-        ({"image": OWL, "prefix": torch.zeros(900), "replace": (0, 1)}, "not both"),
-        ({"image": OWL, "edit": "WAV", "replace": (0.2, 0.1)}, "two rising seconds within the sound's 0.150 s"),
-        ({"image": OWL, "edit": "WAV", "replace": (0.1, 0.2)}, "two rising seconds within"),
+        ({"image": OWL, "continue_from": torch.zeros(10)}, "audio of 10 samples is too short"),
+        ({"image": OWL, "continue_from": torch.zeros(9000)}, "increase seconds"),
+        ({"image": OWL, "continue_from": "none.wav"}, "missing file"),
+        ({"image": OWL, "inpaint": "a.wav"}, "inpaint=AUDIO together with inpaint_interval"),
+        ({"image": OWL, "inpaint_interval": (0, 1)}, "inpaint=AUDIO together with"),
+        ({"image": OWL, "continue_from": torch.zeros(900), "inpaint_interval": (0, 1)}, "cannot be combined"),
+        ({"image": OWL, "inpaint": "WAV", "inpaint_interval": (0.2, 0.1)}, "increasing seconds within the 0.150 s"),
+        ({"image": OWL, "inpaint": "WAV", "inpaint_interval": (0.1, 0.2)}, "increasing seconds within"),
         ({"image": OWL, "temperature": 0}, "temperature=0"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_cannot_work_is_refused(model, what, message, tmp_path):
-    if what.get("edit") == "WAV":
-        what = {**what, "edit": write_wav(tmp_path / "a.wav", tone(0.15))}
+def test_bad_options_are_rejected(model, what, message, tmp_path):
+    if what.get("inpaint") == "WAV":
+        what = {**what, "inpaint": write_wav(tmp_path / "a.wav", tone(0.15))}
     with pytest.raises(ValueError, match=message):
         model.generate(**what)
 
 
-def test_a_frugal_model_gives_the_same_sound_and_cannot_be_saved(model, trained, tmp_path):
-    frugal = Im2Wav.from_pretrained(trained / "base", device="cpu", consume=True)
+def test_a_consumed_model_generates_the_same_audio_and_cannot_be_saved(model, trained, tmp_path):
+    consumed = Im2Wav.from_pretrained(trained / "base", device="cpu", consume=True)
     what = {"seconds": 0.1, "num_drafts": 2, "negative": CAT, "negative_scale": 0.5}
-    assert (frugal.generate(OWL, **what).wav == model.generate(OWL, **what).wav).all()
-    assert frugal.sha256 == model.sha256
-    assert frugal.loaded["low"].net.transformer.layers[0].qkv.weight.is_meta
+    assert (consumed.generate(OWL, **what).wav == model.generate(OWL, **what).wav).all()
+    assert consumed.sha256 == model.sha256
+    assert consumed.loaded["low"].net.transformer.layers[0].qkv.weight.is_meta
     with pytest.raises(ValueError, match="load it again without"):
-        frugal.save_pretrained(tmp_path / "frugal")
+        consumed.save_pretrained(tmp_path / "consumed")
     with pytest.raises(ValueError, match="precision=fp8"):
         Im2Wav.from_pretrained(trained / "base", device="cpu", precision="fp8")
 
 
-def test_a_text_is_heard_where_the_encoder_knows_texts(trained, monkeypatch):
-    """Experimental: what a text tower says stands in a picture's place."""
+def test_audio_for_a_text(trained, monkeypatch):
+    """Experimental: the embedding of a text replaces the image embedding."""
     model = Im2Wav.from_pretrained(trained / "base", device="cpu")
     (embedding,) = model.encoder.encode([Image.open(OWL)])
     monkeypatch.setattr(model.encoder, "encode_text", lambda texts: embedding.repeat(len(texts), 1))
@@ -205,18 +205,18 @@ def test_a_text_is_heard_where_the_encoder_knows_texts(trained, monkeypatch):
     assert (away.codes["low"] != sound.codes["low"]).any()
 
 
-def test_a_prior_without_guidance_takes_no_negative(model, monkeypatch):
-    monkeypatch.setattr(type(model.models.low), "can_be_guided", False)
-    with pytest.raises(ValueError, match="a negative needs guidance"):
+def test_a_negative_input_without_guidance_is_rejected(model, monkeypatch):
+    monkeypatch.setattr(type(model.networks.low), "can_be_guided", False)
+    with pytest.raises(ValueError, match="a negative input needs guidance"):
         model.generate(OWL, negative=CAT)
 
 
-def test_an_unknown_setting_is_refused(model):
+def test_an_unknown_option_is_rejected(model):
     with pytest.raises(TypeError, match="loudness"):
         model.generate(OWL, loudness=3)
 
 
-def test_a_video_whose_pictures_mp4_cannot_hold_still_gets_its_sound(trained, tmp_path, caplog, monkeypatch):
+def test_audio_is_written_for_a_video_that_mp4_cannot_contain(trained, tmp_path, caplog, monkeypatch):
     import im2wav.inference.outputs
     from im2wav.media.reading import MediaError
 

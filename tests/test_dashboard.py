@@ -106,7 +106,11 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
 
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
-    from im2wav.generation import Clip, Models, Request, SamplingOptions, generate
+    from im2wav.decoding import SamplingOptions
+    from im2wav.inference.code_buffer import CodeBuffer, Networks
+    from im2wav.inference.generate import generate
+    from im2wav.inference.inputs import ImageEmbeddings, Input
+    from im2wav.inference.request import Request
 
     strong = "+model.net.transformer.init_scale=50"  # fresh weights so large that every condition is heard
     files = {"vqvae": trained / "base/vqvae/last.ckpt"}
@@ -121,13 +125,14 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
         train(tiny_config(model, pairs, out, *always, *SHOW, where, "callbacks.dashboard.guidance=[3]"))
         media = out / "media/step_00000002"
         now = files | {model: out / "last.ckpt"}
-        models = Models(*(load_net(now[kind], kind) for kind in ("vqvae", "low_prior", "up_prior")))
+        networks = Networks(*(load_net(now[kind], kind) for kind in ("vqvae", "low_prior", "up_prior")))
         (pair,) = (p for p in folder.pairs if (media / f"{p.id}_guidance_3_up.wav").is_file())
-        request = Request(Clip(folder.read_clip(pair)), seed=0, total=pair.samples)
-        (sound,) = generate(models, [request], SamplingOptions(guidance_scale=3.0))
+        options = SamplingOptions(guidance_scale=3.0)
+        request = Request(Input(pair.id, "pair"), seed=0, sampling=options, recording=pair.samples)
+        ((audio,),) = generate([[CodeBuffer(networks, request, ImageEmbeddings(folder.read_clip(pair)))]])
         for level in ("low", "up"):
             heard, _ = soundfile.read(media / f"{pair.id}_guidance_3_{level}.wav", dtype="float32")
-            np.testing.assert_allclose(heard, sound.wav[level].clamp(-1, 1).numpy().ravel(), atol=1e-4)
+            np.testing.assert_allclose(heard, audio.waveforms[level].clamp(-1, 1).numpy().ravel(), atol=1e-4)
         drawn[model] = (media / f"{pair.id}_guidance_3_up.wav").read_bytes()
     assert drawn["up_prior"] != (media / f"{pair.id}_guidance_3_up_(real_codes).wav").read_bytes()
 

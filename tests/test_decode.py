@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from conftest import needs_compiler
-from im2wav.generation import Decoder, SamplingOptions, memory, sample_codes
-from im2wav.generation.cache import LayerCache, PlaceTable
-from im2wav.generation.sampling import uniforms
+from im2wav.decoding import Decoder, SamplingOptions, sample_codes
+from im2wav.decoding import batch_size as memory
+from im2wav.decoding.kv_cache import LayerCache, PlaceTable
+from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.attention import KINDS, attend
 from test_prior import CASES, conditions, low_prior, up_prior
@@ -104,7 +105,7 @@ def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precisio
     decoder = Decoder(prior, precision, compile=True)
     together, exact = forced_logits(decoder, codes, given, 8), forced_logits(Decoder(prior), codes, given, 8)
     assert (together - exact).std() / exact.std() < error
-    assert {rows for _, rows, _ in decoder.compiled.kernels} == {2, 4}
+    assert {rows for _, rows, _ in decoder.fused.kernels} == {2, 4}
     for row in (0, 4):
         one = slice(row, row + 1)
         assert (forced_logits(decoder, codes[one], given.take(one), 8) == together[one]).all()

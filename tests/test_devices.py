@@ -12,11 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import config, needs_compiler
 from im2wav.codec import AudioCodec
-from im2wav.generation import Decoder, Decoding, SamplingOptions, decode, precision, sample_codes, sampling
-from im2wav.generation.compiled import compile_step
-from im2wav.generation.precision import check_compile, pick_device, pick_precision
-from im2wav.generation.sampling import uniforms
-from im2wav.generation.waves import measure_reach
+from im2wav.decoding import Decoder, DecodeState, SamplingOptions, sample_codes
+from im2wav.decoding import decoder as decode
+from im2wav.decoding import linear as precision
+from im2wav.decoding import sampler as sampling
+from im2wav.decoding.compiled import compile_step
+from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+from im2wav.decoding.sampler import uniforms
+from im2wav.inference.block_decoder import measure_reach
 from im2wav.prior import Prior, conditioning
 from test_prior import CASES, conditions, low_prior, up_prior
 
@@ -91,8 +94,8 @@ def test_the_whole_step_compiles_to_one_graph_and_draws_the_same(backend, monkey
     torch._dynamo.reset()
     counters.clear()
     try:
-        decoder = device_decoder(prior, monkeypatch, compile_step(Decoding._step_at_place, backend))
-        for _ in range(2):  # also in a Decoding that is used again
+        decoder = device_decoder(prior, monkeypatch, compile_step(DecodeState._step_at_place, backend))
+        for _ in range(2):  # also in a DecodeState that is used again
             assert (sample_codes(decoder, given, uniform, SamplingOptions()) == expected).all()
         assert counters["stats"]["unique_graphs"] == 1
         assert not counters["graph_break"]
@@ -286,7 +289,7 @@ def test_the_reach_of_a_decoder_is_measured_on_the_cpu():
 
 
 def test_processes_wait_for_the_slowest_as_long_as_it_takes():
-    from im2wav.training.predict import LONGEST_WAIT, waiting_strategy
+    from im2wav.inference.devices import LONGEST_WAIT, waiting_strategy
 
     def strategy(*overrides):
         return waiting_strategy(config("sample", "input=x", *overrides).trainer).get("strategy")
@@ -299,17 +302,15 @@ def test_processes_wait_for_the_slowest_as_long_as_it_takes():
 
 def test_each_device_sizes_its_batches_by_its_own_memory(monkeypatch):
     """With several devices the nets are on the CPU until the Trainer gives a process its device."""
-    from im2wav import jobs
+    from im2wav.inference import runner
 
     nets = SimpleNamespace(low=low_prior(), up=up_prior(), precision="fp32", compile=False, device=CPU)
-    work = jobs.Work(
-        SimpleNamespace(models=nets), SimpleNamespace(negative=None), None, seed=0, keep=None, batch_size=None
-    )
+    work = runner.Runner(SimpleNamespace(networks=nets))
     asked = []
     monkeypatch.setattr(
-        jobs, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
+        runner, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
     )
     nets.low, nets.device = nets.low.to("meta"), torch.device("meta")
-    assert work.side_by_side == 7
-    assert work.side_by_side == 7
+    assert work.fit_batch(has_negative=False) == 7
+    assert work.fit_batch(has_negative=False) == 7
     assert asked == [torch.device("meta")]

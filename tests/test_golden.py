@@ -15,8 +15,8 @@ import torch
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.codec import losses as L
 from im2wav.data.windows import concatenated_crop
-from im2wav.generation.decode import Decoder, sample_codes
-from im2wav.generation.sampling import SamplingOptions, filter_logits, guide, uniforms
+from im2wav.decoding.decoder import Decoder, sample_codes
+from im2wav.decoding.sampler import SamplingOptions, filter_logits, guide, uniforms
 from im2wav.official import convert
 from im2wav.prior import Conditions, Timing
 from im2wav.prior.conditioning import frame_of_position

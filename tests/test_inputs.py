@@ -9,10 +9,10 @@ from PIL import Image
 from conftest import ASSETS, write_mp4
 from im2wav.inference.inputs import (
     Input,
+    embed_input,
     find_inputs,
     input_of,
     list_inputs,
-    look,
     name_inputs,
     one_input,
     text_input,
@@ -24,7 +24,7 @@ IMAGES = ASSETS / "images"
 
 
 class Brightness(torch.nn.Module):
-    """An encoder whose embedding of a picture is its brightness."""
+    """An encoder whose embedding of an image is its brightness."""
 
     name, dim, size = "brightness", 1, None
 
@@ -50,7 +50,7 @@ def test_a_list_of_paths(tmp_path):
         shutil.copy(IMAGES / "owl_03.jpg", tmp_path / name)
     lines = io.StringIO(f"{tmp_path}/y/1.jpg\n\n{tmp_path}/x/1.jpg\n")
     assert [i.name for i in list_inputs(lines)] == ["y_1", "x_1"]  # in the order of the list
-    with pytest.raises(ValueError, match="stdin names no photo"):
+    with pytest.raises(ValueError, match="stdin lists no photo"):
         list_inputs(["\n"])
     with pytest.raises(ValueError, match=r"input=none.jpg: expected a photo, a video"):
         list_inputs(["none.jpg"])
@@ -60,7 +60,7 @@ def test_a_pairs_folder_gives_its_embeddings_under_its_ids(pairs):
     found = find_inputs(pairs)
     assert [i.name for i in found] == sorted(i.name for i in found)
     assert {i.kind for i in found} == {"pair"}
-    seen = look(found[0], None, None, 1.0)
+    seen = embed_input(found[0], None, None, 1.0)
     assert seen.embeddings.shape == (1, 1280)
     assert seen.fps is None
     assert found[0].source.endswith(f"{found[0].name}.jpg")
@@ -74,11 +74,11 @@ def test_photos_in_turn(tmp_path):
         Image.new("RGB", (8, 8), (value,) * 3).save(tmp_path / f"{name}.png")
     timeline = timeline_input([f"{tmp_path}/dark.png@0", f"{tmp_path}/grey.png@0.5", (tmp_path / "light.png", 1)])
     assert (timeline.name, timeline.kind) == ("dark_grey_light", "timeline")
-    seen = look(timeline, Brightness(), None, 1.2)
+    seen = embed_input(timeline, Brightness(), None, 1.2)
     assert seen.fps == 10
     assert seen.order.tolist() == [0] * 5 + [1] * 5 + [2] * 3
     assert [round(x, 1) for x in seen.embeddings.flatten().tolist()] == [0, 0.5, 1]
-    assert look(timeline, Brightness(), 4.0, 1.2).order.tolist() == [0, 0, 1, 1, 2]
+    assert embed_input(timeline, Brightness(), 4.0, 1.2).order.tolist() == [0, 0, 1, 1, 2]
     other = timeline_input([f"{tmp_path}/dark.png@0", f"{tmp_path}/grey.png@0.7", f"{tmp_path}/light.png@1"])
     assert other.sha256 != timeline.sha256
 
@@ -92,7 +92,7 @@ def test_photos_in_turn(tmp_path):
         (["owl_03.jpg"], "is not PHOTO@SECONDS"),
         (["owl_03.jpg@soon"], "is not PHOTO@SECONDS"),
         (["none.jpg@0"], "expected a photo"),
-        (["clip.mp4@0"], "is no photo"),
+        (["clip.mp4@0"], "is not a photo"),
     ],
 )
 def test_what_is_no_timeline(images, message, tmp_path):
@@ -107,11 +107,11 @@ def test_a_video_is_seen_as_long_as_is_wanted(tmp_path):
     assert Video(path).seconds == pytest.approx(3.0, abs=0.05)
     video = input_of(path)
     assert video.seconds() == pytest.approx(3.0, abs=0.05)
-    seen = look(video, Brightness(), 5.0, 2.0)
+    seen = embed_input(video, Brightness(), 5.0, 2.0)
     assert (seen.fps, seen.embeddings.shape) == (5.0, (11, 1))
     assert (seen.embeddings.flatten().diff() > 0).all()  # dark to bright
-    assert len(look(video, Brightness(), 5.0, 60.0).embeddings) == 15
-    assert look(video, Brightness(), None, 60.0).fps == 1.0
+    assert len(embed_input(video, Brightness(), 5.0, 60.0).embeddings) == 15
+    assert embed_input(video, Brightness(), None, 60.0).fps == 1.0
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(MediaError, match="unreadable video"):
         input_of(path).seconds()
@@ -120,18 +120,18 @@ def test_a_video_is_seen_as_long_as_is_wanted(tmp_path):
 def test_texts():
     text = text_input("  A dog barks, loudly! ")
     assert (text.name, text.text) == ("A_dog_barks_loudly", "A dog barks, loudly!")
-    assert look(text, Brightness(), None, 1.0).embeddings.tolist() == [[20.0]]
+    assert embed_input(text, Brightness(), None, 1.0).embeddings.tolist() == [[20.0]]
     with pytest.raises(ValueError, match="empty"):
         text_input(" ")
 
 
 def test_one_input_is_wanted(tmp_path):
     (tmp_path / "clip.mp4").touch()
-    with pytest.raises(ValueError, match="give one of"):
+    with pytest.raises(ValueError, match="set exactly one of"):
         one_input(None, None, None, None)
-    with pytest.raises(ValueError, match="give one of"):
+    with pytest.raises(ValueError, match="set exactly one of"):
         one_input(IMAGES / "owl_03.jpg", None, None, "an owl")
-    with pytest.raises(ValueError, match="is a video: give it as video="):
+    with pytest.raises(ValueError, match="is a video: set it as video="):
         one_input(tmp_path / "clip.mp4", None, None, None)
-    with pytest.raises(ValueError, match="is a photo: give it as image="):
+    with pytest.raises(ValueError, match="is a photo: set it as image="):
         one_input(None, IMAGES / "owl_03.jpg", None, None)

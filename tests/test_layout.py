@@ -13,44 +13,41 @@ from im2wav.cli import VERBS
 
 SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
-SHARED = {"files", "resnet", "clock"}  # every package may import these
+SHARED = {"files", "layers"}  # every package may import these
 # package -> what else it may import of ours, besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
-    "resnet": set(),
-    "clock": set(),
+    "layers": set(),
     "codec": set(),
     "prior": set(),
     "media": set(),
-    "generation": {"codec", "prior"},
     "report": set(),
+    "decoding": {"codec", "prior"},
     "data": {"codec"},
-    "prepare": {"data", "media", "report"},
-    "inference": {"data", "media"},
-    "training": {"codec", "prior", "generation", "data", "report", "checkpoint", "pretrained"},
-    "evaluation": {"data", "media", "prior", "generation", "report", "checkpoint", "pretrained", "cli"},
     "checkpoint": {"codec", "prior"},
     "official": {"codec", "prior", "data", "media", "checkpoint"},
+    "hub": {"checkpoint", "data", "official"},
+    "prepare": {"data", "media", "report"},
+    "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub"},
+    "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub"},
+    "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub", "cli"},
     "benchmarks": {
         "codec",
         "prior",
-        "generation",
+        "decoding",
         "media",
         "data",
         "prepare",
         "training",
         "evaluation",
         "checkpoint",
-        "pretrained",
+        "hub",
     },
-    "pretrained": {"checkpoint", "data", "official"},
-    "settings": {"generation", "inference", "media"},
-    "api": {"generation", "inference", "media", "data", "checkpoint", "pretrained", "settings"},
-    "jobs": {"api", "settings", "generation", "inference", "media"},
 }
 ONLY_IN = {
     "hydra": ENTRIES,
-    "lightning": ENTRIES | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py"},
+    "lightning": ENTRIES
+    | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py", "inference/devices.py"},
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
     "av": {"media/mux.py", "benchmarks"},

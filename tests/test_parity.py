@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from golden.archive import Group, pack, read, unpack
-from im2wav.generation.decode import Decoder, sample_codes
-from im2wav.generation.sampling import SamplingOptions, filter_logits, uniforms
+from im2wav.decoding.decoder import Decoder, sample_codes
+from im2wav.decoding.sampler import SamplingOptions, filter_logits, uniforms
 from im2wav.official import convert
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.prior.conditioning import ClipMap, TimingTables, frame_of_position

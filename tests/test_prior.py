@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from im2wav.generation.decode import sample_codes
-from im2wav.generation.sampling import SamplingOptions, guide, uniforms
+from im2wav.decoding.decoder import sample_codes
+from im2wav.decoding.sampler import SamplingOptions, guide, uniforms
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.prior.conditioning import frame_of_position
 

@@ -10,11 +10,11 @@ from hydra.errors import InstantiationException
 
 from conftest import ASSETS, command, config, needs_compiler, write_mp4
 from im2wav.checkpoint import check_same_origin, load
-from im2wav.generation import compiled
-from im2wav.generation.precision import pick_device
+from im2wav.decoding import compiled
+from im2wav.decoding.linear import pick_device
 from im2wav.sample import sample
 
-PICTURES = ("owl_03", "cat_03")
+IMAGES = ("owl_03", "cat_03")
 
 
 def run(trained, tmp_path, *overrides):
@@ -32,21 +32,21 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
         samples, rate = soundfile.read(tmp_path / level / names[0])
         assert (rate, samples.shape) == (16000, (4096,))
         assert np.abs(samples).max() > 0
-    assert "2 sounds to make, 0.5 s in all" in capfd.readouterr().out
+    assert "2 audio files to generate, 0.5 s in total" in capfd.readouterr().out
 
 
 @needs_compiler
-def test_compiled_steps_make_a_sound_that_says_so(trained, tmp_path, capfd):
+def test_compile_is_recorded_in_the_json(trained, tmp_path, capfd):
     compiled._compile.cache_clear()  # another test may have compiled for such rows
     picture = ASSETS / "images" / "owl_03.jpg"
     arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
     assert command("sample", *arguments, "compile=true", "device=cpu") == 0
     said = capfd.readouterr().out
-    assert "up to 2 sounds side by side" in said
+    assert "batch_size=2 on cpu" in said
     assert "compiling for 2 rows" in said
     assert json.loads((tmp_path / "up" / "owl_03_00.json").read_text())["identity"]["settings"]["compile"] is True
     assert command("sample", *arguments) == 2
-    assert "made with settings.compile=True" in capfd.readouterr().err
+    assert "generated with settings.compile=True" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_compiled_steps_make_a_sound_that_says_so(trained, tmp_path, capfd):
         ("sample", "overwrite=no", "true or false"),  # a word, and as such true
     ],
 )
-def test_a_word_where_none_belongs_is_refused_in_one_line(verb, given, expected, capfd):
+def test_a_string_for_a_number_or_boolean_is_rejected_in_one_line(verb, given, expected, capfd):
     assert command(verb, given) == 2
     assert capfd.readouterr().err == f"error: {given}: expected {expected}\n"
 
 
-def test_a_device_that_there_is_not_is_refused():
+def test_an_unknown_device_is_rejected():
     with pytest.raises(ValueError, match="device=gpu: expected auto, cpu, cuda or mps"):
         pick_device("gpu")
     for name in ("cpu:x", "cuda:99", 99, None):
@@ -75,10 +75,10 @@ def test_a_device_that_there_is_not_is_refused():
     assert pick_device("auto") in ("cuda", "mps", "cpu")
 
 
-def test_the_same_seed_gives_the_same_sounds_whatever_the_batch_and_the_company(trained, tmp_path):
+def test_the_same_seed_gives_the_same_audio_in_every_batch(trained, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    for name in PICTURES:
+    for name in IMAGES:
         shutil.copy(ASSETS / "images" / f"{name}.jpg", folder)
     together = run(trained, tmp_path / "a", f"input={folder}", "num_samples=2", "batch_size=4")
     alone = run(trained, tmp_path / "b", f"input={folder / 'owl_03.jpg'}", "num_samples=2", "batch_size=1")
@@ -90,12 +90,12 @@ def test_the_same_seed_gives_the_same_sounds_whatever_the_batch_and_the_company(
     assert Path(other[0]["up"]).read_bytes() != Path(alone[0]["up"]).read_bytes()
 
 
-def test_a_folder_with_photos_and_a_video_and_something_broken(trained, tmp_path, caplog):
+def test_a_folder_with_photos_a_video_and_a_broken_file(trained, tmp_path, caplog):
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(ASSETS / "images" / "owl_03.jpg", folder)
     write_mp4(folder / "clip.mp4", audio=False)  # a silent video is what needs a sound most
-    (folder / "broken.png").write_text("no picture")
+    (folder / "broken.png").write_text("not an image")
     results = run(trained, tmp_path, f"input={folder}", "max_failed=0.5")
     assert sorted(r["input"].split("/")[-1] for r in results) == ["clip.mp4", "owl_03.jpg"]
     assert "broken.png" in caplog.text
@@ -114,19 +114,19 @@ def test_a_real_video(trained, tmp_path, shared):
     [
         (["input=none.jpg"], "expected a photo, a video"),
         (["input=EMPTY"], "expected a photo, a video"),
-        (["input=PICTURE", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
-        (["input=PICTURE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
-        (["input=PICTURE", "codec=none.ckpt"], "none.ckpt does not exist"),
-        (["input=PICTURE", "run_name=other"], "does not exist, expected a vqvae checkpoint"),
-        (["input=PICTURE", "num_samples=0"], "num_samples=0"),
-        (["input=PICTURE", "sampler.temperature=0"], "temperature=0"),
+        (["input=IMAGE", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
+        (["input=IMAGE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
+        (["input=IMAGE", "codec=none.ckpt"], "none.ckpt does not exist"),
+        (["input=IMAGE", "run_name=other"], "does not exist, expected a vqvae checkpoint"),
+        (["input=IMAGE", "num_samples=0"], "num_samples=0"),
+        (["input=IMAGE", "sampler.temperature=0"], "temperature=0"),
         (["input=BROKEN"], "none of 1 inputs could be read"),
     ],
 )
-def test_what_cannot_work_is_refused(trained, tmp_path, overrides, message):
+def test_bad_options_are_rejected(trained, tmp_path, overrides, message):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "broken.jpg").write_text("no picture")
-    names = {"EMPTY": tmp_path / "empty", "PICTURE": ASSETS / "images/owl_03.jpg", "RUNS": trained}
+    (tmp_path / "broken.jpg").write_text("not an image")
+    names = {"EMPTY": tmp_path / "empty", "IMAGE": ASSETS / "images/owl_03.jpg", "RUNS": trained}
     names["BROKEN"] = tmp_path / "broken.jpg"
     for name, value in names.items():
         overrides = [o.replace(name, str(value)) for o in overrides]
@@ -140,7 +140,7 @@ def test_an_output_that_cannot_be_written(trained, tmp_path):
         run(trained, tmp_path, f"input={ASSETS / 'images/owl_03.jpg'}")
 
 
-def test_nets_of_different_origin_are_refused(trained):
+def test_networks_of_different_origin_are_rejected(trained):
     parts = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
     loaded = {k: load(trained / "base" / v / "last.ckpt") for k, v in parts.items()}
     check_same_origin(**loaded)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2wav.generation.sampling import SamplingOptions, draw, filter_logits, guide, item_seed, uniforms
+from im2wav.decoding.sampler import SamplingOptions, draw, filter_logits, guide, item_seed, uniforms
 
 INF = float("inf")
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import PlainLinear
+from im2wav.decoding.decoder_layer import DecoderLayer
+from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.linear import PlainLinear
 from im2wav.prior.attention import KINDS
 from im2wav.prior.transformer import Layer, Transformer, TransformerConfig
 
@@ -98,7 +98,7 @@ def compare_kernels(layer, spec: DecoderLayer, cache: LayerCache, position: int)
 
 def measure_kernels() -> dict[str, float]:
     """Compare each kernel for each dtype, kind of attention and one of POSITIONS: the largest differences."""
-    from im2wav.generation.triton_kernels import FusedLayer
+    from im2wav.decoding.triton_kernels import FusedLayer
 
     result: dict[str, float] = {}
     for dtypes in TOLERANCES:
@@ -117,7 +117,7 @@ def measure_steps() -> dict[str, float]:
 
     `alone` is the difference that the other sequences of the batch make to the first one.
     """
-    from im2wav.generation.triton_kernels import TritonLayers
+    from im2wav.decoding.triton_kernels import TritonLayers
 
     result: dict[str, float] = {}
     for dtypes in STEP_DTYPES:
@@ -142,15 +142,15 @@ def measure_steps() -> dict[str, float]:
 
 def measure_logits() -> dict[str, float]:
     """Compare logits of a guided prior after a prefix, with the kernels as the decoder's layers, with its forward."""
-    from im2wav.generation import Decoder
-    from im2wav.generation.triton_kernels import TritonLayers
+    from im2wav.decoding import Decoder
+    from im2wav.decoding.triton_kernels import TritonLayers
     from im2wav.prior import Conditions
     from test_decode import forced_logits
     from test_prior import conditions, low_prior
 
     prior, codes, given = low_prior(), torch.randint(16, (1, 64)), conditions().take(slice(1))
     decoder = Decoder(prior, compile=True)  # with weights that are not packed
-    decoder.compiled = TritonLayers(decoder.layers)
+    decoder.fused, decoder.compile = TritonLayers(decoder.layers), "triton"
     with torch.no_grad():
         whole = prior(codes.repeat(2, 1), Conditions.cat([given, given.null_like()]))[:, 61:]
     return {"logits": difference(forced_logits(decoder, codes, given, 61), whole)}
@@ -162,7 +162,7 @@ def measure_compiled() -> dict[str, float]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from im2wav.generation import triton_kernels as kernels
+    from im2wav.decoding import triton_kernels as kernels
 
     wide, narrow = kernels.tiling(1024), kernels.tiling(256)
     attention = {"width": 1024, "inner": 256, "head": 256, "kind": "column", "block": 32, "places": 2048}
@@ -232,8 +232,8 @@ def test_kernels_compile_for_ampere_and_hopper_without_a_gpu(measure):
 
 
 def test_packed_weights_are_rejected():
-    from im2wav.generation.precision import PackedLinear
-    from im2wav.generation.triton_kernels import FusedLayer
+    from im2wav.decoding.linear import PackedLinear
+    from im2wav.decoding.triton_kernels import FusedLayer
 
     layer = DecoderLayer(Layer(CONFIG, "row", BLOCK), lambda w, b, silu=False: PackedLinear(w, b, silu, torch.float32))
     with pytest.raises(ValueError, match="PackedLinear: weights must be plain; use precision=bf16 or fp32 on CUDA"):
@@ -242,7 +242,7 @@ def test_packed_weights_are_rejected():
 
 def capture_step(config: TransformerConfig, context: int, sequences: int):
     """Record a step of random layers in bf16: the graph, bytes of the weights, and what it reads."""
-    from im2wav.generation.triton_kernels import TritonLayers
+    from im2wav.decoding.triton_kernels import TritonLayers
 
     def linear(weight: Tensor, bias: Tensor, silu: bool = False) -> PlainLinear:
         return PlainLinear(weight, bias, silu, torch.bfloat16)
@@ -281,7 +281,7 @@ def test_time_of_a_step_at_official_size(sequences, figure):
 if __name__ == "__main__":
     torch.manual_seed(0)
     if sys.argv[1] != "compile":
-        from im2wav.generation import triton_kernels
+        from im2wav.decoding import triton_kernels
 
         triton_kernels.tiling = small_tiles
     with torch.inference_mode():

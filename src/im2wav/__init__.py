@@ -1,17 +1,18 @@
-"""Hearing pictures: generate the sound that belongs to a photo or a video."""
+"""Image-to-audio and video-to-audio generation."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from im2wav.api import Im2Wav, Sound
+    from im2wav.inference.api import Im2Wav
+    from im2wav.inference.outputs import GeneratedAudio
 
-__all__ = ["Im2Wav", "Sound"]
+__all__ = ["GeneratedAudio", "Im2Wav"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Im2Wav` and `Sound`, imported when they are asked for: the entries and their help need not wait for torch."""
+    """Import `Im2Wav` and `GeneratedAudio` at first use: commands and their help start without torch."""
     if name not in __all__:
         raise AttributeError(f"module 'im2wav' has no attribute {name!r}")
-    from im2wav import api
+    from im2wav.inference import api
 
     return getattr(api, name)

@@ -39,8 +39,8 @@ def bench(cfg: DictConfig) -> list[Row]:
     """Run one measurement, print its table and, where asked, write it as JSON."""
     import torch
 
+    from im2wav.decoding.linear import pick_device
     from im2wav.files import write_atomic
-    from im2wav.generation.precision import pick_device
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

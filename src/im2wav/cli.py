@@ -17,7 +17,7 @@ VERBS = {
     "shard": "a pairs folder -> a few large files, for network disks and object stores",
     "tokenize": "codes of whole clips, written once for training the priors",
     "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
-    "sample": "a photo, a video or a folder -> sounds",
+    "sample": "a photo, a video or a folder -> generated audio",
     "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
     "evaluate": "generated audio or a model -> metrics with intervals and baselines, and a page",
     "bench": "speed, as ratios to limits measured in the same run",
@@ -95,7 +95,9 @@ def check_words(config: Any) -> None:
     words = {
         key: override
         for key, override in given.items()
-        if key not in WORDS_TOO and isinstance(OmegaConf.select(config, key, throw_on_resolution_failure=False), str)
+        if key not in WORDS_TOO
+        and override != "compile=triton"
+        and isinstance(OmegaConf.select(config, key, throw_on_resolution_failure=False), str)
     }
     if not words:
         return

@@ -18,7 +18,7 @@ register_resolvers()
 def tokenize(cfg: DictConfig) -> CodesFolder:
     """Write the codes that are missing; see `im2wav.prepare.code_cache.write_codes`."""
     from im2wav.checkpoint import load
-    from im2wav.generation.precision import pick_device
+    from im2wav.decoding.linear import pick_device
     from im2wav.prepare.code_cache import write_codes
 
     codec: Any = load(cfg.codec, "vqvae").net

@@ -8,8 +8,8 @@ import torch
 from conftest import TINY, TINY_NET, config
 from im2wav.benchmarks.decode import decode
 from im2wav.benchmarks.training import training
-from im2wav.generation import Decoder, SamplingOptions
-from im2wav.generation.sampling import uniforms
+from im2wav.decoding import Decoder, SamplingOptions
+from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.train import train
 

@@ -13,9 +13,9 @@ from im2wav.benchmarks.footprint import footprint
 from im2wav.benchmarks.machine import read_bandwidth
 from im2wav.benchmarks.official_way import OfficialWay
 from im2wav.benchmarks.row import Row
-from im2wav.clock import synchronise
-from im2wav.generation import Decoder, Decoding, SamplingOptions
+from im2wav.decoding import Decoder, DecodeState, SamplingOptions
 from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.timing import synchronise
 
 CONDITIONING: dict[str, dict[str, Any]] = {
     "low": {"frames": True, "timing": True, "guidance": True},
@@ -44,7 +44,7 @@ def conditions_for(prior: Prior, batch: int) -> Conditions:
     return Conditions(clip, timing, None if coarse is None else coarse.to(device))
 
 
-def begin(decoder: Decoder, prior: Prior, batch: int = 1) -> Decoding:
+def begin(decoder: Decoder, prior: Prior, batch: int = 1) -> DecodeState:
     """A decoding of a whole window."""
     uniform = torch.rand(batch, prior.context_length, dtype=torch.float64, device=decoder.device)
     return decoder.start(conditions_for(prior, batch), uniform, SamplingOptions())
@@ -61,12 +61,12 @@ def bytes_per_code(decoder: Decoder, rows: int) -> float:
     return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
 
 
-def step_time(drawing: Decoding | OfficialWay, device: str, count: int = 3) -> float:
+def step_time(drawing: DecodeState | OfficialWay, device: str, count: int = 3) -> float:
     """Seconds of a code. On a CPU the fastest of `count`; on a GPU, where codes queue up, the mean of 32 times as many.
 
-    A Decoding that nears its end begins anew: the caches' contents do not matter for the time.
+    A DecodeState that nears its end begins anew: the caches' contents do not matter for the time.
     """
-    if isinstance(drawing, Decoding) and drawing.position + 32 * count > drawing.codes.shape[1]:
+    if isinstance(drawing, DecodeState) and drawing.position + 32 * count > drawing.codes.shape[1]:
         drawing.go_to(0)
     times = []
     for _ in range(count if device == "cpu" else 1):
@@ -79,7 +79,7 @@ def step_time(drawing: Decoding | OfficialWay, device: str, count: int = 3) -> f
     return min(times)
 
 
-def in_rounds(ways: Mapping[Any, Decoding | OfficialWay], device: str, rounds: int) -> tuple[dict, list[float]]:
+def in_rounds(ways: Mapping[Any, DecodeState | OfficialWay], device: str, rounds: int) -> tuple[dict, list[float]]:
     """Seconds of a code of each way, and bandwidths, by round; in turn, so that all meet the same neighbours."""
     times: dict[Any, list[float]] = {name: [] for name in ways}
     bandwidths: list[float] = []
@@ -103,7 +103,7 @@ def measure_level(
     """
     guided = prior.can_be_guided
     decoders = {(p, c): Decoder(prior, p, compile=c) for c in compile for p in precisions}
-    ways: dict[Any, Decoding | OfficialWay] = {way: begin(d, prior) for way, d in decoders.items()}
+    ways: dict[Any, DecodeState | OfficialWay] = {way: begin(d, prior) for way, d in decoders.items()}
     times, bandwidths = in_rounds({"official": OfficialWay(prior, guided), **ways}, device, rounds)
     cpu, official = device == "cpu", min(times["official"]) * 1e3
     name = f"{'guided' if guided else 'unguided'} {level} code"
@@ -132,7 +132,7 @@ def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100)
         drawing.go_to(position)
         for _ in range(3):
             drawing.step()
-    times: dict[Decoding, list[float]] = {first: [], last: []}
+    times: dict[DecodeState, list[float]] = {first: [], last: []}
     for _ in range(count):
         for drawing, spent in times.items():
             synchronise(device)
@@ -141,7 +141,7 @@ def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100)
             synchronise(device)
             spent.append(time.perf_counter() - start)
     early, late = (median(spent) * 1e3 for spent in times.values())
-    way = ", compiled" if decoder.is_compiled else ""
+    way = ", compiled" if decoder.compile else ""
     name = f"last {count} codes of {prior.context_length}, {decoder.precision}{way}"
     return Row(name, late, "ms", early, "the first ones", 1.25, False, "medians")
 
@@ -166,7 +166,7 @@ def whole_sounds(priors: Mapping[str, Prior], batches: Sequence[int], device: st
     decoders = {level: Decoder(prior, "auto") for level, prior in priors.items()}
     length, rows = priors["up"].context_length * 8 / 16000, []
     for batch in batches:
-        drawings: list[Decoding] = []
+        drawings: list[DecodeState] = []
         for level, decoder in decoders.items():  # graphs are captured, and first kernels chosen, before the clock runs
             drawings.append(begin(decoder, priors[level], batch))
             drawings[-1].step()

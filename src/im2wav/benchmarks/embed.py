@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import best_time
 from im2wav.files import VIDEO_SUFFIXES, list_files
 from im2wav.media.crops import resized_centre
 from im2wav.media.reading import read_all_frames
 from im2wav.prepare.clip_reader import ClipReader, Decoded
 from im2wav.prepare.packing import PackedFrames
 from im2wav.prepare.sources import Source
+from im2wav.training.timing import best_time
 
 SIZES = ((1280, 720), (340, 256))  # of the videos that are made: as uploaded, and as many copies of VGGSound have them
 

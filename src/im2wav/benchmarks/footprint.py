@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import best_time
+from im2wav.training.timing import best_time
 
 
 def memory_held(name: str) -> int:
@@ -29,7 +29,7 @@ def draw_one(path: str, precision: str, compile: bool) -> dict[str, float]:
     """Load a prior, draw a code, and say what memory it took: `held`, and `needed` for weights once and caches."""
     from im2wav.benchmarks.decode import begin, fresh_prior
     from im2wav.checkpoint import load_net
-    from im2wav.generation import Decoder
+    from im2wav.decoding import Decoder
 
     if path == "warm":  # the libraries take their own memory at their first use
         net: Any = fresh_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})

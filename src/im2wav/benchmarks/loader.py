@@ -10,13 +10,13 @@ import soundfile
 import torch
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import best_time
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import WindowLoader
 from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.prepare.shard_writer import ShardWriter
+from im2wav.training.timing import best_time
 
 RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # a clip as VGGSound has them
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import best_time, matmul_peak
+from im2wav.training.timing import best_time, matmul_peak
 
 
 def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.generation.sampling import SamplingOptions, draw
+from im2wav.decoding.sampler import SamplingOptions, draw
 from im2wav.prior import Prior
 from im2wav.prior.transformer import Layer, quick_gelu
 

@@ -12,9 +12,9 @@ from im2wav.benchmarks.row import Row
 from im2wav.checkpoint import load
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.windows import collate
-from im2wav.generation import Decoder, SamplingOptions
-from im2wav.generation.sampling import guide
-from im2wav.pretrained import KINDS, find_weights
+from im2wav.decoding import Decoder, SamplingOptions
+from im2wav.decoding.sampler import guide
+from im2wav.hub import KINDS, find_weights
 from im2wav.prior import Conditions, Timing
 
 

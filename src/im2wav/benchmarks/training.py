@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from im2wav.benchmarks.row import Row
-from im2wav.clock import best_time, matmul_peak
 from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
 from im2wav.prior import Conditions, Prior, Timing, attention, transformer
 from im2wav.training.flops import forward_flops, prior_flops
 from im2wav.training.memory import step_memory
+from im2wav.training.timing import best_time, matmul_peak
 
 MODELS = ("vqvae", "low_prior", "up_prior")
 WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from im2wav.resnet import UpsampleStack, check_strides, resnet
+from im2wav.layers import UpsampleStack, check_strides, resnet
 
 
 class DownsampleStack(nn.Module):

@@ -19,7 +19,7 @@ from im2wav.evaluation.codes import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
 from im2wav.evaluation.sounds import SoundSet
 from im2wav.files import file_sha256, write_atomic
-from im2wav.pretrained import KINDS, find_weights
+from im2wav.hub import KINDS, find_weights
 
 
 def generate_audio(cfg: Any, images: Mapping[str, Path], numbers: Mapping[str, int], out: Path) -> None:

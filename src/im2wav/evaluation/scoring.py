@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from im2wav.decoding.linear import pick_device
 from im2wav.evaluation import items, sounds, summary
 from im2wav.evaluation.export import av_benchmark
 from im2wav.evaluation.figures import Plan, Row, real_row, set_row, shuffled_items
@@ -25,7 +26,6 @@ from im2wav.evaluation.sounds import Judged, Reading
 from im2wav.evaluation.suites import load_networks
 from im2wav.evaluation.writing import Examples, warnings_for, write_files
 from im2wav.files import file_sha256
-from im2wav.generation.precision import pick_device
 from im2wav.media.reading import read_audio
 from im2wav.report.spectrogram import log_mel
 from im2wav.report.tables import as_markdown, as_text

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +26,33 @@ KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trained on photos
 
 
-class Seen(NamedTuple):
-    """Embeddings of an input; see `im2wav.generation.Clip`."""
+ImageSource = str | Path | Image.Image
 
-    embeddings: Tensor  # [U, D]
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """Embeddings of images over time.
+
+    Attributes:
+        embeddings: [U, D]; may be memory-mapped, only the rows that a window needs are read.
+        fps: frames per second; None for one image that is shown all the time.
+        order: index of the embedding of each frame [F]; None if each frame has its own.
+    """
+
+    embeddings: Tensor
     fps: float | None = None
     order: Tensor | None = None
+
+    def between(self, start: float, duration: float) -> Tensor:
+        """Embeddings [F, D] of the frames from `start` to `start + duration` seconds, both included.
+
+        The last frame is repeated after the end. Without a frame rate, all frames. Source: Im2Wav, sample.py.
+        """
+        frames = len(self.embeddings if self.order is None else self.order)
+        if self.fps is None or frames == 1:
+            return self.embeddings if self.order is None else self.embeddings[self.order]
+        index = (int(start * self.fps) + torch.arange(int(duration * self.fps) + 1)).clamp_max(frames - 1)
+        return self.embeddings[index if self.order is None else self.order[index]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class Input:
         path: the photo, the video, or the pairs folder.
         images: of a timeline: photos and the second at which each begins.
         text: of a text.
-        picture: a photo in memory.
+        image: a photo in memory.
         pair: of a pairs folder.
     """
 
@@ -54,7 +74,7 @@ class Input:
     path: Path | None = None
     images: tuple[tuple[Path, float], ...] = ()
     text: str = ""
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     pair: tuple[PairsFolder, Pair] | None = None
 
     @property
@@ -75,7 +95,7 @@ class Input:
         """
         digest = hashlib.sha256(f"{self.kind} {self.text} {[start for _, start in self.images]}".encode())
         if self.pair is not None:
-            digest.update(self._stored().numpy().tobytes())
+            digest.update(self.read_embeddings().numpy().tobytes())
             return digest.hexdigest()
         for path in [p for p in (self.path, *(p for p, _ in self.images)) if p is not None]:
             try:
@@ -84,8 +104,8 @@ class Input:
                         digest.update(part)
             except OSError as error:
                 raise media.MediaError("missing file", f"{path}: {error.strerror}") from None
-        if self.picture is not None:
-            digest.update(self.picture.tobytes())
+        if self.image is not None:
+            digest.update(self.image.tobytes())
         return digest.hexdigest()
 
     def seconds(self) -> float | None:
@@ -100,8 +120,12 @@ class Input:
             return self.pair[1].frames / self.pair[0].info.fps
         return None
 
-    def _stored(self) -> Tensor:
-        """The embeddings [F, D] of a pair."""
+    def read_embeddings(self) -> Tensor:
+        """The stored embeddings [F, D] of a pair.
+
+        Raises:
+            MediaError: they cannot be read.
+        """
         folder, pair = self.pair  # type: ignore[misc]
         try:
             return folder.read_clip(pair)
@@ -147,7 +171,7 @@ def list_inputs(lines: Iterable[str]) -> list[Input]:
     """
     paths = [Path(line.strip()) for line in lines if line.strip()]
     if not paths:
-        raise ValueError("input=-: stdin names no photo and no video (one path per line)")
+        raise ValueError("input=-: stdin lists no photo or video (expected one path per line)")
     return name_inputs([input_of(p) for p in paths], Path(os.path.commonpath([p.absolute().parent for p in paths])))
 
 
@@ -171,7 +195,7 @@ def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
 def _pairs(root: Path) -> list[Input]:
     folder = PairsFolder(root)
     if not folder.pairs:
-        raise ValueError(f"input={root}: its manifest has no pair")
+        raise ValueError(f"input={root}: its manifest has no pairs")
     return [Input(p.id, "pair", root, pair=(folder, p)) for p in folder.pairs]
 
 
@@ -189,7 +213,7 @@ def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
         except ValueError:
             raise ValueError(f"input.timeline: {image!r} is not PHOTO@SECONDS, such as dog.jpg@0") from None
         if input_of(found[-1][0]).kind != "photo":
-            raise ValueError(f"input.timeline: {found[-1][0]} is no photo")
+            raise ValueError(f"input.timeline: {found[-1][0]} is not a photo")
     starts = [start for _, start in found]
     if not found or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
         raise ValueError(
@@ -209,13 +233,13 @@ def text_input(text: str) -> Input:
     return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())
 
 
-def look(item: Input, encoder: ImageEncoder | None, fps: float | None, seconds: float) -> Seen:
+def embed_input(item: Input, encoder: ImageEncoder | None, fps: float | None, seconds: float) -> ImageEmbeddings:
     """Embed an input, or read the stored embeddings of a pair.
 
     Args:
         item: the input.
-        encoder: encoder of the models; not used for a pair.
-        fps: frames per second in the models' training; None if they were trained on photos.
+        encoder: image encoder of the model; not used for a pair.
+        fps: frames per second of the training videos; None if the model was trained on photos.
         seconds: duration of a video to embed.
 
     Raises:
@@ -223,21 +247,23 @@ def look(item: Input, encoder: ImageEncoder | None, fps: float | None, seconds: 
         ValueError: a text, with an encoder without a text tower.
     """
     if item.pair is not None:
-        stored = item._stored()
-        return Seen(stored, item.pair[0].info.fps if len(stored) > 1 else None)
+        stored = item.read_embeddings()
+        return ImageEmbeddings(stored, item.pair[0].info.fps if len(stored) > 1 else None)
     assert encoder is not None
     if item.kind == "text":
-        return Seen(encoder.encode_text([item.text]))
+        return ImageEmbeddings(encoder.encode_text([item.text]))
     if item.kind == "video":
-        rate = fps or 1.0  # models that were trained on photos get one frame per second
-        return Seen(_embed_video(item.path, encoder, rate, int(seconds * rate) + 1), rate)  # type: ignore[arg-type]
+        rate = fps or 1.0  # one frame per second for models that were trained on photos
+        frames = _embed_video(item.path, encoder, rate, int(seconds * rate) + 1)  # type: ignore[arg-type]
+        return ImageEmbeddings(frames, rate)
     if item.kind == "timeline":
         rate = fps or TIMELINE_FPS
         embeddings = torch.cat([encoder.encode([media.read_image(path)]) for path, _ in item.images])
         times = torch.arange(int(seconds * rate) + 1, dtype=torch.float64) / rate
         starts = torch.tensor([start for _, start in item.images], dtype=torch.float64)
-        return Seen(embeddings, rate, torch.searchsorted(starts, times + 1e-9, right=True) - 1)
-    return Seen(encoder.encode([item.picture or media.read_image(item.path)]))  # type: ignore[arg-type]
+        return ImageEmbeddings(embeddings, rate, torch.searchsorted(starts, times + 1e-9, right=True) - 1)
+    image = item.image or media.read_image(item.path)  # type: ignore[arg-type]
+    return ImageEmbeddings(encoder.encode([image]))
 
 
 def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> Tensor:
@@ -255,25 +281,25 @@ def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> 
 
 
 def one_input(
-    image: str | Path | Image.Image | None,
+    image: ImageSource | None,
     video: str | Path | None,
     timeline: Sequence[str | tuple[str | Path, float]] | None,
     text: str | None,
 ) -> Input:
-    """The one that is given.
+    """The input of `Im2Wav.generate`.
 
     Raises:
-        ValueError: none or several are given, or it is of another kind.
+        ValueError: not exactly one is set, or it is of another kind.
     """
     if sum(x is not None for x in (image, video, timeline, text)) != 1:
-        raise ValueError("give one of image, video, timeline and text")
+        raise ValueError("set exactly one of image, video, timeline and text")
     if timeline is not None:
         return timeline_input(timeline)
     if text is not None:
         return text_input(text)
     if isinstance(image, Image.Image):
-        return Input("picture", "photo", picture=image.convert("RGB"))
+        return Input("image", "photo", image=image.convert("RGB"))
     found = input_of(Path(image if video is None else video))  # type: ignore[arg-type]
     if found.kind != ("photo" if video is None else "video"):
-        raise ValueError(f"{found.path} is a {found.kind}: give it as {'image' if found.kind == 'photo' else 'video'}=")
+        raise ValueError(f"{found.path} is a {found.kind}: set it as {'image' if found.kind == 'photo' else 'video'}=")
     return found

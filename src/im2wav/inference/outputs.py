@@ -1,24 +1,93 @@
-"""Audio files of `sample`: out/up/NAME_00.wav, the draft out/low/NAME_00.wav, and a .json beside each.
+"""Generated audio and its files: out/up/NAME_00.wav, the draft out/low/NAME_00.wav, and a .json beside each.
 
 The .json of the draft is written last: if it exists, the other files do.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from im2wav.files import LONGEST_NAME, table_bytes, write_atomic
-from im2wav.inference.inputs import Input
-from im2wav.inference.sound import FORMATS, write_sound
+from im2wav.files import LONGEST_NAME, table_bytes, wav_bytes, write_atomic
 from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError
 
+if TYPE_CHECKING:
+    from im2wav.inference.request import Request
+
+FORMATS = ("wav", "flac")
 MANIFEST = ("name", "number", "input", "seed", "seconds", "rank", "gap", "up", "low", "video")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratedAudio:
+    """Generated audio.
+
+    Attributes:
+        request: what it was generated from.
+        codes: by level [T].
+        waveforms: by level, samples [N] in [-1, 1] on the CPU: `up` is the result, unless a draft was not refined;
+            `low` is decoded from the low codes only.
+        rank: of the draft among those of its input; 0 is the best.
+        gap: guidance gap of the draft in bits per code; None if drafts were not ranked.
+        about: the content of its .json.
+    """
+
+    request: "Request" = field(repr=False)
+    codes: Mapping[str, Tensor]
+    waveforms: Mapping[str, Tensor]
+    rank: int = 0
+    gap: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def wav(self) -> Tensor:
+        """Samples [N] in [-1, 1], on the CPU."""
+        return self.waveforms["up"]
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.request.sample_rate
+
+    def save(self, path: str | Path) -> Path:
+        """Save it as .wav, .flac or, if the input was a video, .mp4, and `about` as a .json beside it.
+
+        Raises:
+            ValueError: another suffix, or the file cannot be written.
+        """
+        path, item = Path(path), self.request.input
+        if path.suffix.lower() != ".mp4":
+            write_audio(path, self.wav, self.sample_rate)
+        elif item.kind != "video" or item.path is None:
+            raise ValueError(f"{path}: the input was not a video; save it as .wav or .flac")
+        else:
+            mux(item.path, self.wav, self.sample_rate, path)
+        write_about(path, self.about)
+        return path
+
+
+def write_audio(path: Path, wav: Tensor, sample_rate: int) -> None:
+    """Write wav [N] as `path`, .wav or .flac.
+
+    Raises:
+        ValueError: another suffix, or the file cannot be written.
+    """
+    if path.suffix[1:].lower() not in FORMATS:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join('.' + f for f in FORMATS)}")
+    write_atomic(path, wav_bytes(wav, sample_rate, path.suffix[1:].upper()))
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Write the .json beside an audio file."""
+    write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -48,7 +117,7 @@ class Outputs:
         """Path of a file.
 
         Raises:
-            ValueError: the name cannot be a file name. It may be an id of any manifest.
+            ValueError: the name, which may be an id of any manifest, is not a valid file name.
         """
         if {"/", os.sep, "\0"} & set(name) or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
             raise ValueError(
@@ -58,7 +127,7 @@ class Outputs:
         return self.root / level / f"{name}_{number:02d}.{suffix or self.format}"
 
     def read(self, name: str, number: int) -> dict[str, Any] | None:
-        """The .json of a finished sample; None if it is not finished."""
+        """The .json of a finished audio; None if it is not finished."""
         path = self.path("low", name, number, "json")
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -67,13 +136,14 @@ class Outputs:
             return None
         return about if all(file.is_file() for file in files) else None
 
-    def finished(self, item: Input, number: int, identity: Callable[[], Mapping[str, Any]]) -> bool:
-        """Whether an earlier run generated this sample.
+    def finished(self, request: "Request", identity: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether an earlier run generated this audio.
 
         Raises:
             ValueError: it did, with other settings.
         """
-        about = None if self.overwrite else self.read(item.name, number)
+        name, number = request.input.name, request.number
+        about = None if self.overwrite else self.read(name, number)
         if about is None:
             return False
         now, before = (_flat(x) for x in (identity(), about.get("identity", {})))
@@ -81,58 +151,48 @@ class Outputs:
         if changed:
             key = changed[0]
             raise ValueError(
-                f"{self.path('up', item.name, number)} already exists, made with {key}={before.get(key)}; now "
+                f"{self.path('up', name, number)} already exists, generated with {key}={before.get(key)}; now "
                 f"{key}={now.get(key)}. Use another folder (out=), or overwrite=true"
             )
         files = about["files"]
-        return files.get("low", "").endswith(self.format) and ("video" in files or not self._wants_video(item, files))
+        return files.get("low", "").endswith(self.format) and (
+            "video" in files or not self._wants_video(request, files)
+        )
 
-    def _wants_video(self, item: Input, files: Mapping[str, str]) -> bool:
-        return self.video and item.kind == "video" and "up" in files
+    def _wants_video(self, request: "Request", files: Mapping[str, str]) -> bool:
+        return self.video and request.input.kind == "video" and "up" in files
 
-    def write(
-        self,
-        item: Input,
-        number: int,
-        wav: Mapping[str, Tensor],
-        sample_rate: int,
-        about: Mapping[str, Any],
-    ) -> tuple[dict[str, Any], str | None]:
-        """Write the waveforms of one sample, by level; only `low` for a draft that was not refined.
-
-        Returns:
-            The content of its .json, and the reason if its video could not be written.
-        """
+    def write(self, audio: GeneratedAudio) -> None:
+        """Write the files of one audio; only those of `low` for a draft that was not refined."""
+        request, wav = audio.request, audio.waveforms
+        name, number = request.input.name, request.number
         for suffix in ("json", *FORMATS, "mp4"):  # of an earlier run, first the .json that marks it as finished
             for level in ("low", "up"):
-                old = self.path(level, item.name, number, suffix)
-                if old.is_file():
-                    old.unlink()
-        paths = {level: self.path(level, item.name, number) for level in wav}
+                self.path(level, name, number, suffix).unlink(missing_ok=True)
+        paths = {level: self.path(level, name, number) for level in wav}
         files = {level: str(path.relative_to(self.root)) for level, path in paths.items()}
-        problem = None
-        if self._wants_video(item, files):
-            target = self.path("up", item.name, number, "mp4")
+        if self._wants_video(request, files):
+            target = self.path("up", name, number, "mp4")
             try:
-                mux(item.path, wav["up"], sample_rate, target)  # type: ignore[arg-type]
+                mux(request.input.path, wav["up"], audio.sample_rate, target)  # type: ignore[arg-type]
                 files["video"] = str(target.relative_to(self.root))
             except MediaError as error:
-                problem = str(error)
-        said = {**about, "name": item.name, "number": number, "input": item.source, "files": files}
+                log.warning("%s; the audio is in %s", error, paths["up"])
+        about = {**audio.about, "name": name, "number": number, "files": files}
         for level in sorted(wav, reverse=True):  # up, then low, whose .json marks it as finished
-            write_sound(paths[level], wav[level], sample_rate, {"level": level, **said})
-        return said, problem
+            write_audio(paths[level], wav[level], audio.sample_rate)
+            write_about(paths[level], {"level": level, **about})
 
-    def write_manifest(self, sounds: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Write manifest.csv with the finished ones of these samples (name, number), in their order.
+    def write_manifest(self, files: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Write manifest.csv with the finished ones of these (name, number), in the order given.
 
         Returns:
             The content of their .json files, with the paths of their files by level.
         """
-        said = [about for name, number in sounds if (about := self.read(name, number)) is not None]
-        rows = [{**about, **about["files"]} for about in said]
+        finished = [about for name, number in files if (about := self.read(name, number)) is not None]
+        rows = [{**about, **about["files"]} for about in finished]
         write_atomic(self.root / "manifest.csv", table_bytes(MANIFEST, rows))
-        return [{**about, **{k: str(self.root / file) for k, file in about["files"].items()}} for about in said]
+        return [{**about, **{k: str(self.root / file) for k, file in about["files"].items()}} for about in finished]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from im2wav.clock import duration
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import parse_shard
 from im2wav.media.encoder import ImageEncoder
@@ -29,6 +28,7 @@ from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.packing import PackedFrames
 from im2wav.prepare.pair_writer import PairWriter
 from im2wav.prepare.sources import Source, Sources
+from im2wav.report.tables import format_duration
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support
@@ -153,7 +153,7 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
         size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
         log.info("would be skipped: %s, %s (%s)", name, reason, detail)
-    total_cost = f"{duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    total_cost = f"{format_duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
     log.info(
         "measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, total_cost
     )

@@ -7,7 +7,7 @@ Position p lies in row r = p // block and column c = p % block. Three kinds, one
     previous_row  p attends to all of row r - 1; in row 0 to nothing, and gets zeros
 
 `mask` is the specification. `attend` is the fast path: plain scaled-dot-product attention after a reshape, which
-fused kernels serve. `im2wav.generation.cache` is the incremental path. All three are equal, and tests hold them to it.
+fused kernels serve. `im2wav.decoding.kv_cache` is the incremental path. All three are equal, and tests hold them to it.
 Shapes: q, k, v are [B, H, T, D] (batch, heads, positions, width of a head).
 Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
 """

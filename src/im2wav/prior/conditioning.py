@@ -11,8 +11,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from im2wav.layers import UpsampleStack
 from im2wav.prior.transformer import LayerNorm, code_table, normal
-from im2wav.resnet import UpsampleStack
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Prior(nn.Module):
     def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Logits [B, n, K] aligned with codes [B, n]: entry t is of the distribution of codes[:, t].
 
-        `im2wav.generation.Decoder` gives the same logits one position after the other, through caches.
+        `im2wav.decoding.Decoder` gives the same logits one position after the other, through caches.
 
         Args:
             codes: int64; never more than `context_length` of them.

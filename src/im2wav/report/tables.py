@@ -13,6 +13,14 @@ def format_number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are at least two."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
 def as_text(rows: Rows, most: int | None = None) -> str:
     """Aligned columns; of a long table the first `most` rows."""
     shown = rows if most is None else rows[: most + 1]

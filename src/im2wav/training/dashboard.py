@@ -17,8 +17,8 @@ from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS
 from im2wav.codec.exact import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
-from im2wav.generation.decode import Decoder
-from im2wav.generation.sampling import SamplingOptions
+from im2wav.decoding.decoder import Decoder
+from im2wav.decoding.sampler import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
 from im2wav.training.media import Sample, log_histogram, log_samples, write_page

@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch.distributed.tensor import DTensor
 
-from im2wav.clock import duration, matmul_peak
 from im2wav.files import file_sha256
+from im2wav.report.tables import format_duration
 from im2wav.training.ema import EMA
 from im2wav.training.guard import SkipBadSteps
+from im2wav.training.timing import matmul_peak
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class RunFacts(pl.Callback):
             self._since = self._end
         elif step - self._first == MEASURED_TO and trainer.is_global_zero and trainer.max_steps > 0:
             each = (self._end - self._since) / (MEASURED_TO - MEASURED_FROM)
-            left = duration(each * (trainer.max_steps - step))
+            left = format_duration(each * (trainer.max_steps - step))
             log.info("%.3g s a step: the remaining %d steps take about %s", each, trainer.max_steps - step, left)
         if step % (self.every_n_steps or trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             pl_module.log_dict({f"run/{k}": v for k, v in self._figures(trainer, pl_module).items()})

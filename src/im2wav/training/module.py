@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from im2wav.generation.sampling import item_seed
+from im2wav.decoding.sampler import item_seed
 from im2wav.training.optimizer import parameter_groups
 from im2wav.training.sharding import shard
 

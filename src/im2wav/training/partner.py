@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from im2wav.checkpoint import Loaded, check_same_origin, load
-from im2wav.generation.decode import Decoder, sample_codes
-from im2wav.generation.sampling import SamplingOptions, uniforms
-from im2wav.pretrained import find_net
+from im2wav.decoding.decoder import Decoder, sample_codes
+from im2wav.decoding.sampler import SamplingOptions, uniforms
+from im2wav.hub import find_net
 from im2wav.prior import Conditions, Prior
 
 OPTION = "callbacks.dashboard.partner"

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.data.windows import Batch
-from im2wav.generation.sampling import item_seed
+from im2wav.decoding.sampler import item_seed
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.training.flops import forward_flops, prior_flops
 from im2wav.training.module import NetModule, as_written

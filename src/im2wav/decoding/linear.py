@@ -1,12 +1,13 @@
-"""Linear layers for decoding: few rows at a time, so that reading the weights is nearly all of the work.
+"""Linear layers for decoding, where few rows at a time make reading the weights nearly all of the work.
 
-What torch offers on a CPU differs a lot for few rows (docs/speed.md has the figures): a plain fp32 `F.linear` of two
-rows takes twice as long as that of one. Weights packed by oneDNN are the fastest in fp32 and bf16, and each row of a
-result is the same to the last bit whatever rows stand beside it, which makes an item's codes independent of its batch.
+On a CPU, speed differs a lot between the kernels of torch (docs/speed.md): a plain fp32 `F.linear` of two rows takes
+twice as long as that of one. Weights packed by oneDNN are the fastest in fp32 and bf16. They are also batch-invariant:
+each row of a result is the same to the last bit for every batch, so an item's codes do not depend on its batch.
 """
 
 import contextlib
 import ctypes
+import importlib.util
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -15,21 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-# by type of device, the first being that of `auto` (on CUDA see `pick_precision`)
+Compile = bool | str  # False, True or "triton"
+# by device type; the first one is the default of `auto` (on CUDA see `pick_precision`)
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("fp32", "bf16", "int8"),
     "cuda": ("bf16", "fp16", "fp32"),
     "mps": ("fp32", "fp16"),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# rows that oneDNN's layout of the weights is chosen for: chosen for one row it rounds one row unlike others
+# number of rows that oneDNN chooses its layout of the weights for; a layout for one row is not batch-invariant
 PACKED_FOR_ROWS = 32
 
 PlainWeights = tuple[Tensor, Tensor, Tensor]  # weight [out, in], its scale [out], bias [out]
 
 
 class Linear(Protocol):
-    """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision; `nbytes` are those of its weights."""
+    """x [N, in] of any floating dtype -> [N, out] in the dtype of the precision; `nbytes` counts the weights."""
 
     nbytes: int
 
@@ -37,11 +39,11 @@ class Linear(Protocol):
         """Apply the layer."""
 
     def plain(self) -> PlainWeights:
-        """What it computes with, where it is not packed."""
+        """Weight, scale and bias, unless they are packed."""
 
 
 class PlainLinear:
-    """`F.linear`, with SiLU behind it where asked: for CUDA, and for CPUs without oneDNN."""
+    """`F.linear`, optionally followed by SiLU: for CUDA, and for CPUs without oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
         self.weight, self.bias, self.silu = weight.to(dtype), bias.to(dtype, copy=True), silu
@@ -53,12 +55,12 @@ class PlainLinear:
         return F.silu(y, inplace=True) if self.silu else y
 
     def plain(self) -> PlainWeights:
-        """What it computes with."""
+        """Weight, scale and bias."""
         return self.weight, torch.ones_like(self.bias), self.bias
 
 
 class PackedLinear:
-    """Weights in the layout that oneDNN likes best on this CPU; bias and SiLU are done in the same pass."""
+    """Weights in the fastest layout of oneDNN on this CPU; bias and SiLU are fused into the product."""
 
     def __init__(self, weight: Tensor, bias: Tensor, silu: bool, dtype: torch.dtype):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), PACKED_FOR_ROWS)
@@ -71,21 +73,20 @@ class PackedLinear:
         return self.apply(x.to(self.dtype), self.weight, self.bias, self.after, [], "")
 
     def plain(self) -> PlainWeights:
-        """Not for weights in a layout of oneDNN's."""
+        """Not available for weights in a oneDNN layout."""
         raise NotImplementedError
 
 
 class Int8Linear:
-    """Weights rounded to 8 bits, one scale for each output; activations stay bf16.
+    """Weights in int8 with one scale for each output; activations in bf16.
 
-    Kernels that also round activations share one scale among all rows, so that an item would sound different beside
-    others, and they err more.
+    Kernels with int8 activations share one scale among all rows, so they are not batch-invariant, and less exact.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, silu: bool = False):
         scale = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        scale = scale.bfloat16()  # what the kernel multiplies with; the weights are rounded to multiples of this
-        self.padding = -weight.shape[1] % 16  # the kernel divides by zero where the inputs are no multiple of 16
+        scale = scale.bfloat16()  # the kernel multiplies with a bf16 scale
+        self.padding = -weight.shape[1] % 16  # the kernel divides by zero unless inputs are a multiple of 16
         rounded = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         self.weight = F.pad(rounded, (0, self.padding)) if self.padding else rounded
         self.scale, self.bias, self.silu = scale, bias.to(torch.float32, copy=True), silu
@@ -100,12 +101,12 @@ class Int8Linear:
         return F.silu(y, inplace=True) if self.silu else y
 
     def plain(self) -> PlainWeights:
-        """What it computes with."""
+        """Weight, scale and bias."""
         return self.weight[:, : self.weight.shape[1] - self.padding], self.scale, self.bias
 
 
 def give_back_freed_memory() -> None:
-    """Return freed memory to the system, where the C library would keep it (glibc)."""
+    """Return freed memory to the operating system; glibc would keep it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -115,7 +116,7 @@ def pick_device(name: str | int | torch.device, mps: bool = True) -> str:
 
     Args:
         name: auto, cpu, cuda, cuda:N, mps, or the number N of a CUDA device.
-        mps: whether the work can be done on MPS. Generation can; what needs float64 on the device cannot.
+        mps: whether MPS is allowed. Work that needs float64 on the device cannot run there.
 
     Raises:
         ValueError: no such device.
@@ -142,7 +143,7 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     """Resolve a precision: `auto` is bf16 on CUDA, or fp16 on GPUs that only emulate bf16; fp32 on a CPU and on MPS.
 
     Raises:
-        ValueError: no such precision, or one that the device cannot do.
+        ValueError: no such precision, or the device does not support it.
     """
     allowed = PRECISIONS.get(device.type, PRECISIONS["cuda"])
     if name == "auto":
@@ -156,30 +157,37 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a CUDA device computes in bf16 itself; those before Ampere only emulate it, slowly."""
+    """Whether a CUDA device supports bf16 natively; devices before Ampere emulate it slowly."""
     if not torch.cuda.is_available():
         return True
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def check_compile(compile: bool, device: torch.device) -> None:
-    """Check whether steps can be compiled for a device.
+def check_compile(compile: Compile, device: torch.device) -> None:
+    """Check the option `compile` for a device.
 
     Raises:
-        ValueError: neither a CPU nor CUDA.
+        ValueError: none of false, true and triton; the device does not support it; or Triton is not installed.
     """
+    if compile not in (False, True, "triton"):
+        raise ValueError(f"compile={compile}: expected false, true or triton")
+    if compile == "triton":
+        if device.type != "cuda":
+            raise ValueError(f"compile=triton on {device}: needs device=cuda; use compile=true or compile=false")
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("compile=triton: Triton is not installed; run pip install triton, or use compile=true")
     if compile and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"compile=true on {device}: it is for device=cpu and device=cuda; use compile=false")
+        raise ValueError(f"compile=true on {device}: expected device=cpu or device=cuda; use compile=false")
 
 
 def cache_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Of keys and values: fp32 on a CPU, where attention of a single query in bf16 takes up to 8 times longer."""
+    """Dtype of keys and values: fp32 on a CPU, where attention of one query takes up to 8 times longer in bf16."""
     return torch.float32 if device.type == "cpu" else DTYPES[precision]
 
 
 def packs_weights(dtype: torch.dtype) -> bool:
-    """Whether this CPU and this build of torch have oneDNN's packed linear layers for a dtype."""
+    """Whether this CPU and build of torch support oneDNN's packed linear layers for a dtype."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -194,8 +202,8 @@ def linear_maker(precision: Precision, device: torch.device, packed: bool = True
 
     Args:
         precision: of the weights.
-        device: where they are.
-        packed: whether they may be in a layout of oneDNN's. Without, fp32 weights may be those given, and no copy.
+        device: of the weights.
+        packed: allow oneDNN layouts. Otherwise fp32 weights may be the given tensors, not copies.
     """
     if precision == "int8":
         return Int8Linear

@@ -1,4 +1,4 @@
-"""How long work takes, and how fast the machine multiplies matrices."""
+"""Durations of work, and the speed of matrix products."""
 
 import time
 from collections.abc import Callable
@@ -6,14 +6,6 @@ from collections.abc import Callable
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 def synchronise(device: str) -> None:

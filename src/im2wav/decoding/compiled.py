@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.layer import DecoderLayer
+from im2wav.decoding.decoder_layer import DecoderLayer
+from im2wav.decoding.kv_cache import LayerCache
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ def _first_error(error: Exception) -> str:
 
 
 def compile_step(step: Callable[[Any], None], backend: str = "inductor") -> Callable[[Any], None]:
-    """Compile a whole step of a `Decoding`, for CUDA; the first call of each batch size compiles.
+    """Compile a whole step of a `DecodeState`, for CUDA; the first call of each batch size compiles.
 
-    Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `Decoding`.
+    Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `DecodeState`.
 
     Raises:
         ValueError: from the compiled step, if nothing can be compiled here.

@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from im2wav.generation.cache import LayerCache, Place
-from im2wav.generation.precision import Linear
+from im2wav.decoding.kv_cache import LayerCache, Place
+from im2wav.decoding.linear import Linear
 from im2wav.prior.attention import Kind, attend
 from im2wav.prior.transformer import Layer
 

@@ -1,10 +1,10 @@
-"""Drawing codes from a prior, one position after the other.
+"""The decoding engine: draw codes from a prior, one position after another.
 
-A `Decoder` is a prior made ready for it: weights in the precision and the layout that are read fastest. A `Decoding` is
-a batch of sequences being drawn: caches and everything else that changes, allocated once. The specification of both is
-the plain, uncached `Prior.forward`; tests hold them to it.
+A `Decoder` holds the weights of a prior in the precision and layout that are read fastest. A `DecodeState` holds what
+changes while a batch is drawn, such as the KV cache. The specification of both is the uncached `Prior.forward`, and
+tests compare them.
 
-Letters: B sequences, T positions of the context, K codebook size, W width, R rows of the net (2 B with guidance).
+Shapes: B sequences, T positions of the context, K codebook size, W width, R rows of the network (2 B with guidance).
 """
 
 from collections.abc import Callable
@@ -13,42 +13,44 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from im2wav.generation.cache import PlaceTable
-from im2wav.generation.compiled import CompiledLayers, compile_step
-from im2wav.generation.decoding import Decoding
-from im2wav.generation.layer import DecoderLayer
-from im2wav.generation.precision import (
+from im2wav.decoding.compiled import CompiledLayers, compile_step
+from im2wav.decoding.decoder_layer import DecoderLayer
+from im2wav.decoding.kv_cache import PlaceTable
+from im2wav.decoding.linear import (
+    Compile,
     cache_dtype,
     check_compile,
     give_back_freed_memory,
     linear_maker,
     pick_precision,
 )
-from im2wav.generation.sampling import SamplingOptions, draw_device
+from im2wav.decoding.sampler import SamplingOptions, draw_device
+from im2wav.decoding.state import DecodeState, FusedLayers
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
 
 
 class Decoder:
-    """A prior made ready to draw codes.
+    """The weights of a prior, ready for decoding.
 
     Args:
         prior: in eval mode.
         precision: fp32, bf16, fp16 (GPUs only), int8 (CPUs only), or auto, see `pick_precision`.
         consume: free the transformer's own weights layer by layer, so that memory holds them once. The prior can then
-            no longer be called; its embeddings and its conditioner stay, and the decoder uses them.
-        compile: compile the steps with TorchInductor (`generation.compiled`). On a CPU that is faster for one or two
-            sequences at a time; on CUDA the whole step is compiled, and then recorded as a CUDA graph.
+            no longer be called; the decoder keeps using its embeddings and its conditioner.
+        compile: True compiles the steps with TorchInductor (`decoding.compiled`). On a CPU this is faster for one or
+            two sequences at a time; on CUDA the whole step is compiled, then recorded as a CUDA graph. `triton` uses
+            the fused kernels of `decoding.triton_kernels` (CUDA only).
 
     Raises:
-        ValueError: a precision that the device cannot do, or compile on a device other than a CPU or CUDA.
+        ValueError: a precision or a value of compile that the device does not support, or Triton is not installed.
     """
 
-    def __init__(self, prior: Prior, precision: str = "fp32", consume: bool = False, compile: bool = False):
+    def __init__(self, prior: Prior, precision: str = "fp32", consume: bool = False, compile: Compile = False):
         self.device = prior.code_embedding.weight.device
         self.precision = pick_precision(precision, self.device)
         check_compile(compile, self.device)
-        self.is_compiled = compile
+        self.compile = compile
         self.context_length, self.codebook_size = prior.context_length, prior.codebook_size
         self.can_be_guided = prior.can_be_guided
         self.conditioner = prior.conditioner
@@ -60,10 +62,10 @@ class Decoder:
         options = prior.conditioner.config
         positional = options.frames or options.timing or options.upsampler is not None
         self.condition_shape = (self.context_length, self.sizes.width) if positional else (1, 1)
-        self.on_device = self.device.type == "cuda"  # positions are read from the device, as a CUDA graph needs
-        whole = compile and self.on_device
-        self.step_at_place = compile_step(Decoding._step_at_place) if whole else Decoding._step_at_place
-        self.spare: Decoding | None = None
+        self.on_device = self.device.type == "cuda"  # a CUDA graph needs positions that are read from the device
+        whole = compile is True and self.on_device
+        self.step_at_place = compile_step(DecodeState._step_at_place) if whole else DecodeState._step_at_place
+        self.spare: DecodeState | None = None
         with torch.inference_mode():
             linear = linear_maker(self.precision, self.device, packed=not compile)
             self.layers: list[DecoderLayer] = []
@@ -73,15 +75,22 @@ class Decoder:
                 if consume:
                     layer.to_empty(device="meta")
                     give_back_freed_memory()
-            self.compiled = CompiledLayers(self.layers) if compile and not whole else None
-            # logits in full precision: rounding them costs more than their few bytes
+            self.fused = None if not compile or whole else self._fuse()
+            # fp32 logits: they are few bytes, and rounding them changes codes
             self.head = linear_maker("fp32", self.device)(
                 self.code_embedding, self.code_embedding.new_zeros(self.codebook_size)
             )
 
+    def _fuse(self) -> FusedLayers:
+        if self.compile == "triton":
+            from im2wav.decoding.triton_kernels import TritonLayers  # it imports triton
+
+            return TritonLayers(self.layers)
+        return CompiledLayers(self.layers)
+
     @cached_property
     def places(self) -> PlaceTable:
-        """What attention needs to know about each position, where steps read their position from the device."""
+        """Cache places and masks of all positions, for steps that read their position from the device."""
         like = torch.empty(0, dtype=self.cache_dtype, device=self.device)
         return PlaceTable([layer.kind for layer in self.layers], self.context_length, self.block, like)
 
@@ -93,18 +102,18 @@ class Decoder:
         options: SamplingOptions,
         prefix: Tensor | None = None,
         negative: Conditions | None = None,
-    ) -> "Decoding":
-        """Begin to draw B sequences.
+    ) -> "DecodeState":
+        """Start to draw B sequences.
 
         Args:
-            conditions: for B sequences.
-            uniform: a random number in [0, 1) for each sequence and position, [B, n]; n is at most the context length.
+            conditions: of B sequences.
+            uniform: random numbers in [0, 1), one for each sequence and position, [B, n]; n <= context length.
             options: guidance, temperature, filters.
-            prefix: codes [B, P] that are given; they stand at the beginning.
-            negative: what the sequences are guided away from.
+            prefix: known codes [B, P] at the start of the sequences.
+            negative: conditions that guidance moves away from.
 
         Raises:
-            ValueError: n exceeds the context, the prefix is longer than n, or conditions that do not fit.
+            ValueError: n exceeds the context, the prefix is longer than n, or conditions of another shape.
         """
         batch, length = uniform.shape
         given = 0 if prefix is None else prefix.shape[1]
@@ -115,17 +124,17 @@ class Decoder:
         spare, self.spare = self.spare, None
         asked = (uniform.shape, options, negative is not None)
         if spare is None or (spare.codes.shape, spare.options, spare.negative) != asked:
-            spare = Decoding(self, batch, length, options, negative is not None)
+            spare = DecodeState(self, batch, length, options, negative is not None)
         spare.decoder = self
         spare.begin(conditions, uniform, prefix, negative)
         return spare
 
     @torch.inference_mode()
     def score(self, conditions: Conditions, codes: Tensor) -> Tensor:
-        """Logits [B, n, K] of codes [B, n] that are known, as `Prior.forward` gives them, without guidance.
+        """Logits [B, n, K] of known codes [B, n], equal to those of `Prior.forward`, without guidance.
 
         Raises:
-            ValueError: too many codes, or conditions that do not fit.
+            ValueError: too many codes, or conditions of another shape.
         """
         uniform = torch.zeros(codes.shape, dtype=torch.float64, device=draw_device(codes.device))
         decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
@@ -143,16 +152,15 @@ def sample_codes(
     on_step: Callable[[int], object] | None = None,
     precision: str = "fp32",
 ) -> Tensor:
-    """Draw codes [B, n] from a prior, or from the decoder that was made of it.
+    """Draw codes [B, n].
 
-    A prior that can be guided runs once over a doubled batch, with the picture and without; the network is never
-    copied.
+    With guidance, one pass over a doubled batch gives conditional and unconditional logits.
 
     Args:
-        prior: in eval mode. Who draws more than once makes a `Decoder` and gives that.
+        prior: a prior in eval mode, or its `Decoder`, which is faster when codes are drawn more than once.
         conditions, uniform, options, prefix: see `Decoder.start`.
         on_step: called with 1 after each position, for progress bars.
-        precision: of the decoder, where a prior is given.
+        precision: of the decoder, if a prior is given.
 
     Raises:
         ValueError: see `Decoder` and `Decoder.start`.

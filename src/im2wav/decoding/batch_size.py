@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from im2wav.generation.precision import cache_dtype, pick_precision
+from im2wav.decoding.linear import cache_dtype, pick_precision
 from im2wav.prior import Prior
 
-MOST_SIDE_BY_SIDE = 64  # beyond, a CPU only gets slower, and on a GPU the caches' bytes outweigh those of the weights
+MAX_BATCH_SIZE = 64  # beyond, a CPU only gets slower, and on a GPU the caches' bytes outweigh those of the weights
 SHARE_OF_FREE = 0.6  # the rest is for activations, the waves, and whoever else is on the machine
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 
@@ -43,7 +43,7 @@ def bytes_per_sequence(prior: Prior, precision: str, rows: int = 1) -> int:
     return rows * (cached * 2 * sizes.attention_width * per_number + length * sizes.width * 4)
 
 
-def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most: int = MOST_SIDE_BY_SIDE) -> int:
+def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most: int = MAX_BATCH_SIZE) -> int:
     """How many sequences fit into what is free now, 1 to `most`: each prior keeps its caches for the next window.
 
     Args:

@@ -1,39 +1,47 @@
-"""A batch of sequences while they are being drawn: caches, and everything else that changes, allocated once.
+"""The state of decoding: KV cache, codes and inputs of a batch, allocated once.
 
-Letters: B sequences, T positions of the context, K codebook size, W width, R rows of the net: B with the picture, and
-with guidance B without it and B with an unwanted one.
+Shapes: B sequences, T positions of the context, K codebook size, W width, R rows of the network: B conditional ones,
+then with guidance B unconditional ones, then with a negative input B for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from im2wav.generation.cache import LayerCache
-from im2wav.generation.layer import Position
-from im2wav.generation.precision import give_back_freed_memory
-from im2wav.generation.sampling import SamplingOptions, draw, draw_device, guide
+from im2wav.decoding.decoder_layer import Position
+from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.linear import give_back_freed_memory
+from im2wav.decoding.sampler import SamplingOptions, draw, draw_device, guide
 from im2wav.prior import Conditions
 
+
+class FusedLayers(Protocol):
+    """All layers of a transformer as fused kernels: `CompiledLayers` or `TritonLayers`."""
+
+    def step(self, x: Tensor, caches: Sequence[LayerCache], position: Any) -> Tensor:
+        """x [R, W] -> [R, W] at a position, a number or a tensor [1] on the device."""
+
+
 if TYPE_CHECKING:
-    from im2wav.generation.decode import Decoder
+    from im2wav.decoding.decoder import Decoder
 
 
-class Decoding:
-    """B sequences that are being drawn. Made by `Decoder.start`.
+class DecodeState:
+    """The state of B sequences while their codes are drawn. Created by `Decoder.start`.
 
     Attributes:
-        codes: [B, n]; the first `position` of them are there.
-        position: how many codes are there.
-        uniform: [B, n], on the device where codes are drawn: that of the decoder, or the CPU (`draw_device`).
+        codes: [B, n]; the first `position` of them are drawn.
+        position: number of codes drawn so far.
+        uniform: [B, n], on the device that draws the codes: that of the decoder, or the CPU (`draw_device`).
     """
 
     def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
         if negative and not decoder.can_be_guided:
-            raise ValueError("a negative needs a prior that can be guided (conditioning.guidance=true)")
+            raise ValueError("a negative input needs a prior with guidance (conditioning.guidance=true)")
         self._decoder: Decoder | None = decoder
         self.options, self.batch, self.negative = options, batch, negative
         self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
@@ -44,19 +52,19 @@ class Decoding:
         self.input = torch.zeros(rows, width, device=device)
         self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
         self.caches: list[LayerCache] = []
-        self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where a CUDA graph can read it
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position` on the device, for CUDA graphs
         self.places = decoder.places if decoder.on_device else None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder that drives it.
+        """The decoder of this state.
 
         Raises:
             RuntimeError: after `release`.
         """
         if self._decoder is None:
-            raise RuntimeError("this Decoding was released: get another one from Decoder.start")
+            raise RuntimeError("this DecodeState was released: call Decoder.start again")
         return self._decoder
 
     @decoder.setter
@@ -71,7 +79,7 @@ class Decoding:
         prefix: Tensor | None = None,
         negative: Conditions | None = None,
     ) -> None:
-        """Forget all and begin anew with other conditions; see `Decoder.start`."""
+        """Reset the state for new sequences; see `Decoder.start`."""
         self.codes.zero_()
         self.uniform.copy_(uniform)
         self.go_to(0)
@@ -81,7 +89,7 @@ class Decoding:
             self._prefill(prefix)
 
     def _clear_caches(self) -> None:
-        """Forget all; allocated at first use, so that their memory first serves what the conditions need in passing."""
+        """Clear the KV cache; allocated at first use, after the conditioner has freed its activations."""
         for cache in self.caches:
             cache.clear()
         if not self.caches:
@@ -92,21 +100,21 @@ class Decoding:
             self.caches = [LayerCache(layer.kind, *size, like=like) for layer in decoder.layers]
 
     def release(self) -> None:
-        """Hand caches, and the captured CUDA graph, on to the next `Decoder.start`; not to be used after that.
+        """Give KV cache and CUDA graph to the next `Decoder.start`. This state cannot be used afterwards.
 
-        The decoder then owns it, and it no longer refers to the decoder: a cycle of references would keep weights and
-        caches in the GPU's memory until Python's next garbage collection.
+        It drops its reference to the decoder, which now owns it: a reference cycle would keep weights and KV cache in
+        GPU memory until Python's next garbage collection.
         """
         self.decoder.spare, self._decoder = self, None
 
     @torch.inference_mode()
     def go_to(self, position: int) -> None:
-        """Go on at another position, where the caches have what it needs."""
+        """Continue at another position, for which the KV cache holds all earlier ones."""
         self.position = position
         self.place.fill_(position)
 
     def _embed_conditions(self, conditions: Conditions, negative: Conditions | None) -> None:
-        """Start and position embeddings, item by item: the same whatever stands beside it in the batch."""
+        """Compute start and position embeddings one item at a time, so that they do not depend on the batch."""
         items = [conditions.take(slice(i, i + 1)) for i in range(self.batch)]
         items += [item.null_like() for item in items] if self.guided else []
         items += [negative.take(slice(i, i + 1)) for i in range(self.batch)] if negative is not None else []
@@ -117,7 +125,7 @@ class Decoding:
                 self.condition[row] = positions[0]
 
     def _prefill(self, prefix: Tensor) -> None:
-        """Run all positions of the prefix at once, item by item for the same reason as above."""
+        """Fill the KV cache with the prefix, one item at a time for the same reason."""
         given = prefix.shape[1]
         self.codes[:, :given] = prefix
         for item in range(self.batch):
@@ -126,10 +134,10 @@ class Decoding:
         self.go_to(given)
 
     def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """Run the known codes [p] of one item at once through its `rows` [r], into the caches: what the head reads.
+        """Run the known codes [p] of one item through its `rows` [r] in one pass, and fill the KV cache.
 
         Returns:
-            [r, p, W]
+            Inputs of the output head, [r, p, W].
         """
         before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
         condition = self.condition[rows, : len(codes)]
@@ -140,17 +148,15 @@ class Decoding:
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """Logits [R, K] of the codes at `position`; with guidance those with the picture first, then those without.
-
-        `feed` comes after it; `step` does both.
-        """
+        """Logits [R, K] at `position`: conditional, unconditional, negative. Call `feed` next; `step` does both."""
         t = min(self.position, self.condition.shape[1] - 1)
         return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
 
     def _run(self, learnt: Tensor, condition: Tensor, position: Position) -> Tensor:
         x = self.input + learnt + condition
-        if self.decoder.compiled is not None and isinstance(position, int):
-            x = self.decoder.compiled.step(x, self.caches, position)
+        fused = self.decoder.fused
+        if fused is not None:
+            x = fused.step(x, self.caches, self.place if self.decoder.compile == "triton" else self.position)
         else:
             for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
                 x = layer.step(x, cache, position)
@@ -163,12 +169,12 @@ class Decoding:
         return draw(logits.to(uniform.device), uniform, self.options)
 
     def _embed(self, codes: Tensor) -> None:
-        """Make codes [B] the input of the next position."""
+        """Set codes [B] as the input of the next position."""
         self.input.copy_(self.decoder.code_embedding[codes].repeat(len(self.input) // self.batch, 1))
 
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
-        """Take codes [B] as those at `position`, and go on to the next one."""
+        """Set the codes [B] at `position`, and advance."""
         codes = codes.to(self.codes.device)
         self.codes[:, self.position] = codes
         self._embed(codes)
@@ -176,7 +182,7 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """Draw the next code of every sequence: [B]. On CUDA nothing waits for the device.
+        """Draw the next code of every sequence: [B]. On CUDA this does not synchronise.
 
         Raises:
             ValueError: all codes are drawn.
@@ -192,7 +198,7 @@ class Decoding:
         return self.codes[:, t]
 
     def _step_at_place(self) -> None:
-        """A step that reads its position from the device: the same kernels on the same memory at every position."""
+        """One step with its position on the device: the same kernels and memory at every position, for a CUDA graph."""
         assert self.places is not None
         place, condition = self.place, self.condition
         condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
@@ -208,16 +214,16 @@ class Decoding:
         if device.type != "cuda":
             step(self)
             return
-        with torch.cuda.device(device):  # a graph records what runs on the current device
+        with torch.cuda.device(device):  # a graph captures the work of the current device
             if self.graph is None:
                 self.graph = self._capture(step)
             self.graph.replay()
 
-    def _capture(self, step: Callable[[Decoding], None]) -> torch.cuda.CUDAGraph:
-        """Record a step on the current device.
+    def _capture(self, step: Callable[[DecodeState], None]) -> torch.cuda.CUDAGraph:
+        """Capture a step as a CUDA graph on the current device.
 
-        Two rehearsals come first, in which kernels are chosen and, with compile=true, compiled. They leave everything
-        as it was but what the step overwrites.
+        Two warm-up steps select and, with `compile`, compile kernels. They change nothing that the step does not
+        overwrite.
         """
         saved, stream = self.input.clone(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -228,16 +234,16 @@ class Decoding:
                 self.input.copy_(saved)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # not "global": other threads, such as those that pin memory for data loaders, go on using CUDA meanwhile
+        # not "global": other threads, such as those that pin memory for data loaders, use CUDA meanwhile
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step(self)
         return graph
 
     def steps(self, count: int | None = None, on_step: Callable[[int], object] | None = None) -> Tensor:
-        """Draw the next `count` codes of every sequence, or all that are left: [B, count].
+        """Draw the next `count` codes of every sequence, or all remaining ones: [B, count].
 
         Args:
-            count: no more than are left.
+            count: at most the number of remaining codes.
             on_step: called with 1 after each code, for progress bars.
         """
         first = self.position
