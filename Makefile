@@ -1,19 +1,19 @@
-# `make demo` and `make test` are all that a newcomer needs; both set up everything first.
+# `make demo` and `make test` install everything first. `make` lists all targets.
 VENV   ?= .venv
 PY     ?= python3
 EXTRAS ?= dev
 PYTHON  = $(VENV)/bin/python
-# uv does not read pip's configuration: hand it what pip knows (all empty on an ordinary machine)
+# uv does not read pip's configuration: pass pip's settings to it (usually all empty)
 pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
 FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
 INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
 
 .PHONY: help setup demo test test-cuda lint format clean
 
-help: ## list the targets
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 10
 
-setup: $(VENV)/.ok ## make the virtual environment and install im2wav with everything the demo and the tests use
+setup: $(VENV)/.ok ## create .venv and install im2wav with everything that the demo and the tests use
 
 $(VENV)/.ok: pyproject.toml constraints.txt .ci/cpu_torch.py
 	$(PY) -m venv $(VENV)
@@ -23,21 +23,21 @@ $(VENV)/.ok: pyproject.toml constraints.txt .ci/cpu_torch.py
 	$(PYTHON) .ci/cpu_torch.py
 	touch $@
 
-demo: setup ## pictures to sounds in a quarter of an hour: train on the shipped pairs, then open runs/demo/index.html
+demo: setup ## train three small models on the shipped pairs and write runs/demo/index.html (about 10 minutes on 2 CPU cores)
 	$(PYTHON) -m im2wav.demo $(ARGS)
 
-test: setup ## run the tests (needs nothing but 2 CPU cores)
+test: setup ## run the tests (needs 2 CPU cores, no GPU)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
-test-cuda: setup ## run the GPU tests: on a simulated card (needs g++), and on a real GPU where there is one
+test-cuda: setup ## run the GPU tests: on a simulated card (needs g++), and on a real GPU if there is one
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/cuda tests/gpu $(ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## run ruff and mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-format: setup ## let ruff mend what it can
+format: setup ## apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-clean: ## remove caches and build products; runs/ and data/ stay
+clean: ## remove caches and build products; keeps runs/ and data/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +
