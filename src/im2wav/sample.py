@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
+from im2wav.cli import command, instantiate, run
 
 if TYPE_CHECKING:
     from im2wav.api import Im2Wav
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from im2wav.jobs import Work
 
 log = logging.getLogger(__name__)
-register_resolvers()
 
 
 def find(cfg: DictConfig) -> list[Input]:
@@ -186,8 +184,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="sample")
+@command("sample")
 def main(cfg: DictConfig) -> None:
     """Entry."""
     run(sample, cfg)
