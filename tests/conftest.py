@@ -82,12 +82,12 @@ def config(name: str, *overrides: str, output: Path | None = None):
     """Compose a primary config as an entry gets it."""
     from hydra import compose, initialize_config_dir
 
-    from im2wav.cli import CONF, register_resolvers
+    from im2wav.cli import CONF, register_resolvers, rewrite
 
     register_resolvers()
     where = [f"paths.output={output}", f"paths.runs={output}"] if output else []
     with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(name, [*map(str, overrides), *where])
+        return compose(name, rewrite(name, [*map(str, overrides), *where]))
 
 
 def tiny_config(model: str, root: Path, output: Path, *overrides: str):

@@ -1,6 +1,5 @@
 """What the documents cite exists: links, paths, tests, make targets, and commands with their options."""
 
-import importlib
 import re
 import shlex
 from itertools import takewhile
@@ -12,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import REPO
-from im2wav.cli import CONF, register_resolvers
+from im2wav.cli import CONF, register_resolvers, rewrite
 
 PACKAGE, TESTS = REPO / "src" / "im2wav", REPO / "tests"
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), REPO / "experiments" / "README.md"]
@@ -86,16 +85,14 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize(("verb", "arguments"), COMMANDS)
 def test_a_cited_command_composes(verb, arguments):
-    aliases = getattr(importlib.import_module(f"im2wav.{verb}"), "ALIASES", {})  # short names that the entry replaces
     if not (Path(CONF) / f"{verb}.yaml").is_file():
         assert not arguments  # a module without options
         return
     if "hydra/launcher=ray" in arguments:
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
-    given = [f"{aliases.get(key, key)}{equals}{value}" for key, equals, value in (x.partition("=") for x in arguments)]
     register_resolvers()
     with initialize_config_dir(CONF, version_base="1.3"):
-        for overrides in combinations(given):
+        for overrides in combinations(rewrite(verb, arguments)):
             assert compose(verb, overrides, return_hydra_config=True)
 
 

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from conftest import ASSETS, IDS, command, config, write_mp4, write_wav
+from im2wav.cli import run
 from im2wav.data.imagehear_list import imagehear as lists
 from im2wav.evaluate import evaluate
 from im2wav.evaluation import imagehear, sounds
@@ -233,28 +234,33 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "give one of generated=DIR"),
+        ([], "generated=... is required: a folder of audio files"),
         (["generated=GENERATED"], "needs reference=DIR"),
         (["generated=none", "reference=REFERENCE"], "generated=none: no such folder"),
-        (["generated=GENERATED", "reference=REFERENCE", "suite=best"], "suite=best: expected one of"),
+        (
+            ["generated=GENERATED", "reference=REFERENCE", "suite=best"],
+            "suite=best: must be one of offline, paper, all",
+        ),
         (["generated=GENERATED", "reference=REFERENCE", "suite=paper"], "needs weights_dir=DIR"),
         (
             ["generated=GENERATED", "reference=REFERENCE", "suite=all", "weights_dir=GENERATED"],
             "lacks 4 of 4 files: passt-s-f128",
         ),
-        (["generated=GENERATED", "benchmark=audiocaps"], "expected imagehear"),
-        (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "expected `error` or `skip`"),
+        (["mode=imagehear"], "give one of generated=DIR"),
+        (["mode=imagehear", "model=GENERATED"], "needs images=DIR"),
+        (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "missing=drop: must be one of error, skip"),
         (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "resamples=1: must be >= 2"),
-        (["model_dir=GENERATED"], "needs data=PAIRS"),
-        (["codec=GENERATED"], "codec=FILE needs data=PAIRS"),
-        (["codec=GENERATED", "data_dir=GENERATED", "export=av-benchmark"], "no benchmark or export"),
-        (["codec=GENERATED", "model_dir=GENERATED"], "give one of"),
+        (["model=GENERATED"], "data_dir=... is required: data=DIR: a pairs folder"),
+        (["codec=GENERATED"], "data_dir=... is required: data=DIR: a pairs folder"),
         (
-            ["model_dir=GENERATED", "benchmark=imagehear", "images=GENERATED"],
+            ["mode=imagehear", "model=GENERATED", "images=GENERATED"],
             "of ImageHear are missing: accordion1.jpg",
         ),
-        (["model_dir=GENERATED", "data_dir=GENERATED"], "is not a pairs folder"),
-        (["generated=GENERATED", "reference=REFERENCE", "export=paper"], "expected av-benchmark"),
+        (["model=GENERATED", "data=GENERATED"], "is not a pairs folder"),
+        (
+            ["generated=GENERATED", "reference=REFERENCE", "export=paper"],
+            r"export=paper: must be one of av-benchmark \(or null\)",
+        ),
         (["generated=GENERATED", "reference=REFERENCE", "labels=none.csv"], "none.csv does not exist"),
     ],
 )
@@ -263,7 +269,13 @@ def test_what_cannot_work_is_refused(folders, tmp_path, overrides, message):
     for name, value in names.items():
         overrides = [x.replace(name, str(value)) for x in overrides]
     with pytest.raises(ValueError, match=message):
-        evaluate(config("evaluate", f"out={tmp_path / 'out'}", *overrides))
+        run(evaluate, config("evaluate", f"out={tmp_path / 'out'}", *overrides), ValueError)
+
+
+@pytest.mark.parametrize("wrong", ["export=av-benchmark", "model=x", "per_class=3"])
+def test_a_mode_has_no_options_of_the_others(wrong, tmp_path, capfd):
+    assert command("evaluate", "codec=x", "data=x", wrong, f"out={tmp_path}") == 2
+    assert "no such option" in capfd.readouterr().err
 
 
 def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
@@ -345,7 +357,7 @@ def test_imagehear_in_one_command(trained, tmp_path):
         shutil.copy(pictures[number % len(pictures)], images / f"{stem}.jpg")
     out = tmp_path / "out"
     options = [f"model={trained / 'base'}", f"images={images}", "per_class=1", "batch_size=30", f"out={out}"]
-    assert command("evaluate", "benchmark=imagehear", *options, "resamples=50", "examples=1") == 0
+    assert command("evaluate", "mode=imagehear", *options, "resamples=50", "examples=1") == 0
     report = json.loads((out / "report.json").read_text())
     assert report["sets"]["generated"]["n"] == 30
     assert {"acc@1/yamnet", "acc@5/yamnet", "acc_30way/yamnet", "is/yamnet"} <= set(report["rows"]["generated"])

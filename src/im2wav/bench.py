@@ -9,16 +9,14 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
+from im2wav.cli import command, instantiate, run
 
 if TYPE_CHECKING:
     from im2wav.benchmarks import Row
 
 log = logging.getLogger(__name__)
-register_resolvers()
 
 
 def table(rows: list[Row]) -> str:
@@ -59,8 +57,7 @@ def bench(cfg: DictConfig) -> list[Row]:
     return rows
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="bench")
+@command("bench")
 def main(cfg: DictConfig) -> None:
     """Entry; exit code 1 where a bar is missed."""
     if any(row.holds is False for row in run(bench, cfg)):

@@ -11,6 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf, open_dict
+
+from im2wav.config import register_schemas
+from im2wav.options import check_config, help_text
+
 VERBS = {
     "embed": "videos, or images and audio files -> a pairs folder",
     "inspect": "statistics of a pairs folder: counts, lengths, loudness, duplicates, and a page",
@@ -35,8 +40,7 @@ CONF = str(root() / "conf")
 
 
 def register_resolvers() -> None:
-    """Make the functions known that the configs interpolate with. Called before Hydra composes."""
-    from omegaconf import OmegaConf
+    """Make known what the configs refer to: functions to interpolate with, and schemas. Called before composition."""
 
     def codes_in(num_samples: int, strides: list[list[int]], level: str) -> int:
         groups = strides if level == "low" else strides[:1]
@@ -44,6 +48,7 @@ def register_resolvers() -> None:
 
     OmegaConf.register_new_resolver("project_root", lambda: str(root()), replace=True)
     OmegaConf.register_new_resolver("codes_in", codes_in, replace=True)
+    register_schemas()
 
 
 def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None = None) -> Any:
@@ -57,7 +62,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
     logging.captureWarnings(True)
     try:
-        check_words(config)
+        check_config(config, Path(CONF))
         return task(config)
     except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("IM2WAV_TRACEBACK"):
@@ -72,73 +77,94 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
         raise SystemExit(2) from error
 
 
-# options that are a number or a word, and those that are a number or null
-WORDS_TOO = ("trainer.devices", "callbacks.ema.decay", "batch_size", "data.batch_size")
-NUMBERS_OR_NULL = ("seconds", "num_drafts", "threads", "num_workers", "data.global_batch_size")
+def rewrite(command: str, arguments: list[str]) -> list[str]:
+    """Arguments as Hydra takes them; what its grammar cannot express is here and nowhere else.
+
+    - `+experiment=NAME` becomes `experiment=NAME`: a defaults list holds a group (and refuses the +) or does not (and
+      wants the +), and both ways of writing it are common.
+    - `model=DIR` and `data=DIR` of `evaluate` become `model_dir=DIR` and `data_dir=DIR`: the folder of configs has
+      groups of these names, and Hydra would look for a config called DIR.
+    - `evaluate` without `mode=` gets the mode that the given options belong to.
+    """
+    arguments = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments]
+    if command != "evaluate":
+        return arguments
+    names = {"model": "model_dir", "data": "data_dir"}
+    split = [word.partition("=") for word in arguments]
+    arguments = [names.get(key, key) + equals + value if equals else key for key, equals, value in split]
+    given = {key for key, equals, _ in (word.partition("=") for word in arguments) if equals}
+    modes = {"codec": "codec", "model_dir": "model", "generated": "folders"}
+    mode = next((mode for key, mode in modes.items() if key in given), None)
+    return arguments if "mode" in given or mode is None else [*arguments, f"mode={mode}"]
 
 
-def check_words(config: Any) -> None:
-    """Refuse a word that the command line gives where the configs have a number, or true or false.
+def show_help(command: str, overrides: list[str]) -> None:
+    """Print the help of a command; overrides choose what it shows."""
+    from hydra import compose, initialize_config_dir
 
-    Raises:
-        ValueError: naming the option and what it usually is.
+    required = {"train": "model=vqvae"}.get(command)
+    if required and not any(word.startswith("model=") for word in overrides):
+        overrides = [required, *overrides]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(command, overrides, return_hydra_config=True)
+    names = [str(name) for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra/")]
+    choices = {name: str(cfg.hydra.runtime.choices[name]) for name in names if "@" not in name}
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    folders = [Path(CONF), root() / "experiments"]
+    sys.stdout.write(help_text(command, cfg, choices, folders) + "\n")
+
+
+def one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf refuses, in one line: what was given and what is allowed."""
+    text = " ".join(str(error).partition("Config search path")[0].split())
+    cause = " ".join(str(error.__cause__ or "").partition("\n")[0].split())
+    if text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: {cause}"
+    if "To append to your config use +" in text:
+        return f"{text.partition('use +')[2]}: no such option; --help lists all"
+    return f"{error.override}: {text}" if getattr(error, "override", None) else text  # type: ignore[attr-defined]
+
+
+def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """Make a function of a config the command NAME: `hydra.main` with our help and one-line errors.
+
+    Whatever Hydra refuses is one line on stderr and exit code 2. HYDRA_FULL_ERROR=1 shows where it came from.
     """
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
-        return  # the config comes from Python
-    about = HydraConfig.get()
-    given = {override.partition("=")[0].lstrip("+"): override for override in about.overrides.task}  # the last counts
-    words = {
-        key: override
-        for key, override in given.items()
-        if key not in WORDS_TOO
-        and override != "compile=triton"
-        and isinstance(OmegaConf.select(config, key, throw_on_resolution_failure=False), str)
-    }
-    if not words:
-        return
-    usual = hydra.compose(str(about.job.config_name), [override for key, override in given.items() if key not in words])
-    for key, override in words.items():
-        value = OmegaConf.select(usual, key, throw_on_resolution_failure=False)
-        if isinstance(value, bool):
-            raise ValueError(f"{override}: expected true or false")
-        if key in NUMBERS_OR_NULL or isinstance(value, int | float):
-            raise ValueError(f"{override}: expected a number, such as {key}={4 if value is None else value}")
+    register_resolvers()
 
+    def decorate(task: Callable[[Any], Any]) -> Callable[[], None]:
+        composed = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(task)
 
-def one_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Around `hydra.main`: one line and exit code 2 also for what Hydra itself refuses.
+        @functools.wraps(task)
+        def entry() -> None:
+            from hydra.errors import HydraException
+            from omegaconf.errors import OmegaConfBaseException
 
-    That is an unknown key, a missing choice, a run folder that cannot be made. HYDRA_FULL_ERROR=1 shows where it came
-    from.
-    """
+            asked, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints several lines and exits by itself
+            sys.argv = [given[0], *rewrite(name, given[1:])]
+            try:
+                if {"-h", "--help"} & set(sys.argv):
+                    show_help(name, [word for word in sys.argv[1:] if not word.startswith("-")])
+                else:
+                    composed()
+            except (HydraException, OmegaConfBaseException, OSError) as error:
+                if asked:
+                    raise
+                sys.stderr.write(f"error: {one_line(error)}\n")
+                raise SystemExit(2) from error
+            finally:
+                sys.argv = given
+                if asked is None:
+                    del os.environ["HYDRA_FULL_ERROR"]
 
-    @functools.wraps(main)
-    def entry() -> None:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
+        return entry
 
-        asked = os.environ.get("HYDRA_FULL_ERROR")
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints several lines and exits by itself
-        try:
-            main()
-        except (HydraException, OmegaConfBaseException, OSError) as error:
-            if asked:
-                raise
-            text = " ".join(str(error).partition("Config search path")[0].split())
-            if getattr(error, "override", None):
-                text = f"{error.override}: {text}"  # type: ignore[union-attr]
-            sys.stderr.write(f"error: {text}\n")
-            raise SystemExit(2) from error
-        finally:
-            if asked is None:
-                del os.environ["HYDRA_FULL_ERROR"]
-
-    return entry
+    return decorate
 
 
 def quoted(value: object) -> str:

@@ -7,13 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
+from im2wav.cli import command, run
 
 log = logging.getLogger(__name__)
-register_resolvers()
 
 
 def convert(cfg: DictConfig) -> Any:
@@ -37,8 +35,7 @@ def convert(cfg: DictConfig) -> Any:
     return written
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="convert")
+@command("convert")
 def main(cfg: DictConfig) -> None:
     """Entry."""
     run(convert, cfg)

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, quoted, register_resolvers, run, verb
+from im2wav.cli import command, quoted, run, verb
 
 log = logging.getLogger(__name__)
-register_resolvers()
 
 ASSETS = Path(__file__).parent / "assets" / "pairs"
 STAGES, SPLITS = ("vqvae", "low_prior", "up_prior"), ("train", "valid")
@@ -114,8 +112,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     return figures
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="demo")
+@command("demo")
 def main(cfg: DictConfig) -> None:
     """Entry."""
     run(demo, cfg)

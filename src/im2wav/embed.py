@@ -1,11 +1,8 @@
 """`im2wav embed input=FOLDER out=data/pairs`: videos, or images and audio files -> a pairs folder."""
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
-
-register_resolvers()
+from im2wav.cli import command, instantiate, run
 
 
 def embed(cfg: DictConfig) -> float:
@@ -15,8 +12,7 @@ def embed(cfg: DictConfig) -> float:
     return embed_pairs(cfg, instantiate)
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="embed")
+@command("embed")
 def main(cfg: DictConfig) -> None:
     """Run the command; exit code 1 where more than the fraction `max_failed` of the inputs was skipped."""
     if run(embed, cfg) > cfg.max_failed:

@@ -4,15 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
-
-register_resolvers()
-
-# `model` and `data` are config groups for Hydra, which would look for a config of that name
-ALIASES = {"model": "model_dir", "data": "data_dir"}
+from im2wav.cli import command, run
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -34,22 +28,13 @@ def _evaluate_job(cfg: DictConfig) -> None:
     evaluate_setting(cfg, Path(about.sweep.dir), int(about.job.num), setting)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-def _hydra_main(cfg: DictConfig) -> None:
+@command("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Run the command, or one job of a multirun."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     run(_evaluate_job if HydraConfig.get().mode == RunMode.MULTIRUN else evaluate, cfg)
-
-
-@one_line
-def main() -> None:
-    """Entry: `model=DIR` and `data=DIR` are short for `model_dir=DIR` and `data_dir=DIR`."""
-    for number, argument in enumerate(sys.argv[1:], 1):
-        name, equals, value = argument.partition("=")
-        if equals and name in ALIASES:
-            sys.argv[number] = f"{ALIASES[name]}={value}"
-    _hydra_main()
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
+from im2wav.cli import command, run
 
 if TYPE_CHECKING:
     from im2wav.prepare.survey import Survey
 
 log = logging.getLogger(__name__)
-register_resolvers()
 
 
 def inspect(cfg: DictConfig) -> Survey:
@@ -44,8 +42,7 @@ def inspect(cfg: DictConfig) -> Survey:
     return found
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="inspect")
+@command("inspect")
 def main(cfg: DictConfig) -> None:
     """Entry."""
     run(inspect, cfg)

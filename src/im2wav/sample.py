@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
-
-register_resolvers()
+from im2wav.cli import command, instantiate, run
 
 
 def sample(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -17,8 +14,7 @@ def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     return run_sample(cfg, instantiate)
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="sample")
+@command("sample")
 def main(cfg: DictConfig) -> None:
     """Run the command."""
     run(sample, cfg)

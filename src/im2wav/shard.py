@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
-
-register_resolvers()
+from im2wav.cli import command, run
 
 
 def shard(cfg: DictConfig) -> Path:
@@ -17,8 +14,7 @@ def shard(cfg: DictConfig) -> Path:
     return write_shards(cfg.data.root, cfg.out, cfg.chunk_mb, cfg.num_workers, cfg.dry_run)
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="shard")
+@command("shard")
 def main(cfg: DictConfig) -> None:
     """Run the command."""
     run(shard, cfg)

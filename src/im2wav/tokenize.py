@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, one_line, register_resolvers, run
+from im2wav.cli import command, run
 
 if TYPE_CHECKING:
     from im2wav.data.codes import CodesFolder
-
-register_resolvers()
 
 
 def tokenize(cfg: DictConfig) -> CodesFolder:
@@ -25,8 +22,7 @@ def tokenize(cfg: DictConfig) -> CodesFolder:
     return write_codes(codec.to(pick_device(cfg.device, mps=False)), cfg)
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="tokenize")
+@command("tokenize")
 def main(cfg: DictConfig) -> None:
     """Run the command."""
     run(tokenize, cfg)

@@ -1,32 +1,16 @@
 """`python -m im2wav.train model=vqvae|low_prior|up_prior`: train one model on a pairs folder."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from im2wav.cli import CONF, instantiate, one_line, register_resolvers, run
+from im2wav.cli import command, instantiate, run
 
 log = logging.getLogger(__name__)
-register_resolvers()
-
-
-def check_keys(cfg: DictConfig) -> None:
-    """Refuse keys at the top of the configuration that nobody reads; an experiment file may have brought them.
-
-    Raises:
-        ValueError: there are some.
-    """
-    known = set(OmegaConf.load(Path(CONF) / "train.yaml")) - {"defaults"}
-    groups = {"model", "data", "encoder", "trainer", "callbacks", "logger", "paths"}
-    unknown = {str(key) for key in cfg} - known - groups
-    if unknown:
-        raise ValueError(f"unknown keys {sorted(unknown)}: expected some of {sorted((known | groups) - {'hydra'})}")
 
 
 def is_first_process() -> bool:
@@ -47,8 +31,6 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
 
     output = Path(cfg.paths.output)
     last = output / "last.ckpt"
-    if cfg.resume not in (None, "auto"):
-        raise ValueError(f"resume={cfg.resume}: expected auto or null; ckpt_path=PATH names a checkpoint")
     if cfg.resume == "auto" and not cfg.overwrite and not cfg.trainer.fast_dev_run:
         newest = newest_complete(output)
         if newest is not None:
@@ -135,7 +117,6 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     """
     from im2wav.training.priors import PriorModule
 
-    check_keys(cfg)
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
@@ -147,6 +128,8 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     datamodule = instantiate(cfg.data)
     if tokenizer is not None:
         datamodule.folder.info.check_encoder(cfg.encoder.name, None, f"data.root={cfg.data.root}")
+    if cfg.test and not len(datamodule.windows["test"]):
+        raise ValueError(f"test=true: data.root={cfg.data.root} has no pair in the split `test`; give test=false")
     datamodule.tokenizer = tokenizer
     if isinstance(module, PriorModule):
         datamodule.levels = module.levels
@@ -239,6 +222,17 @@ def build_trainer(cfg: DictConfig, **options: Any) -> Any:
     return trainer
 
 
+def evaluate_test_split(trainer: Any, module: Any, datamodule: Any, output: Path) -> dict[str, float]:
+    """Log and return the metrics `test/*` of best.ckpt, or of last.ckpt where no validation chose a best one."""
+    names = [name for name in ("best.ckpt", "last.ckpt") if (output / name).is_file()]
+    path = str(output / names[0]) if names else None
+    log.info("testing %s", path or "the weights at the end of training")
+    (metrics,) = trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    for name, value in metrics.items():
+        log.info("%s: %.4f", name, value)
+    return dict(metrics)
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train one model.
 
@@ -282,32 +276,27 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         part.compile(dynamic=False)  # training batches have one size
     with own_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if cfg.test and trainer.global_step and not cfg.trainer.fast_dev_run:
+            metrics |= evaluate_test_split(trainer, module, datamodule, Path(cfg.paths.output))
     if not trainer.global_step:
         raise ValueError(
             f"no step was made: data.batch_size={cfg.data.batch_size} on {trainer.world_size} devices leaves no whole "
             f"batch of {rows} pairs; lower it, or raise data.windows_per_epoch"
         )
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     checkpoint = Path(cfg.paths.output) / "last.ckpt"
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
 
 
-@one_line
-@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def hydra_main(cfg: DictConfig) -> float | None:
-    """Returns the metric that sweeps optimise."""
+@command("train")
+def main(cfg: DictConfig) -> float | None:
+    """Run the command; returns the metric that sweeps optimise."""
     from hydra.errors import HydraException
 
     # a worker that exits looks like one that crashed: ray would start the run again, thrice
     failure = HydraException if worker_of() else None
     return run(train, cfg, failure).get(cfg.optimized_metric)
-
-
-def main() -> None:
-    """Entry. An experiment may be given with a plus or without, as people are used to."""
-    sys.argv = [a.removeprefix("+") if a.startswith("+experiment=") else a for a in sys.argv]
-    hydra_main()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def uniforms(batch: int, seed: int) -> torch.Tensor:
 
 def start(decoder, level: str, seed: int = 0, batch: int = 2, prefix: int = 0, negative: bool = False, **options):
     """Begin to sample codes on the decoder's device."""
-    from im2wav.generation import SamplingOptions
+    from im2wav.decoding import SamplingOptions
 
     device = decoder.device
     given = torch.randint(0, 64, (batch, prefix), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -64,7 +64,7 @@ def sample(decoder, level: str, **options) -> torch.Tensor:
 
 
 def decoders(level: str, *devices: str):
-    from im2wav.generation import Decoder
+    from im2wav.decoding import Decoder
 
     net = prior(level)
     return [Decoder(copy.deepcopy(net).to(torch.device(device))) for device in devices]
@@ -88,7 +88,7 @@ def test_codes_in_fp32_are_those_of_the_cpu_also_when_the_graph_is_used_again(ma
 @pytest.mark.parametrize("level", ["low", "up"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_waits_after_the_first_code(machine, level, precision):
-    from im2wav.generation import Decoder
+    from im2wav.decoding import Decoder
 
     decoding = start(Decoder(prior(level).to("cuda"), precision), level)
     decoding.step()
@@ -99,7 +99,7 @@ def test_nothing_waits_after_the_first_code(machine, level, precision):
 
 @pytest.mark.parametrize("level", ["low", "up"])
 def test_a_code_at_depth_48_stays_within_its_budget(machine, level):
-    from im2wav.generation import Decoder
+    from im2wav.decoding import Decoder
 
     decoding = start(Decoder(prior(level, width=64, depth=48).to("cuda"), "bf16"), level, batch=1)
     decoding.step()

@@ -19,7 +19,7 @@ def test_a_seed_gives_the_same_codes_twice(trained):
 
 @pytest.mark.parametrize("level", ["low", "up"])
 def test_nothing_waits_after_the_first_code(level):
-    from im2wav.generation import Decoder
+    from im2wav.decoding import Decoder
 
     decoding = start(Decoder(prior(level).to("cuda"), "bf16"), level)
     decoding.step()

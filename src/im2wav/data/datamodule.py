@@ -179,6 +179,10 @@ class PairsDataModule(pl.LightningDataModule):
         """One window of each validation pair; empty where the manifest has none."""
         return self.loader("valid") if len(self.windows["valid"]) else []
 
+    def test_dataloader(self) -> WindowLoader | list:
+        """One window of each test pair; empty where the manifest has none."""
+        return self.loader("test") if len(self.windows["test"]) else []
+
     def training_windows(self, at_most: int = 256) -> Iterator[Tensor]:
         """Windows [1, N] of the training sounds, spread over all of them, for measuring the collection."""
         windows = self.windows["train"]

@@ -39,27 +39,15 @@ def check_options(cfg: Any) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    if cfg.benchmark not in (None, "imagehear"):
-        raise ValueError(f"benchmark={cfg.benchmark}: expected imagehear")
-    if cfg.export not in (None, "av-benchmark"):
-        raise ValueError(f"export={cfg.export}: expected av-benchmark")
-    if sum(bool(cfg[name]) for name in ("generated", "model_dir", "codec")) != 1:
-        raise ValueError(
-            "give one of generated=DIR (audio files), model=DIR (generates first) and codec=FILE (a VQ-VAE alone)"
-        )
-    if cfg.codec and (cfg.benchmark or cfg.export or not cfg.data_dir):
-        raise ValueError("codec=FILE needs data=PAIRS, whose audio it reconstructs; and no benchmark or export")
-    if cfg.model_dir and not (cfg.benchmark or cfg.data_dir):
-        raise ValueError("model=DIR needs data=PAIRS (a pairs folder with images), or benchmark=imagehear images=DIR")
-    if cfg.model_dir and cfg.benchmark and not cfg.images:
-        raise ValueError("benchmark=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
-    if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data_dir):
-        raise ValueError("generated=DIR needs reference=DIR (real audio of the same names), or benchmark=imagehear")
+    if cfg.mode == "imagehear":
+        if bool(cfg.generated) == bool(cfg.model_dir):
+            raise ValueError("mode=imagehear: give one of generated=DIR (audio files) and model=DIR (generates first)")
+        if cfg.model_dir and not cfg.images:
+            raise ValueError("mode=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
+    if cfg.mode == "folders" and not (cfg.reference or cfg.data_dir):
+        raise ValueError("mode=folders needs reference=DIR (real audio of the same names) or data=PAIRS")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
-    for name in ("resamples", "resamples_fd"):
-        if cfg[name] < 2:
-            raise ValueError(f"{name}={cfg[name]}: must be >= 2 for an interval")
 
 
 def find_images(folder: Path) -> dict[str, Path]:
@@ -148,27 +136,27 @@ def gather(cfg: Any) -> Inputs:
     Raises:
         ValueError: something is missing or does not match.
     """
-    if cfg.codec:
+    if cfg.mode == "codec":
         return from_pairs(PairsFolder(cfg.data_dir), cfg.split, needs_images=False)
-    if cfg.benchmark:
+    if cfg.mode == "imagehear":
         found = from_imagehear(Path(cfg.images) if cfg.images else None)
         numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
-    elif cfg.data_dir:
+    elif cfg.get("data_dir"):
         found = from_pairs(PairsFolder(cfg.data_dir), cfg.split)
         numbers = dict.fromkeys(found.images, cfg.num_samples)
     else:
         reference = Path(cfg.reference) if cfg.reference else None
         found, numbers = from_folders(Path(cfg.generated), reference, cfg.paired, cfg.missing), {}
-    folders = {"generated": Path(cfg.generated)} if cfg.generated else {}
-    if cfg.model_dir:
+    folders = {"generated": Path(cfg.generated)} if cfg.get("generated") else {}
+    if cfg.get("model_dir"):
         samples = Path(cfg.out) / "sounds"
         generate_audio(cfg, {name: found.images[name] for name in numbers}, numbers, samples)
         folders = {"draft": samples / "low", "generated": samples / "up"}
     for title, folder in folders.items() if numbers else ():
         _add_generated(found, title, find_sounds(folder, title), list(numbers), cfg.missing)
-    if cfg.benchmark and cfg.reference:
+    if cfg.mode == "imagehear" and cfg.reference:
         found.reference = from_folders(Path(cfg.reference), None, False, cfg.missing).sets["generated"]
-    if cfg.images and not cfg.benchmark:
+    if cfg.images and cfg.mode != "imagehear":
         found.images = find_images(Path(cfg.images))
     if cfg.labels:
         found.labels = {row["id"]: row["label"] for row in read_table(Path(cfg.labels), {"id", "label"})}

@@ -87,7 +87,7 @@ def model_files(cfg: Any) -> dict[str, Path]:
     Raises:
         ValueError: one is missing.
     """
-    return {"codec": Path(cfg.codec)} if cfg.codec else find_weights(Path(cfg.model_dir))
+    return {"codec": Path(cfg.codec)} if cfg.mode == "codec" else find_weights(Path(cfg.model_dir))
 
 
 def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:

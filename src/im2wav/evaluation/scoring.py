@@ -37,7 +37,7 @@ CODEC_SECONDS = 4.096  # of each reference that a codec alone is judged by: the 
 
 def is_paired(cfg: Any, found: Inputs) -> bool:
     """Whether each generated audio has a reference of its own."""
-    return cfg.paired and not (cfg.benchmark and found.reference)
+    return cfg.paired and not (cfg.mode == "imagehear" and found.reference)
 
 
 def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Reading) -> dict[str, Judged]:
@@ -45,8 +45,8 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
     sets = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
-        if cfg.codec or (cfg.model_dir and cfg.reconstruction):
-            name = "generated" if cfg.codec else "reconstruction"
+        if cfg.mode == "codec" or (cfg.get("model_dir") and cfg.reconstruction):
+            name = "generated" if cfg.mode == "codec" else "reconstruction"
             sets[name] = reconstruct(found.reference, model_files(cfg)["codec"], cfg.device)
     searched = found.recordings if is_paired(cfg, found) and len(found.recordings) <= cfg.max_retrieval else ()
     judged = {
@@ -85,11 +85,11 @@ def figure_table(judged: Mapping[str, Judged], networks: Sequence[Network], plan
 
 def protocol(cfg: Any, reading: Reading) -> dict[str, Any]:
     """What decides the figures besides the audio and the networks."""
-    names = ("suite", "benchmark", "seed", "paired", "loudness", "resamples", "resamples_fd")
-    facts = {name: cfg[name] for name in names}
-    if cfg.benchmark:
+    names = ("suite", "seed", "paired", "loudness", "resamples", "resamples_fd")
+    facts = {"benchmark": "imagehear" if cfg.mode == "imagehear" else None} | {name: cfg[name] for name in names}
+    if cfg.mode == "imagehear":
         facts["per_class"] = cfg.per_class
-    if cfg.model_dir:
+    if cfg.get("model_dir"):
         facts["sampler"] = {k: v for k, v in cfg.sampler.items() if not k.startswith("_")}
     return {
         **facts,
@@ -127,10 +127,10 @@ def build_report(
         shown = items.item_rows(generated, tagger, plan, judged.get("reference") if paired else None)
         report["classes"] = items.label_rows(shown, generated, tagger)
         report["confusion"] = items.confusion(generated, tagger, plan)
-    if cfg.codec or cfg.model_dir:
+    if cfg.mode == "codec" or cfg.get("model_dir"):
         files = model_files(cfg)
         report["model"] = {name: file_sha256(path) for name, path in files.items()}
-        if cfg.data_dir:
+        if cfg.get("data_dir"):
             report |= measure_codes(files, cfg.data_dir, cfg.split, reading.seconds, plan, cfg.device)
     return report, shown
 
@@ -139,7 +139,7 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     """Evaluate audio, a model or a codec: print the table and write the report.
 
     Args:
-        cfg: the options of conf/evaluate.yaml.
+        cfg: the options of a mode, see `im2wav.config_evaluate`.
 
     Returns:
         The content of report.json.
@@ -151,13 +151,15 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     cfg.device = pick_device(cfg.device, mps=False)
     start, times, out = time.monotonic(), {}, Path(cfg.out)
     weights = Path(cfg.weights_dir) if cfg.weights_dir else None
-    networks = load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
+    networks = load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.get("export") else []
     found = gather(cfg)
     sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
-    seconds = cfg.seconds or (CODEC_SECONDS if cfg.codec else min(s.seconds for s in found.sets["generated"].sounds))
+    seconds = cfg.seconds or (
+        CODEC_SECONDS if cfg.mode == "codec" else min(s.seconds for s in found.sets["generated"].sounds)
+    )
     reading = Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
     times["gather"] = round(time.monotonic() - start, 3)
-    if cfg.export:
+    if cfg.get("export"):
         return av_benchmark(out, found, reading)
     images = None
     if any("picture" in network.uses for network in networks):

@@ -83,6 +83,18 @@ class NetModule(pl.LightningModule):
         """The repeated parts of the net: what is compiled, and what is sharded, one by one."""
         raise NotImplementedError
 
+    def evaluation_step(self, stage: str, batch: Any) -> None:
+        """Log the metrics of one batch under `stage`."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log `valid/*`."""
+        self.evaluation_step("valid", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log `test/*`."""
+        self.evaluation_step("test", batch)
+
     def configure_model(self) -> None:
         """Shard the net over the processes where the strategy asks for it (trainer=fsdp)."""
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):

@@ -106,8 +106,8 @@ class PriorModule(NetModule):
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Bits per code with the right conditions, with those of another item, and with no picture."""
+    def evaluation_step(self, stage: str, batch: Batch) -> None:
+        """Log bits per code with the right conditions, with those of another item, and with no picture."""
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
         with as_written(self.net):
             parts = {"loss": self.net.bits(codes, conditions)}
@@ -116,7 +116,7 @@ class PriorModule(NetModule):
                 parts["bits_shuffled"] = self.net.bits(codes, conditions.take(neighbours))
             if self.net.can_be_guided:
                 parts["bits_null"] = self.net.bits(codes, conditions.null_like())
-        self.log_parts("valid", parts, len(batch.wav), prog_bar=True)
+        self.log_parts(stage, parts, len(batch.wav), prog_bar=True)
 
 
 class LowPrior(PriorModule):

@@ -87,13 +87,13 @@ class VQVAE(NetModule):
         self.log_parts("train", parts | metrics, len(batch.wav))
         return total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses and spectral convergence on whole windows."""
+    def evaluation_step(self, stage: str, batch: Batch) -> None:
+        """Log losses and spectral convergence on whole windows."""
         with as_written(self.net):
             total, parts, output = self.loss(batch)
         convergence = {
             f"spectral_convergence/{level}": spectral_convergence(batch.wav, wav.float()).mean()
             for level, wav in output.wav.items()
         }
-        self.log_parts("valid", {"loss": total}, len(batch.wav), prog_bar=True)
-        self.log_parts("valid", parts | convergence, len(batch.wav))
+        self.log_parts(stage, {"loss": total}, len(batch.wav), prog_bar=True)
+        self.log_parts(stage, parts | convergence, len(batch.wav))

@@ -1,0 +1,279 @@
+"""Structured configs: one dataclass per command, with the type, range, unit and help text of each option.
+
+Each primary config names its dataclass first in its defaults list (`- train_schema`), so that Hydra rejects unknown
+keys and wrong types while it composes. `im2wav.options` checks ranges and writes `--help`. The options of config groups
+(model, data, trainer, ...) belong to the classes that the groups name: their types are the annotations of those
+classes, their help texts the comments in the files of `conf/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from im2wav.config_evaluate import MODES
+from im2wav.options import device_option, group, option, seed_option
+
+
+@dataclass
+class Codes:
+    """What the codec and both priors share."""
+
+    size: int = option(2048, "codes in the codebook of each level", minimum=2)
+    strides: list[list[int]] = option(
+        [[2, 2, 2], [2, 2]],
+        "strides of the encoders; by default up has a code for every 8 samples and low for every 32",
+    )
+
+
+@dataclass
+class Train:
+    """Train one model on a pairs folder: model=vqvae (the codec) first, then model=low_prior and model=up_prior.
+
+    Checkpoints, logs, samples and the resolved config are written to runs/RUN_NAME/MODEL; resume=auto continues there.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "model=vqvae data.root=data/pairs",
+        "model=low_prior run_name=wide model.net.transformer.width=1536 trainer=ddp resume=auto",
+        "experiment=official/up data=vggsound logger=wandb tags=[official] test=true",
+    )
+
+    run_name: str = option("base", "models of one run name belong together: runs/RUN_NAME/{vqvae,low_prior,up_prior}")
+    task_name: str = option("train", "name of the kind of run, for the loggers")
+    tags: list[str] = option([], "tags of the run, for W&B and the hyperparameters of the other loggers")
+    seed: int = seed_option("initial weights, order of the data and dropout")
+    resume: str | None = option(
+        None,
+        "auto: resume from the newest complete checkpoint of this run, or begin where there is none",
+        choices=("auto",),
+    )
+    ckpt_path: str | None = option(
+        None, "checkpoint to resume from (`last` for last.ckpt of this run), or .safetensors weights to begin with"
+    )
+    overwrite: bool = option(False, "replace a finished run of the same name")
+    test: bool = option(False, "after training, evaluate the best checkpoint (else the last) on the test split")
+    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "VQ-VAE whose codes a prior learns")
+    optimized_metric: str = option("valid/loss", "metric that a sweep optimises")
+    compile: bool = option(False, "use torch.compile: faster steps after half a minute and more at the start")
+    codes: Codes = field(default_factory=Codes)
+    model: Any = group()
+    data: Any = group()
+    encoder: Any = group()
+    callbacks: Any = group()
+    logger: Any = group()
+    trainer: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class Embed:
+    """Turn videos, or images and audio files, into a pairs folder: audio beside the embeddings of its images.
+
+    An interrupted run resumes where it stopped; inputs that cannot be used are listed in skipped.csv.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "input=videos out=data/pairs",
+        "input=clips data=vggsound trainer.devices=8",
+        "input=videos out=data/pairs fps=8 loudness=-20 dry_run=true",
+    )
+
+    input: str = option(
+        MISSING,
+        "a folder of videos; of images with audio files of the same name; of images; or a manifest.csv with "
+        "the columns id, image (or video), audio, label and optionally split and group",
+    )
+    out: str = option("${data.root}", "the pairs folder to write")
+    dry_run: bool = option(False, "only log what would be done, with time and size measured on a few inputs")
+    dry_run_inputs: int = option(8, "number of inputs for that measurement, drawn with `seed`", minimum=1)
+    seed: int = seed_option("the inputs that dry_run measures")
+    fps: int | float = option(
+        30,
+        "rate at which frames of videos are embedded (30 in Im2Wav; 8 needs less time and space)",
+        unit="frames per second",
+    )
+    loudness: float | None = option(
+        None, "scale all audio to this RMS level, peaks below 1; null: unchanged", unit="dBFS", maximum=0
+    )
+    silence: float = option(0.001, "skip audio with a lower peak (full scale is 1)", minimum=0, maximum=1)
+    min_seconds: float = option(0.1, "skip shorter audio", unit="seconds", minimum=0)
+    min_frame_change: float = option(
+        0.25,
+        "skip videos whose frames never differ by more than this (mean over 256 levels); 0 keeps all",
+        minimum=0,
+        maximum=255,
+    )
+    max_failed: float = option(0.0, "exit code 1 if a larger fraction of the inputs was skipped", minimum=0, maximum=1)
+    retry_skipped: bool = option(
+        False, "retry what an earlier run skipped; changed and missing files are always retried"
+    )
+    batch_size: int | None = option(None, "images in a batch of the encoder; null: 256 on a GPU, 8 on a CPU", minimum=1)
+    num_workers: int | None = option(
+        None, "decoding processes for each device; null: the cores divided by the number of devices", minimum=0
+    )
+    threads: int | None = option(None, "CPU threads of the encoder; null: all cores", minimum=1)
+    timeout: float = option(
+        120,
+        "time without a message after which the decoder of a file is killed and the file skipped",
+        unit="seconds",
+        above=0,
+    )
+    shard: str = option("0/1", "part of the inputs, NUMBER/COUNT: run 0/4 to 3/4 side by side, or as an array job")
+    data: Any = group()
+    source: Any = group()
+    encoder: Any = group()
+    trainer: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class Shard:
+    """Write a pairs folder as a few large files, for network disks and object stores; train reads them as data=shards.
+
+    Complete files of an earlier run are kept.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "data.root=data/pairs out=data/shards",
+        "data.root=data/pairs out=data/shards chunk_mb=256 num_workers=16",
+        "data.root=data/pairs dry_run=true",
+    )
+
+    out: str = option("data/shards", "folder of the shards")
+    chunk_mb: float = option(64, "size of a file", unit="MiB")
+    num_workers: int = option(4, "threads that read and write")
+    dry_run: bool = option(False, "only log the number of files and their size")
+    seed: int = seed_option("training alone; nothing is random here")
+    data: Any = group()
+
+
+@dataclass
+class Tokenize:
+    """Write the codes of whole clips once, so that training of the priors reads them with data.codes=cache.
+
+    An interrupted run resumes where it stopped.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "data.root=data/pairs codec=runs/base/vqvae/last.ckpt",
+        "data.root=data/pairs run_name=wide device=cuda:1 shard=1/4",
+        "data.root=data/pairs dry_run=true",
+    )
+
+    run_name: str = option("base", "run whose VQ-VAE makes the codes")
+    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "VQ-VAE that makes the codes")
+    device: str = device_option()
+    shard: str = option(
+        "0/1", "part of the clips whose codes are missing, NUMBER/COUNT: run 0/4 to 3/4 side by side on four devices"
+    )
+    dry_run: bool = option(False, "only log what would be done, with time and size measured on a few clips")
+    seed: int = seed_option("training alone; nothing is random here")
+    data: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class Inspect:
+    """Print statistics of a pairs folder (counts, lengths, loudness, duplicates) and write a page with examples."""
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "data.root=data/pairs",
+        "data.root=data/pairs full=true out=null",
+        "data=vggsound data.split=group cards=100",
+    )
+
+    out: str | None = option("${data.root}/inspect.html", "the page; null: tables alone")
+    cards: int = option(24, "pairs that the page shows", minimum=0)
+    listen_to: int = option(500, "recordings whose loudness is measured", minimum=0)
+    full: bool = option(False, "measure all recordings")
+    seed: int = seed_option("the choice of pairs and recordings")
+    data: Any = group()
+
+
+@dataclass
+class Convert:
+    """Convert official Im2Wav checkpoints to safetensors, or official CLIP pickles to a pairs folder, or both."""
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "official=checkpoints out=models/official",
+        "pickles=video_CLIP wavs=audio out=data/official",
+        "pickles=CLIP.pickle out=data/imagehear",
+    )
+
+    official: str | None = option(None, "a folder with the official vqvae, low and up checkpoints, under any names")
+    pickles: str | None = option(
+        None, "a folder of official video_CLIP/*.pickle files, or an official CLIP.pickle of images"
+    )
+    wavs: str | None = option(None, "with pickles: the folder of the audio, NAME.wav for each NAME in the pickles")
+    fps: int | float = option(30, "with pickles of videos: rate of the frames that they hold", unit="frames per second")
+    out: str = option(MISSING, "folder to write")
+
+
+@dataclass
+class Bench:
+    """Measure speed as ratios to limits that are measured in the same run; exit code 1 where a bar is missed."""
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "measure=machine",
+        "measure=decode device=cuda measure.batches=[1,8,64]",
+        "measure=training threads=2 out=training.json",
+    )
+
+    device: str = device_option()
+    threads: int | None = option(None, "CPU threads; null: as PyTorch chooses", minimum=1)
+    out: str | None = option(None, "a JSON file for the figures")
+    measure: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class DemoStages:
+    """Options of the stages of the demo."""
+
+    images: str | None = option(None, "a folder of your own images: also generate audio for them")
+    overrides: list[str] = option([], "options for all three training runs, such as ['trainer.max_steps=20']")
+
+
+@dataclass
+class Demo:
+    """Run everything end to end on the shipped pairs: embed, train three small models, evaluate, and write a page.
+
+    The page is runs/demo/index.html; it takes minutes on two CPU cores.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "",
+        "demo.images=photos",
+        "\"demo.overrides=['trainer.max_steps=20']\" paths.runs=runs/quick",
+    )
+
+    demo: DemoStages = field(default_factory=DemoStages)
+    seed: int = seed_option("all stages")
+    encoder: Any = group()
+    sampler: Any = group()
+    paths: Any = group()
+
+
+COMMANDS = {
+    "train": Train,
+    "embed": Embed,
+    "shard": Shard,
+    "tokenize": Tokenize,
+    "inspect": Inspect,
+    "convert": Convert,
+    "bench": Bench,
+    "demo": Demo,
+}
+
+
+def register_schemas() -> None:
+    """Make the dataclasses known to Hydra under the names that the defaults lists use."""
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    for name, schema in MODES.items():
+        store.store(name=f"evaluate_{name}_schema", node=schema)

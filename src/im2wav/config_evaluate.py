@@ -1,0 +1,153 @@
+"""Structured configs of `evaluate`: one dataclass per mode; see `im2wav.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+from im2wav.options import device_option, group, option, seed_option
+
+
+@dataclass
+class Evaluate:
+    """What all modes of `evaluate` share."""
+
+    mode: str = option(MISSING, "what is evaluated; chosen by the config group of this name")
+    suite: str = option(
+        "offline",
+        "networks: offline (YAMNet, ships with im2wav), paper (VGGish, PaSST, CLIP, Wav2CLIP) or all",
+        choices=("offline", "paper", "all"),
+    )
+    weights_dir: str | None = option(None, "for suite=paper: a folder of the networks' files, see docs/evaluation.md")
+    check_weights: bool = option(
+        True, "false: also accept files whose sha256 is not the published one; the report names it"
+    )
+    out: str = option(
+        "evaluation", "folder of report.json, report.html, report.md, items.csv, times.json and generated audio"
+    )
+    seed: int = seed_option("generation, resamples and random halves")
+    resample: bool = option(False, "true: sample rates may differ, all are resampled to the lowest")
+    seconds: float | None = option(
+        None,
+        "length that is evaluated; null: of the shortest generated file, with codec 4.096",
+        unit="seconds",
+        above=0,
+    )
+    loudness: float | None = option(
+        -20, "RMS level that all audio is normalised to; null: unchanged", unit="dBFS", maximum=0
+    )
+    resamples: int = option(1000, "resamples of the bootstrap", minimum=2)
+    resamples_fd: int = option(20, "resamples for Fréchet distances, which are expensive", minimum=2)
+    examples: int = option(6, "number of best and of worst files on the page", minimum=0)
+    device: str = device_option()
+    paired: bool = option(True, "false: no file has a reference of its own; only the sets are compared")
+    max_retrieval: int = option(
+        500, "retrieval searches the training recordings if there are at most so many; 0: off", minimum=0
+    )
+    sampler: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class EvaluateAudio(Evaluate):
+    """Options of the modes that evaluate audio files, given or generated."""
+
+    missing: str = option(
+        "error", "names without a counterpart: error, or skip (the report lists them)", choices=("error", "skip")
+    )
+    images: str | None = option(None, "a folder of images of the same names")
+    labels: str | None = option(None, "a csv file with the columns id and label: VGGSound, AudioSet or ImageHear names")
+    export: str | None = option(
+        None, "av-benchmark: write the folders that it expects to out, evaluate nothing", choices=("av-benchmark",)
+    )
+
+
+@dataclass
+class Generation:
+    """Options of the modes that can generate audio first."""
+
+    batch_size: int = option(16, "audio files generated at once", minimum=1)
+    sample: list[str] = option([], "further options of im2wav.sample, such as ['encoder.weights=ViT-B-32.pt']")
+    reconstruction: bool = option(True, "also evaluate the codec reconstruction of the references, an upper bound")
+
+
+@dataclass
+class EvaluateFolders(EvaluateAudio):
+    """Compute metrics with confidence intervals and baselines for a folder of audio files, and write a page.
+
+    mode=folders compares generated=DIR with reference=DIR, or with the audio of a pairs folder, data=PAIRS.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "generated=DIR reference=DIR",
+        "generated=DIR reference=DIR images=DIR suite=paper weights_dir=DIR",
+        "generated=DIR data=data/pairs split=test",
+    )
+
+    mode: str = option("folders", "chosen by the config group of this name")
+    generated: str = option(MISSING, "a folder of audio files: NAME.wav, or NAME_00.wav, NAME_01.wav, ...")
+    reference: str | None = option(None, "a folder of real audio files, NAME.wav")
+    data_dir: str | None = option(None, "data=DIR, instead of reference: a pairs folder")
+    split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
+    num_samples: int = option(1, "with data: audio files for each image", minimum=1)
+
+
+@dataclass
+class EvaluateModel(EvaluateAudio, Generation):
+    """Generate audio with a model for the images of a pairs folder, and evaluate it against the folder's audio.
+
+    An interrupted generation resumes where it stopped.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "mode=model model=runs/base data=data/pairs",
+        "mode=model model=runs/base data=data/pairs split=test num_samples=4",
+        "-m mode=model model=runs/base data=data/pairs sampler.guidance_scale=1,2,3,5",
+    )
+
+    mode: str = option("model", "chosen by the config group of this name")
+    model_dir: str = option(MISSING, "model=DIR: a folder of vqvae, low_prior and up_prior: a run, or from convert")
+    data_dir: str = option(MISSING, "data=DIR: a pairs folder, whose images are the input and whose audio is real")
+    split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
+    num_samples: int = option(1, "audio files for each image", minimum=1)
+
+
+@dataclass
+class EvaluateCodec(Evaluate):
+    """Evaluate a VQ-VAE alone: its reconstructions of the audio of a pairs folder."""
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "mode=codec codec=runs/base/vqvae/last.ckpt data=data/pairs",
+        "mode=codec codec=runs/base/vqvae/last.ckpt data=data/pairs split=all",
+        "mode=codec codec=runs/base/vqvae/last.ckpt data=data/pairs seconds=2",
+    )
+
+    mode: str = option("codec", "chosen by the config group of this name")
+    codec: str = option(MISSING, "a VQ-VAE: last.ckpt of its run, or a .safetensors file")
+    data_dir: str = option(MISSING, "data=DIR: a pairs folder, whose audio is reconstructed")
+    split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
+
+
+@dataclass
+class EvaluateImageHear(EvaluateAudio, Generation):
+    """Evaluate on ImageHear, the benchmark of Im2Wav: 101 photographs of 30 classes.
+
+    Give model=DIR and images=DIR to generate the audio first, or generated=DIR.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "mode=imagehear model=runs/base images=DIR",
+        "mode=imagehear generated=DIR",
+        "mode=imagehear model=runs/base images=DIR per_class=8 out=quick",
+    )
+
+    mode: str = option("imagehear", "chosen by the config group of this name")
+    generated: str | None = option(None, "a folder of audio files named after the photographs: NAME_00.wav, ...")
+    reference: str | None = option(None, "a folder of real audio; only the sets are compared")
+    model_dir: str | None = option(None, "model=DIR, instead of generated: a folder of vqvae, low_prior and up_prior")
+    per_class: int = option(120, "audio files for each class (120 in the paper)", minimum=1)
+
+
+MODES = {"folders": EvaluateFolders, "model": EvaluateModel, "codec": EvaluateCodec, "imagehear": EvaluateImageHear}
