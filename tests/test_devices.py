@@ -1,6 +1,7 @@
 """Devices and precisions of generation, as far as they can be tested without a GPU."""
 
 import gc
+import sys
 import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from im2wav.decoding import decoder as decode
 from im2wav.decoding import linear as precision
 from im2wav.decoding import sampler as sampling
 from im2wav.decoding.compiled import compile_step
-from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+from im2wav.decoding.linear import check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import uniforms
 from im2wav.inference.block_decoder import measure_reach
 from im2wav.prior import Prior, conditioning
@@ -107,9 +108,59 @@ def test_a_step_that_cannot_be_compiled_is_one_clear_error():
     def broken(decoding):
         torch._dynamo.graph_break()
 
-    with pytest.raises(ValueError, match=r"compile=true: the step cannot be compiled here \(.*use compile=false"):
+    with pytest.raises(ValueError, match=r"compile=true: compilation of the step failed \(.*use compile=false"):
         compile_step(broken, "eager")(None)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "message"),
+    [
+        ("triton", CPU, "compile=triton on cpu: needs device=cuda; use compile=true or compile=false"),
+        ("triton", MPS, "compile=triton on mps: needs device=cuda"),
+        ("triton", CUDA, "compile=triton: Triton is not installed; run pip install triton"),
+        ("maybe", CPU, "compile=maybe: expected false, true or triton"),
+    ],
+)
+def test_a_compile_option_that_is_not_available_is_rejected(compile, device, message, monkeypatch):
+    monkeypatch.setattr(precision.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        check_compile(compile, device)
+
+
+def test_triton_kernels_reject_int8_and_a_cpu():
+    with pytest.raises(ValueError, match="precision=int8 on cuda"):
+        resolve_precision("int8", CUDA)  # the only device with Triton kernels
+    with pytest.raises(ValueError, match="compile=triton on cpu: needs device=cuda"):
+        Decoder(low_prior(), "int8", compile="triton")
+
+
+def test_compile_triton_uses_the_fused_kernels_with_the_position_on_the_device(monkeypatch):
+    """With a stand-in for the kernels, which need a GPU: `DecoderLayer.step` at the position of `place`."""
+    calls = []
+
+    class Layers:
+        def __init__(self, layers):
+            self.layers = layers
+
+        def step(self, x, caches, position):
+            calls.append(position)
+            for layer, cache in zip(self.layers, caches, strict=True):
+                x = layer.step(x, cache, int(position))
+            return x
+
+    module = SimpleNamespace(TritonLayers=Layers)
+    monkeypatch.setitem(sys.modules, "im2wav.decoding.triton_kernels", module)
+    monkeypatch.setattr(decode, "check_compile", lambda *_: None)
+    prior, given, uniform = low_prior(), conditions(), uniforms([1, 2, 3], 64, "low")
+    expected = sample_codes(Decoder(prior), given, uniform, SamplingOptions())
+    prefix = expected[:, :9]
+    for on_device in (False, True):
+        decoder = Decoder(prior, compile="triton")
+        decoder.on_device = on_device
+        assert (sample_codes(decoder, given, uniform, SamplingOptions(), prefix) == expected).all()
+    assert len(calls) == 2 * (64 - 9)
+    assert all(isinstance(position, torch.Tensor) for position in calls)
 
 
 def test_compile_is_rejected_on_mps():
@@ -175,9 +226,9 @@ def test_auto_precision_fits_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", Current)
     for real, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, real=real: real)
-        assert pick_precision("auto", torch.device("cuda:1")) == expected
+        assert resolve_precision("auto", torch.device("cuda:1")) == expected
     assert asked == [torch.device("cuda:1"), None] * 2
-    assert pick_precision("auto", CPU) == pick_precision("auto", MPS) == "fp32"
+    assert resolve_precision("auto", CPU) == resolve_precision("auto", MPS) == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +242,7 @@ def test_auto_precision_fits_the_device(monkeypatch):
 )
 def test_a_precision_that_the_device_cannot_do_is_rejected(name, device, message):
     with pytest.raises(ValueError, match=message):
-        pick_precision(name, device)
+        resolve_precision(name, device)
 
 
 @pytest.mark.parametrize(("make", "given"), CASES)
@@ -201,7 +252,7 @@ def test_fp16_stays_close_with_the_residual_stream_in_fp32(make, given, monkeypa
 
     prior, codes = make(), torch.randint(16, (3, 64))
     exact = forced_logits(Decoder(prior), codes, given)
-    monkeypatch.setattr(decode, "pick_precision", lambda *_: "fp16")
+    monkeypatch.setattr(decode, "resolve_precision", lambda *_: "fp16")
     monkeypatch.setattr(decode, "cache_dtype", lambda *_: torch.float16)
     decoder = device_decoder(prior, monkeypatch)
     decoding = decoder.start(given, torch.zeros(3, 64, dtype=torch.float64), SamplingOptions(top_k=1))

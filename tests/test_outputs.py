@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from conftest import ASSETS, command, config, tone, write_mp4, write_wav
-from im2wav.inference.runner import pack
+from im2wav.inference.runner import make_batches
 from im2wav.sample import sample
 
 IMAGES = ("owl_03", "cat_03", "bell_01")
@@ -229,4 +229,4 @@ def test_two_devices_write_the_files_of_one(trained, folder, tmp_path):
 
 def test_batches_are_filled():
     groups = [[None] * n for n in (2, 2, 1, 5, 1)]
-    assert [[len(group) for group in batch] for batch in pack(groups, 4)] == [[2, 2], [1], [5], [1]]
+    assert [[len(group) for group in batch] for batch in make_batches(groups, 4)] == [[2, 2], [1], [5], [1]]

@@ -1,4 +1,4 @@
-"""A model as a folder, here or on the Hub: three nets in safetensors, and config.json with the image encoder."""
+"""Model folders, local or on the Hub: three networks as safetensors, and config.json with the image encoder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ CONFIG = "config.json"
 
 
 def find_net(folder: Path, kind: str) -> Path:
-    """The file of one net in a folder: as `save_pretrained` and `convert` write it, or of a training run.
+    """The checkpoint of one network in a folder of `save_pretrained`, of `convert`, or of training runs.
 
     Raises:
         ValueError: it is missing.
@@ -33,7 +33,7 @@ def find_net(folder: Path, kind: str) -> Path:
 
 
 def find_weights(folder: Path) -> dict[str, Path]:
-    """The files of the three nets in a folder.
+    """The checkpoints of the three networks in a folder.
 
     Raises:
         ValueError: one is missing.
@@ -42,15 +42,15 @@ def find_weights(folder: Path) -> dict[str, Path]:
 
 
 def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
-    """The folder of a model: itself, or what is fetched.
+    """The folder of a model, downloaded if necessary.
 
     Args:
         name: a folder, `official` for the authors' weights, or an id on the Hub.
-        cache: where the authors' weights are kept; IM2WAV_CACHE, or ~/.cache/im2wav, where None.
+        cache: folder for the authors' weights; IM2WAV_CACHE, or ~/.cache/im2wav, if None.
         hub: options of `huggingface_hub.snapshot_download`.
 
     Raises:
-        ValueError: no such folder, and nothing that could be fetched.
+        ValueError: no such folder, and the download failed.
     """
     if name == "official":
         from im2wav.official import fetch
@@ -62,7 +62,7 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
         return Path(
             snapshot_download(name, allow_patterns=[CONFIG, *(f"{k}.safetensors" for k in KINDS.values())], **hub)
         )
-    except Exception as error:  # whatever the network layer raises
+    except Exception as error:  # of many types, from the network layer
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"{name} is no folder, and could not be fetched from the Hub ({type(error).__name__}: {reason})"
@@ -70,20 +70,20 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
 
 
 def load_folder(folder: Path) -> tuple[dict[str, Loaded], dict[str, Any]]:
-    """The three nets by name, and the options of the image encoder (its `name` among them).
+    """The three networks by name, and the options of the image encoder, including its `name`.
 
     Raises:
-        ValueError: a net is missing or broken.
+        ValueError: a network is missing or broken.
     """
     loaded = {name: load(path, KINDS[name]) for name, path in find_weights(folder).items()}
-    seen: dict[str, Any] = {}
+    encoder: dict[str, Any] = {}
     if (folder / CONFIG).is_file():
-        seen = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("image_encoder", {})
-    return loaded, {"name": loaded["low"].data["encoder"], **seen}
+        encoder = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("image_encoder", {})
+    return loaded, {"name": loaded["low"].data["encoder"], **encoder}
 
 
 def save_folder(loaded: Mapping[str, Loaded], info: DatasetInfo, folder: Path) -> None:
-    """Write a model.
+    """Write a model folder.
 
     Raises:
         ValueError: it cannot be written.
@@ -91,5 +91,5 @@ def save_folder(loaded: Mapping[str, Loaded], info: DatasetInfo, folder: Path) -
     for name, kind in KINDS.items():
         save(loaded[name], folder / f"{kind}.safetensors")
     config: dict[str, Any] = {"image_encoder": {"name": info.encoder, "dim": info.dim}}
-    config |= {KINDS[name]: {"config": dict(x.config)} for name, x in loaded.items()}  # to read; the files need it not
+    config |= {KINDS[name]: {"config": dict(x.config)} for name, x in loaded.items()}  # for people
     write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

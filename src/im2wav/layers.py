@@ -1,4 +1,4 @@
-"""Dilated residual stacks of 1-D convolutions, shared by the codec and by the up prior's conditioner.
+"""Dilated residual stacks of 1-D convolutions, shared by the codec and the up prior's conditioner.
 
 Source: Jukebox (Dhariwal et al., 2020) as used by Im2Wav; the same two blocks serve both networks there.
 All tensors are [B, C, T].
@@ -19,7 +19,7 @@ class ResBlock(nn.Module):
         self.pointwise = nn.Conv1d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the block's correction to x [B, width, T]."""
+        """Add the residual to x [B, width, T]."""
         return x + self.pointwise(self.dilated(x.relu()).relu())
 
 
@@ -31,10 +31,10 @@ def resnet(
     Args:
         width: channels.
         depth: number of blocks.
-        growth: ratio between the dilations of neighbouring blocks.
-        cycle: after this many blocks the dilations start again at 1; None for never.
-        hidden: channels inside a block; `width` where None.
-        reverse: largest dilation first, as decoders have it.
+        growth: ratio of the dilations of consecutive blocks.
+        cycle: number of blocks after which dilations start at 1 again; None for never.
+        hidden: channels inside a block; `width` if None.
+        reverse: largest dilation first, as in decoders.
     """
     dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
     if reverse:
@@ -43,7 +43,7 @@ def resnet(
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Refuse strides for which kernel 2s and padding s // 2 do not divide the length exactly.
+    """Reject strides for which kernel 2s and padding s // 2 do not give an exact multiple of the length.
 
     Raises:
         ValueError: a stride is not a positive even number.
@@ -55,8 +55,8 @@ def check_strides(strides: Sequence[int]) -> None:
 class UpsampleStack(nn.Module):
     """A 3-tap convolution, then for each stride a residual stack and a transposed convolution.
 
-    [B, in_dim, T] -> [B, out_dim, T * prod(strides)]. Serves as a block of the codec's decoder (dilations reversed)
-    and as the network that brings coarse codes to the rate of the fine ones (not reversed).
+    [B, in_dim, T] -> [B, out_dim, T * prod(strides)]. A block of the codec's decoder (dilations reversed), and
+    the network that upsamples low codes to the rate of up codes (not reversed).
     """
 
     def __init__(self, in_dim: int, width: int, out_dim: int, strides: Sequence[int], **stack):
@@ -70,7 +70,7 @@ class UpsampleStack(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raise the rate of x [B, in_dim, T] by the product of the strides."""
+        """Upsample x [B, in_dim, T] by the product of the strides."""
         x = self.inp(x)
         for stage in self.stages:
             x = stage(x)

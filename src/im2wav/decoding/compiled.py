@@ -1,9 +1,9 @@
-"""Steps on a CPU in which everything between two attentions is one compiled kernel.
+"""Compiled decoding steps: on a CPU, everything between two attentions is one kernel.
 
-For few rows torch's own products wait more than they read: oneDNN takes 12 microseconds before each, and norms, casts
-and sums lie between them. Written as sums and compiled by TorchInductor, the four products of a layer, with all that
-lies between them, are one call that reads the weights nearly as fast as memory gives them (docs/speed.md). A row's
-result does not depend on the rows beside it. R rows of the net, W width, A width of attention.
+With few rows, overhead takes longer than reading the weights: oneDNN needs 12 microseconds before each product, and
+norms, casts and sums come in between. Written as sums and compiled by TorchInductor, the four products of a layer and
+everything between them are one call that reads the weights at nearly the memory bandwidth (docs/speed.md). The kernels
+are batch-invariant. R rows of the network, W width, A width of attention.
 """
 
 import logging
@@ -26,19 +26,19 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer [R, in] -> [R, out], each row summed for itself: one loop over the weights when compiled."""
+    """A linear layer [R, in] -> [R, out] with a separate sum for each row: compiled to one loop over the weights."""
     weight = weight.float()
-    # rows are taken by index: taken by `unbind`, the norm before would be computed anew for each output
+    # rows by index: with `unbind`, the norm before would be computed again for each output
     return torch.stack([(weight * x[i]).sum(1) for i in range(len(x))]) * scale.float() + bias.float()
 
 
 def _before(eps: float, x: Tensor, norm: Tensor, norm_bias: Tensor, *qkv: Tensor) -> tuple[Tensor]:
-    """From the residual stream to what attention takes."""
+    """From the residual stream to the input of attention."""
     return (_product(F.layer_norm(x, norm.shape, norm, norm_bias, eps), *qkv),)
 
 
 def _after(eps: float, x: Tensor, attended: Tensor, *weights: Tensor) -> tuple[Tensor]:
-    """From what attention gives to the end of the layer."""
+    """From the output of attention to the end of the layer."""
     out, (norm, norm_bias), mlp_in, mlp_out = weights[:3], weights[3:5], weights[5:8], weights[8:]
     x = x + _product(attended, *out)
     inner = F.silu(_product(F.layer_norm(x, norm.shape, norm, norm_bias, eps), *mlp_in))
@@ -53,30 +53,23 @@ def _between(eps: float, x: Tensor, attended: Tensor, *weights: Tensor) -> tuple
 
 @cache
 def _compile(function: Function, eps: float, threads: int, *arguments: tuple[Any, ...]) -> Function:
-    """A kernel for arguments of these (shape, stride, dtype). Torch keeps it on disk for the next process.
+    """A kernel of `function` for arguments of these (shape, stride, dtype). Torch caches it on disk.
 
-    Args:
-        function: what it computes.
-        eps: of the layer norms.
-        threads: those that torch uses now; their number is written into the kernel.
-        arguments: what it will be called with.
-
-    Raises:
-        ValueError: nothing can be compiled here.
+    The number of threads is compiled into the kernel.
     """
-    import torch._inductor  # where it is used: that takes some seconds
+    import torch._inductor  # here, because it takes some seconds
     from torch.fx.experimental.proxy_tensor import make_fx
 
     if function is _before:
-        log.info("compiling for %d rows: some 20 s the first time on a machine, then some 5 s", arguments[0][0][0])
+        log.info("compiling for %d rows: about 20 s the first time on a machine, then about 5 s", arguments[0][0][0])
     with torch.inference_mode(False), torch.no_grad():
         examples: list[Any] = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in arguments]
         try:
             graph = make_fx(partial(function, eps))(*examples)
-            return torch._inductor.compile(graph, examples, {"size_asserts": False})  # the arguments' sizes are the key
-        except Exception as error:  # torch wraps what compilers, linkers and missing headers say in types of its own
+            return torch._inductor.compile(graph, examples, {"size_asserts": False})  # the cache key contains the sizes
+        except Exception as error:  # torch has many types for errors of compilers and linkers
             raise ValueError(
-                f"compile=true: nothing can be compiled here ({_first_error(error)}); use compile=false. It needs a "
+                f"compile=true: compilation failed ({_first_error(error)}); use compile=false. It needs a "
                 "C++ compiler and the headers of Python (Debian, Ubuntu: g++ and python3-dev)"
             ) from error
 
@@ -92,19 +85,19 @@ def compile_step(step: Callable[[Any], None], backend: str = "inductor") -> Call
     Inductor's own CUDA graphs stay off: the compiled step is recorded in the CUDA graph of the `DecodeState`.
 
     Raises:
-        ValueError: from the compiled step, if nothing can be compiled here.
+        ValueError: from the compiled step, if compilation fails.
     """
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
 
     @wraps(step)
     def run(decoding: Any) -> None:
-        # the compiled code is kept per function: two levels and many batch sizes share its limit, which is 8 by default
+        # compiled code is cached per function: levels and batch sizes share its limit, which is 8 by default
         with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
             try:
                 compiled(decoding)
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise ValueError(
-                    f"compile=true: the step cannot be compiled here ({_first_error(error)}); use compile=false. It "
+                    f"compile=true: compilation of the step failed ({_first_error(error)}); use compile=false. It "
                     "needs Triton, a C compiler and a GPU of compute capability 7.0 or later"
                 ) from error
 
@@ -115,7 +108,7 @@ class CompiledLayers:
     """All layers of a transformer, one position of every sequence at a time.
 
     Args:
-        layers: of one size, whose linear layers show their weights (`PlainLinear`, `Int8Linear`).
+        layers: of one size, with linear layers that are not packed (`PlainLinear`, `Int8Linear`).
     """
 
     def __init__(self, layers: Sequence[DecoderLayer]):
@@ -130,10 +123,10 @@ class CompiledLayers:
         self.kernels: dict[tuple[Function, int, int], Function] = {}
 
     def step(self, x: Tensor, caches: Sequence[LayerCache], position: int) -> Tensor:
-        """x [R, W] -> [R, W]. The first one compiles what this number of rows needs.
+        """x [R, W] -> [R, W]. The first call with a number of rows compiles its kernels.
 
         Raises:
-            ValueError: nothing can be compiled here.
+            ValueError: compilation failed.
         """
         rows = len(x)
         x = _paired(x)
@@ -144,7 +137,7 @@ class CompiledLayers:
         return self._run(_after, self.after[-1], x, _paired(last))[0][:rows]
 
     def _run(self, function: Function, weights: tuple[Tensor, ...], *rows: Tensor) -> tuple[Tensor, ...]:
-        """`function` of rows [R, .] and weights, a group of rows at a time."""
+        """Apply `function` to rows [R, .] and weights, a group of rows at a time."""
         count = len(rows[0])
         if count > ROWS_AT_ONCE:
             groups = zip(*(x.split(ROWS_AT_ONCE) for x in rows), strict=True)
@@ -159,5 +152,5 @@ class CompiledLayers:
 
 
 def _paired(x: Tensor) -> Tensor:
-    """A row alone goes through twice: loops written for one row are slower, and round otherwise."""
+    """Duplicate a single row: loops for one row are slower, and round differently."""
     return x.repeat(2, 1) if len(x) == 1 else x

@@ -22,7 +22,7 @@ from im2wav.decoding.linear import (
     check_compile,
     give_back_freed_memory,
     linear_maker,
-    pick_precision,
+    resolve_precision,
 )
 from im2wav.decoding.sampler import SamplingOptions, draw_device
 from im2wav.decoding.state import DecodeState, FusedLayers
@@ -35,7 +35,7 @@ class Decoder:
 
     Args:
         prior: in eval mode.
-        precision: fp32, bf16, fp16 (GPUs only), int8 (CPUs only), or auto, see `pick_precision`.
+        precision: fp32, bf16, fp16 (GPUs only), int8 (CPUs only), or auto, see `resolve_precision`.
         consume: free the transformer's own weights layer by layer, so that memory holds them once. The prior can then
             no longer be called; the decoder keeps using its embeddings and its conditioner.
         compile: True compiles the steps with TorchInductor (`decoding.compiled`). On a CPU this is faster for one or
@@ -48,7 +48,7 @@ class Decoder:
 
     def __init__(self, prior: Prior, precision: str = "fp32", consume: bool = False, compile: Compile = False):
         self.device = prior.code_embedding.weight.device
-        self.precision = pick_precision(precision, self.device)
+        self.precision = resolve_precision(precision, self.device)
         check_compile(compile, self.device)
         self.compile = compile
         self.context_length, self.codebook_size = prior.context_length, prior.codebook_size

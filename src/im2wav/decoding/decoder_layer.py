@@ -1,4 +1,4 @@
-"""A layer of a prior's transformer with weights made for decoding. R rows of the net, W width, n positions."""
+"""A layer of a prior's transformer for decoding. R rows of the network, W width, n positions."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,17 +11,17 @@ from im2wav.decoding.linear import Linear
 from im2wav.prior.attention import Kind, attend
 from im2wav.prior.transformer import Layer
 
-# a number where the host knows the position, else what `PlaceTable` holds on it
+# a number, or for positions on the device an entry of `PlaceTable`
 Position = int | Mapping[Kind, Place]
 
-GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factor goes into the weights around it
+GELU = 1.702  # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the weights around it contain the factor
 
 
 class Norm:
     """A layer norm in fp32."""
 
     def __init__(self, norm: nn.LayerNorm):
-        self.weight, self.bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))  # no view of a file
+        self.weight, self.bias = (x.to(torch.float32, copy=True) for x in (norm.weight, norm.bias))
         self.eps = norm.eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Norm:
 
 
 class DecoderLayer:
-    """A layer of the transformer with weights of its own; the residual stream stays fp32."""
+    """A layer of the transformer with its own copy of the weights; the residual stream is fp32."""
 
     def __init__(self, layer: Layer, linear: Callable[..., Linear]):
         self.kind, self.block, self.heads = layer.kind, layer.block, layer.heads
@@ -51,7 +51,7 @@ class DecoderLayer:
         return sum(linear.nbytes for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out))
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: Position) -> Tensor:
-        """Keep keys and values of qkv [R, 3 A], and let the queries attend: [R, A], A being the width of attention."""
+        """Store keys and values of qkv [R, 3 A], and attend: [R, A]. A is the width of attention."""
         qkv = qkv.to(cache.buffer.dtype).view(len(qkv), 3, self.heads, 1, -1).transpose(0, 1)
         if isinstance(position, int):
             out = cache.attend(qkv[0], qkv[1:], position)
@@ -60,7 +60,7 @@ class DecoderLayer:
         return out.view(qkv.shape[1], -1)
 
     def step(self, x: Tensor, cache: LayerCache, position: Position) -> Tensor:
-        """One position of every sequence, x [R, W] -> [R, W], in place: small operations are what a step waits for."""
+        """One position of every sequence, x [R, W] -> [R, W], in place to save operations."""
         x.add_(self.attention_out(self.attend(self.qkv(self.norm_attention(x)), cache, position)))
         return x.add_(self.mlp_out(self.mlp_in(self.norm_mlp(x))))
 

@@ -1,4 +1,4 @@
-"""What a layer of factored attention must remember while codes are drawn one after the other.
+"""The KV cache of factored attention.
 
 Shapes: B sequences, H heads, D width of a head, n positions; keys and values travel together as kv [2, B, H, n, D].
 The kinds of attention are those of `im2wav.prior.attention`.
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from im2wav.prior.attention import Kind
 
-# rows of positions that a kind of attention still looks at; `column` looks at all
+# rows of positions that a kind of attention sees; `column` sees all
 ROWS_KEPT = {"row": 1, "previous_row": 2}
 # CUDA's fused attention copies a mask whose rows do not start at a multiple of 16 elements
 MASK_ALIGNMENT = 16
 
 
 class Place(NamedTuple):
-    """What one kind of attention needs to know about a position; tensors on the device.
+    """Cache places of one position for one kind of attention, as tensors on the device.
 
     Attributes:
-        target: where the key and value of the position are written, [1].
+        target: place of the position's key and value, [1].
         column: the position's column, [1].
         mask: added to the attention scores, 0 for visible places of the cache and -inf for the others, [1, places].
     """
@@ -34,13 +34,13 @@ class Place(NamedTuple):
 
 
 class PlaceTable:
-    """The `Place` of every position. One lookup per step serves all layers, with two operations.
+    """The `Place` of every position. Two operations per step look it up for all layers.
 
     Args:
         kinds: kinds of attention in the transformer.
         length: positions of the context, T.
         block: positions in a row.
-        like: gives the device, and the dtype of the masks, which is that of the queries.
+        like: tensor with the device, and the dtype of queries and masks.
     """
 
     def __init__(self, kinds: Sequence[Kind], length: int, block: int, like: Tensor):
@@ -49,7 +49,7 @@ class PlaceTable:
         self.kinds = tuple(dict.fromkeys(kinds))
         targets: list[Tensor] = [column]
         masks: list[Tensor] = []
-        self.spans: list[tuple[int, int]] = []  # of each kind, columns of `masks`
+        self.spans: list[tuple[int, int]] = []  # columns of `masks` by kind
         for kind in self.kinds:
             kept = rows if kind == "column" else ROWS_KEPT[kind] * block
             place = torch.arange(kept, device=like.device)
@@ -80,11 +80,11 @@ class PlaceTable:
 
 
 class LayerCache:
-    """Keys and values that one layer still needs, allocated once at their true size and written by position.
+    """The KV cache of one layer, allocated once and written by position.
 
-    `row` keeps the current row, `previous_row` the current one and the one before, `column` everything.
+    `row` keeps the current row, `previous_row` the current and the previous one, `column` all.
     The buffer is [2, B, H, places, D]. A position of row r and column c has the place (r mod rows kept) * block + c;
-    for `column` c * rows + r, so that the positions of one column lie side by side.
+    for `column` c * rows + r, so that the positions of a column are contiguous.
     """
 
     def __init__(self, kind: Kind, batch: int, heads: int, length: int, width: int, block: int, like: Tensor):
@@ -94,8 +94,8 @@ class LayerCache:
         self.buffer = like.new_zeros(2, batch, heads, self.kept * block, width)
 
     def clear(self) -> None:
-        """Forget everything."""
-        self.buffer.zero_()  # before row 0, `previous_row` meets zeros
+        """Set all keys and values to zero."""
+        self.buffer.zero_()  # `previous_row` of row 0 sees zeros
 
     def fill(self, kv: Tensor, rows: Tensor) -> None:
         """Write positions 0 to n - 1 of the sequences `rows` [b]: kv [2, b, H, n, D]."""
@@ -109,19 +109,19 @@ class LayerCache:
                 self.buffer[:, rows, :, first : first + part.shape[3]] = part
 
     def places(self, position: int) -> tuple[int, int, int]:
-        """Where `position` is written, the first place that it attends to, and how many."""
+        """The place of `position`, the first place that it attends to, and their number."""
         row, column = divmod(position, self.block)
         if self.kind == "column":
             return column * self.rows + row, column * self.rows, row + 1
         first = row % self.kept * self.block
         if self.kind == "row":
             return column, 0, column + 1
-        return first + column, self.block - first, self.block  # the other one of the two rows kept
+        return first + column, self.block - first, self.block  # the other of the two rows
 
     def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
         """Write kv [2, B, H, 1, D] at `position` and let q [B, H, 1, D] attend: [B, H, 1, D].
 
-        Written out: the fused kernel rounds a sequence by which thread it falls to, and so by its company.
+        Not the fused kernel: on a CPU it is not batch-invariant.
         """
         place, first, count = self.places(position)
         self.buffer.narrow(3, place, 1).copy_(kv)
@@ -129,7 +129,7 @@ class LayerCache:
         return (q @ keys.mT).mul_(q.shape[-1] ** -0.5).softmax(-1) @ values
 
     def attend_at(self, q: Tensor, kv: Tensor, place: Place) -> Tensor:
-        """`attend` at a position that is known on the device alone: the same operations at every position."""
+        """`attend` at a position on the device: the same operations at every position, for CUDA graphs."""
         self.buffer.index_copy_(3, place.target, kv)
         if self.kind == "column":
             keys, values = self.buffer.unflatten(3, (self.block, self.rows)).index_select(3, place.column).squeeze(3)

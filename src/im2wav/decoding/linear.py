@@ -17,7 +17,7 @@ from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Compile = bool | str  # False, True or "triton"
-# by device type; the first one is the default of `auto` (on CUDA see `pick_precision`)
+# by device type; the first one is the default of `auto` (on CUDA see `resolve_precision`)
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("fp32", "bf16", "int8"),
     "cuda": ("bf16", "fp16", "fp32"),
@@ -139,7 +139,7 @@ def pick_device(name: str | int | torch.device, mps: bool = True) -> str:
     return str(device)
 
 
-def pick_precision(name: str, device: torch.device) -> Precision:
+def resolve_precision(name: str, device: torch.device) -> Precision:
     """Resolve a precision: `auto` is bf16 on CUDA, or fp16 on GPUs that only emulate bf16; fp32 on a CPU and on MPS.
 
     Raises:

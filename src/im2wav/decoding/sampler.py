@@ -1,4 +1,4 @@
-"""Guidance, filters and the draw of a code. Logits are [..., K]."""
+"""Guidance, filters, and drawing codes from logits [..., K]."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WITHOUT_FLOAT64 = ("mps",)  # types of device; codes are drawn in float64
+WITHOUT_FLOAT64 = ("mps",)  # device types; codes are drawn in float64
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class SamplingOptions:
     """How codes are drawn.
 
     Attributes:
-        guidance_scale: 1 samples from the conditioned distribution; larger values move away from the unconditioned
-            one (3 in Im2Wav); 0 ignores the picture. Used where the prior can be guided.
-        negative_scale: how far to move away from what is unwanted, where a negative picture is given; 0 ignores it.
+        guidance_scale: 1 samples from the conditional distribution; larger values move away from the unconditional
+            one (3 in Im2Wav); 0 ignores the image. Has no effect on priors without guidance.
+        negative_scale: scale of the guidance away from a negative input, if any; 0 ignores it.
         temperature: logits are divided by it.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the most likely codes that together reach this probability; 0 keeps all.
@@ -44,36 +44,36 @@ class SamplingOptions:
 
 
 def guide(logits: Tensor, scale: float, negative_scale: float | None = None) -> Tensor:
-    """Mix logits of a doubled batch [2B, ...] (with the picture, then without): [B, ...].
+    """Classifier-free guidance: conditional and unconditional logits [2B, ...] -> [B, ...].
 
-    With a `negative_scale` the batch is threefold, the last part with the unwanted picture, and the mix moves away from
-    what that picture adds to none.
+    With a `negative_scale`, logits of the negative input follow [3B, ...], and the result moves away from their
+    difference to the unconditional ones.
     """
-    conditioned, unconditioned, *unwanted = logits.chunk(2 if negative_scale is None else 3)
-    mixed = scale * conditioned + (1 - scale) * unconditioned
-    return mixed if negative_scale is None else mixed - negative_scale * (unwanted[0] - unconditioned)
+    conditional, unconditional, *negative = logits.chunk(2 if negative_scale is None else 3)
+    mixed = scale * conditional + (1 - scale) * unconditional
+    return mixed if negative_scale is None else mixed - negative_scale * (negative[0] - unconditional)
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Set the logits of unlikely codes to -inf.
 
-    top_k keeps every logit that is at least the k-th largest, ties included. top_p drops a code when the codes before
-    it, in order of likelihood, already hold more than p; the likeliest always stays. Source: Jukebox's filter.
+    top_k keeps every logit that is at least the k-th largest, ties included. top_p drops a code if the more
+    likely codes together exceed p; the likeliest is always kept. Source: Jukebox's filter.
     """
     if top_k:
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         return logits.masked_fill(logits < least, -torch.inf)
     if top_p:
         ordered, order = logits.sort(dim=-1, descending=True)
-        share = ordered.softmax(-1)
-        dropped = share.cumsum(-1) - share > top_p
+        probability = ordered.softmax(-1)
+        dropped = probability.cumsum(-1) - probability > top_p
         dropped[..., 0] = False
         return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
     return logits
 
 
 def draw_device(device: torch.device | None) -> torch.device | None:
-    """Where codes are drawn for a prior on `device`: there, or on the CPU where the device has no float64."""
+    """Device to draw codes on for a prior on `device`: the same, or the CPU if it has no float64."""
     return torch.device("cpu") if device is not None and device.type in WITHOUT_FLOAT64 else device
 
 
@@ -85,7 +85,7 @@ def draw(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
 
 
 def item_seed(seed: int, *names: object) -> int:
-    """A seed for one item that depends on the run's seed and on the item's names alone."""
+    """A seed for one item that depends on the run's seed and the item's names only."""
     text = "\x1f".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -93,8 +93,8 @@ def item_seed(seed: int, *names: object) -> int:
 def uniforms(seeds: Sequence[int], length: int, stream: str, device: torch.device | None = None) -> Tensor:
     """Random numbers in [0, 1) for each item and position, [B, length], float64.
 
-    All numbers of an item come from a generator of its own, so that its codes depend neither on the batch that it is
-    sampled in nor on its place there. `stream` separates the levels. They come on the `draw_device` of `device`.
+    Each item has its own generator, so that its codes do not depend on the rest of the batch. `stream` separates the
+    levels. The result is on the `draw_device` of `device`.
     """
     rows = [
         torch.rand(length, generator=torch.Generator().manual_seed(item_seed(seed, stream)), dtype=torch.float64)

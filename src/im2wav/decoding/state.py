@@ -53,7 +53,7 @@ class DecodeState:
         self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
         self.caches: list[LayerCache] = []
         self.place = torch.zeros(1, dtype=torch.long, device=device)  # `position` on the device, for CUDA graphs
-        self.places = decoder.places if decoder.on_device else None
+        self.places = decoder.places if decoder.on_device and decoder.fused is None else None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -199,11 +199,11 @@ class DecodeState:
 
     def _step_at_place(self) -> None:
         """One step with its position on the device: the same kernels and memory at every position, for a CUDA graph."""
-        assert self.places is not None
         place, condition = self.place, self.condition
         condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
         learnt = self.decoder.position_embedding.index_select(0, place)
-        logits = self._run(learnt, condition[:, 0], self.places.at(place))
+        position = self.position if self.places is None else self.places.at(place)  # fused kernels read `place`
+        logits = self._run(learnt, condition[:, 0], position)
         codes = self._draw(logits, self.uniform.index_select(1, place)[:, 0])
         self.codes.index_copy_(1, place, codes[:, None])
         self._embed(codes)

@@ -20,7 +20,7 @@ from torch import Tensor
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
 from im2wav.decoding import SamplingOptions
-from im2wav.decoding.linear import Compile, check_compile, pick_device, pick_precision
+from im2wav.decoding.linear import Compile, check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import item_seed
 from im2wav.hub import find_folder, load_folder, save_folder
 from im2wav.inference.code_buffer import Networks
@@ -68,7 +68,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         self.recording = round(data.pop("seconds") * data["sample_rate"])  # samples, see `Request.recording`
         self.info = DatasetInfo(**data)
         nets: dict[str, Any] = {name: x.net.to(self.device) for name, x in self.loaded.items()}
-        precision = pick_precision(precision, torch.device(self.device))
+        precision = resolve_precision(precision, torch.device(self.device))
         check_compile(compile, torch.device(self.device))
         self.networks = Networks(**nets, precision=precision, consume=consume, compile=compile)
         if consume:

@@ -1,7 +1,7 @@
-"""Codes -> a wave in blocks, each decoded from the codes that its samples depend on and no others.
+"""Decode codes in blocks, each from the codes in its receptive field.
 
-So a sound of any length is decoded in constant memory, and while its later codes are still to come. The blocks lie on
-a fixed grid: a sound that is streamed equals the sound that is decoded at the end, sample for sample.
+Audio of any length is decoded in constant memory, and before its later codes are drawn. The blocks lie on a fixed
+grid, so that streamed audio equals audio that is decoded at the end, sample for sample.
 """
 
 import copy
@@ -17,7 +17,7 @@ BLOCK = 16384  # samples
 
 
 class Reach(NamedTuple):
-    """How many codes before and after its own a sample depends on."""
+    """Receptive field of a sample: number of codes before and after its own."""
 
     before: int
     after: int
@@ -25,12 +25,12 @@ class Reach(NamedTuple):
 
 @torch.inference_mode()
 def measure_reach(codec: AudioCodec, level: str) -> Reach:
-    """Find a decoder's reach: the samples that become NaN when one latent is NaN.
+    """Measure a decoder's receptive field: the samples that become NaN if one latent is NaN.
 
-    On a CPU copy: algorithms of cuDNN, such as FFT and Winograd, spread a NaN further than the convolution reaches.
+    On a copy on the CPU: FFT and Winograd algorithms of cuDNN spread a NaN further than the receptive field.
 
     Raises:
-        ValueError: the decoder has no bounded reach.
+        ValueError: the receptive field is not bounded.
     """
     decoder, hop = copy.deepcopy(codec.decoders[level]).cpu(), codec.hop_lengths[level]
     like = next(decoder.parameters())
@@ -38,23 +38,23 @@ def measure_reach(codec: AudioCodec, level: str) -> Reach:
     while codes <= 2**15:
         latents = like.new_zeros(1, codec.code_dim, codes)
         latents[..., codes // 2] = torch.nan
-        spoilt = decoder(latents)[0, 0].isnan().nonzero().flatten().tolist()
-        first, last = spoilt[0] // hop, spoilt[-1] // hop
+        affected = decoder(latents)[0, 0].isnan().nonzero().flatten().tolist()
+        first, last = affected[0] // hop, affected[-1] // hop
         if first > 0 and last < codes - 1:
             return Reach(last - codes // 2, codes // 2 - first)
         codes *= 2
-    raise ValueError(f"the decoder of level {level} sees more than {codes} codes at once: it cannot decode in blocks")
+    raise ValueError(f"the decoder of level {level} has a receptive field of more than {codes} codes")
 
 
 class BlockDecoder:
-    """Decodes the codes [T] of one level while they come in.
+    """Decodes the codes [T] of one level while they are drawn.
 
     Args:
         codec: in eval mode.
-        level: whose decoder.
-        total: codes there will be, T.
-        reach: of the decoder.
-        block: samples decoded at once.
+        level: level of the codes.
+        total: number of codes, T.
+        reach: receptive field of the decoder.
+        block: samples in a block.
     """
 
     def __init__(self, codec: AudioCodec, level: str, total: int, reach: Reach, block: int = BLOCK):
@@ -63,12 +63,12 @@ class BlockDecoder:
         self.done = 0  # codes
 
     def missing(self, known: int) -> int:
-        """How many codes are still to come for the next block, when the first `known` are there."""
+        """Number of codes that the next block needs beyond the first `known`."""
         return min(self.done + self.size + self.reach.after, self.total) - known
 
     @torch.inference_mode()
     def push(self, codes: Tensor, known: int) -> Iterator[Tensor]:
-        """The blocks [n] of samples in [-1, 1] that have become certain, now that the first `known` codes are."""
+        """Decode the blocks [n] of samples in [-1, 1] that depend on the first `known` codes only."""
         while self.done < self.total:
             end = min(self.done + self.size, self.total)
             last = min(end + self.reach.after, self.total)

@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 
 from im2wav.checkpoint import load
 from im2wav.decoding.batch_size import MAX_BATCH_SIZE
-from im2wav.decoding.linear import check_compile, pick_device, pick_precision
+from im2wav.decoding.linear import check_compile, pick_device, resolve_precision
 from im2wav.hub import KINDS, find_folder, find_weights
 from im2wav.inference.api import Im2Wav
 from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
 from im2wav.inference.outputs import Outputs
 from im2wav.inference.request import Request, make_request
-from im2wav.inference.runner import Runner, pack
+from im2wav.inference.runner import Runner, make_batches
 
 log = logging.getLogger(__name__)
 Build = Callable[..., Any]
@@ -65,7 +65,7 @@ def load_model(cfg: DictConfig, build: Build) -> Im2Wav:
     device = "cpu" if cfg.trainer.accelerator == "cpu" else pick_device(cfg.device)
     check_compile(cfg.compile, torch.device(device))
     loaded: dict[str, Any] = {name: load(paths[name], kind) for name, kind in KINDS.items()}
-    precision = pick_precision(cfg.precision, torch.device(device))
+    precision = resolve_precision(cfg.precision, torch.device(device))
     # the Trainer moves the networks from the CPU to the device of each process
     model = Im2Wav(**loaded, make_encoder=make_encoder, device="cpu" if _is_distributed(cfg) else device, consume=True)
     model.networks = replace(model.networks, precision=precision, compile=cfg.compile)
@@ -195,4 +195,4 @@ def _generate(cfg: DictConfig, build: Build, runner: Runner, outputs: Outputs, g
     trainer = build(cfg.trainer, **waiting_strategy(cfg.trainer))
     # the same in all processes, whatever the memory of their devices, and small enough to give every device work
     size = min(runner.batch_size or MAX_BATCH_SIZE, -(-sum(map(len, groups)) // trainer.world_size))
-    return distribute(trainer, partial(runner.write, outputs), pack(groups, size), networks)
+    return distribute(trainer, partial(runner.write, outputs), make_batches(groups, size), networks)

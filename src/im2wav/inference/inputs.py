@@ -1,4 +1,4 @@
-"""Inputs of generation: photos, videos, timelines of photos, texts, pairs. Finding, naming and embedding them."""
+"""Inputs: find, name and embed photos, videos, timelines of photos, texts, and pairs."""
 
 import hashlib
 import os
@@ -60,7 +60,7 @@ class Input:
     """A photo, a video, a timeline, a text, or a pair of a pairs folder.
 
     Attributes:
-        name: name of its output files.
+        name: of its output files.
         kind: photo, video, timeline, text or pair.
         path: the photo, the video, or the pairs folder.
         images: of a timeline: photos and the second at which each begins.
@@ -200,7 +200,7 @@ def _pairs(root: Path) -> list[Input]:
 
 
 def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
-    """Photos one after the other: `dog.jpg@0`, or (path, second) pairs, in order of seconds, from 0.
+    """A timeline of photos: `dog.jpg@0`, or pairs (path, second), in increasing order from 0.
 
     Raises:
         ValueError: not of this form, no photo, or not in order.
@@ -267,7 +267,7 @@ def embed_input(item: Input, encoder: ImageEncoder | None, fps: float | None, se
 
 
 def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> Tensor:
-    """Embeddings [F, D] of at most `wanted` frames, kept in a temporary file so that memory does not grow."""
+    """Embeddings [F, D] of at most `wanted` frames, in a temporary file, which limits memory."""
     count = 0
     with tempfile.TemporaryFile() as file:
         for frames in media.read_frames(path, fps, size=encoder.size):

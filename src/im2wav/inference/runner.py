@@ -137,7 +137,7 @@ class Runner:
 
     def write(self, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
         """Generate and write audio files, a batch at a time; skip inputs that cannot be read with a warning."""
-        for batch in pack(groups, self.fit_batch(groups[0][0].negative is not None)):
+        for batch in make_batches(groups, self.fit_batch(groups[0][0].negative is not None)):
             buffers = []
             for group in batch:
                 try:
@@ -148,7 +148,7 @@ class Runner:
                 outputs.write(audio)
 
 
-def pack(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
+def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
     """Divide groups into batches of at most `size` requests, without dividing a group."""
     batches: list[list[Sequence[Request]]] = []
     for group in groups:

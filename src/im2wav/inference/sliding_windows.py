@@ -1,4 +1,4 @@
-"""Codes of any length: windows that slide over the sequence, each begun with the codes that are there already.
+"""Sliding windows over a sequence of codes, each of which starts with codes that are drawn already.
 
 Source: Im2Wav (Sheffer & Adi, 2022), sample.py; the scheme is Jukebox's.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """Codes `first` to `end` of a sequence are drawn; the context begins at `start`, and what lies before is known."""
+    """Draws codes `first` to `end` of a sequence; the context starts at `start`."""
 
     start: int
     first: int
@@ -16,10 +16,10 @@ class Window(NamedTuple):
 
 
 def window_starts(total: int, length: int, hop: int) -> list[int]:
-    """Where windows of `length` begin so that they cover `total` positions: 0, hop, ...; the last one ends with them.
+    """Starts of windows of `length` that cover `total` positions: 0, hop, ...; the last one ends at `total`.
 
     Raises:
-        ValueError: the sequence is shorter than a window, or the hop leaves gaps or does not move.
+        ValueError: the sequence is shorter than a window, or the hop is not 1 to `length`.
     """
     if total < length:
         raise ValueError(f"{total} codes are fewer than a window of {length}")
@@ -30,9 +30,9 @@ def window_starts(total: int, length: int, hop: int) -> list[int]:
 
 
 def plan_windows(total: int, length: int, hop: int, wanted: Sequence[tuple[int, int]]) -> list[Window]:
-    """The windows that draw the `wanted` stretches (first, end) of `total` codes, each code once, from left to right.
+    """Windows that draw the intervals `wanted` (first, end) of `total` codes, each code once, from left to right.
 
-    The windows lie where they would if everything were drawn, so that a code sees the same context in either case.
+    They start where they would if all codes were drawn, so that each code has the same context in both cases.
 
     Raises:
         ValueError: see `window_starts`.

@@ -9,13 +9,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device, such as cuda:1, has done what it was given."""
+    """Wait for all work on the device, such as cuda:1."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
 
 def best_time(work: Callable[[], object], device: str = "cpu", repeats: int = 5, warm_up: int = 2) -> float:
-    """Seconds of the fastest of `repeats` runs: on a shared machine the others measure the neighbours."""
+    """Seconds of the fastest of `repeats` runs: on a shared machine the others measure other processes."""
     for _ in range(warm_up):
         work()
     times = []
