@@ -178,7 +178,7 @@ def test_a_dry_run_writes_nothing(trained, folder, tmp_path, capfd):
         (["input.text=owl", "input.timeline=[a.jpg@0]"], "not timeline and text together"),
         (["input.text=owl"], "encodes images only"),
         (["input.timeline=[IMAGE@1]"], "first at 0"),
-        (["input=IMAGE", "format=mp3"], "format=mp3: expected one of wav, flac"),
+        (["input=IMAGE", "format=mp3"], "format=mp3: must be one of wav, flac"),
         (["input=IMAGE", "mux=maybe"], "mux=maybe"),
         (["input=IMAGE", "num_drafts=0"], "num_drafts=0"),
         (["input=IMAGE", "num_drafts=2", "keep=3"], "keep=3"),

@@ -49,22 +49,6 @@ def test_compile_is_recorded_in_the_json(trained, tmp_path, capfd):
     assert "generated with settings.compile=True" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("verb", "given", "expected"),
-    [
-        ("sample", "seed=abc", "a number, such as seed=0"),
-        ("sample", "sampler.top_k=many", "a number, such as sampler.top_k=0"),
-        ("sample", "seconds=long", "a number, such as seconds=4"),
-        ("evaluate", "resamples=x", "a number, such as resamples=1000"),
-        ("embed", "fps=x", "a number, such as fps=30"),
-        ("sample", "overwrite=no", "true or false"),  # a word, and as such true
-    ],
-)
-def test_a_string_for_a_number_or_boolean_is_rejected_in_one_line(verb, given, expected, capfd):
-    assert command(verb, given) == 2
-    assert capfd.readouterr().err == f"error: {given}: expected {expected}\n"
-
-
 def test_an_unknown_device_is_rejected():
     with pytest.raises(ValueError, match="device=gpu: expected auto, cpu, cuda or mps"):
         pick_device("gpu")

@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
-from im2wav.config import register_schemas
-from im2wav.options import check_config, help_text
+from im2wav.config import register_schemas, schemas_of
+from im2wav.options import check_config, expected_type, help_text
 
 VERBS = {
     "embed": "videos, or images and audio files -> a pairs folder",
@@ -116,12 +116,14 @@ def show_help(command: str, overrides: list[str]) -> None:
     sys.stdout.write(help_text(command, cfg, choices, folders) + "\n")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception, command: str) -> str:
     """What Hydra or OmegaConf refuses, in one line: what was given and what is allowed."""
     text = " ".join(str(error).partition("Config search path")[0].split())
     cause = " ".join(str(error.__cause__ or "").partition("\n")[0].split())
     if text.startswith("Error merging override "):
-        return f"{text.removeprefix('Error merging override ')}: {cause}"
+        given = text.removeprefix("Error merging override ")
+        expected = expected_type(schemas_of(command), given.partition("=")[0].lstrip("+"))
+        return f"{given}: must be {expected}" if expected else f"{given}: {cause}"
     if "To append to your config use +" in text:
         return f"{text.partition('use +')[2]}: no such option; --help lists all"
     return f"{error.override}: {text}" if getattr(error, "override", None) else text  # type: ignore[attr-defined]
@@ -155,7 +157,7 @@ def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
             except (HydraException, OmegaConfBaseException, OSError) as error:
                 if asked:
                     raise
-                sys.stderr.write(f"error: {one_line(error)}\n")
+                sys.stderr.write(f"error: {one_line(error, name)}\n")
                 raise SystemExit(2) from error
             finally:
                 sys.argv = given

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from im2wav.config_evaluate import MODES
+from im2wav.config_inference import MODES, Sample
 from im2wav.options import device_option, group, option, seed_option
 
 
@@ -264,10 +264,16 @@ COMMANDS = {
     "shard": Shard,
     "tokenize": Tokenize,
     "inspect": Inspect,
+    "sample": Sample,
     "convert": Convert,
     "bench": Bench,
     "demo": Demo,
 }
+
+
+def schemas_of(command: str) -> list[type]:
+    """The dataclass of a command; those of all modes of `evaluate`."""
+    return [COMMANDS[command]] if command in COMMANDS else list(MODES.values())
 
 
 def register_schemas() -> None:

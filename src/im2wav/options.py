@@ -10,7 +10,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 SCALARS = (str, int, float, bool)
+TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "int", float: "float", str: "str"}
 INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      "}
 
 
@@ -27,7 +28,8 @@ def option(default: Any, text: str, **limits: Any) -> Any:
     Args:
         default: value; MISSING where the user must give one.
         text: what the option does.
-        limits: `unit`, and what is checked: `minimum`, `above` (exclusive minimum), `maximum`, `choices`.
+        limits: `unit`, and what is checked: `minimum`, `above` (exclusive minimum), `maximum`, `choices`,
+            `words` (instead of a number).
     """
     metadata = {"help": text, **limits}
     if isinstance(default, list):
@@ -60,6 +62,15 @@ def schema_fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + item.name, item
 
 
+def expected_type(schemas: Iterable[Any], path: str) -> str:
+    """The type of an option in words, as in `int or null`; empty for options of config groups."""
+    for schema in schemas:
+        item = dict(schema_fields(schema)).get(path)
+        if item is not None:
+            return str(item.type).replace("bool", "true or false").replace("None", "null").replace(" | ", " or ")
+    return ""
+
+
 # checks
 
 
@@ -68,12 +79,14 @@ def allowed(limits: Mapping[str, Any]) -> str:
     signs = {"minimum": ">=", "above": ">", "maximum": "<="}
     words = [f"{sign} {limits[name]}" for name, sign in signs.items() if name in limits]
     if "choices" in limits:
-        words.append("one of " + ", ".join(map(str, limits["choices"])))
-    return " and ".join(words)
+        words.append("one of " + ", ".join(shown(choice) for choice in limits["choices"]))
+    return " or ".join([" and ".join(words), *limits.get("words", ())])
 
 
 def in_range(value: Any, limits: Mapping[str, Any]) -> bool:
     """Whether a value is within the limits of its option."""
+    if "words" in limits and isinstance(value, str):
+        return value in limits["words"]
     return (
         ("minimum" not in limits or value >= limits["minimum"])
         and ("above" not in limits or value > limits["above"])
@@ -104,7 +117,7 @@ def check_config(cfg: Any, conf: Path) -> None:
             raise ValueError(f"{path}=... is required: {item.metadata['help']}")
         if isinstance(value, SCALARS) and not in_range(value, item.metadata):
             null = " (or null)" if item.default is None else ""
-            raise ValueError(f"{path}={value}: must be {allowed(item.metadata)}{null}")
+            raise ValueError(f"{path}={shown(value)}: must be {allowed(item.metadata)}{null}")
     known = described_options(conf)
     for item in fields(schema):
         if item.metadata.get("group") and isinstance(cfg[item.name], DictConfig):
@@ -126,8 +139,8 @@ def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, A
             if not types_ and isinstance(value, str) and isinstance(default, int | float):
                 types_ = {type(default)}
             if types_ and not any(_fits(value, kind) for kind in types_):
-                names = " or ".join(sorted(kind.__name__ for kind in types_))
-                raise ValueError(f"{path}={value}: must be {names}")
+                names = " or ".join(sorted(TYPE_NAMES[kind] for kind in types_))
+                raise ValueError(f"{path}={shown(value)}: must be {names}")
 
 
 def target_hints(target: str | None) -> dict[str, Any]:

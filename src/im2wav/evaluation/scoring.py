@@ -139,7 +139,7 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     """Evaluate audio, a model or a codec: print the table and write the report.
 
     Args:
-        cfg: the options of a mode, see `im2wav.config_evaluate`.
+        cfg: the options of a mode, see `im2wav.config_inference`.
 
     Returns:
         The content of report.json.

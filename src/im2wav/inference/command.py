@@ -80,14 +80,9 @@ def read_numbers(cfg: DictConfig) -> range:
     """Numbers of the audio files of each input.
 
     Raises:
-        ValueError: num_samples, num_drafts, keep or batch_size out of range.
+        ValueError: keep out of range, or num_samples with num_drafts.
     """
     numbers = range(cfg.num_samples if cfg.num_drafts is None else cfg.num_drafts)
-    if len(numbers) < 1 or (cfg.batch_size != "auto" and (not isinstance(cfg.batch_size, int) or cfg.batch_size < 1)):
-        raise ValueError(
-            f"num_samples={cfg.num_samples}, num_drafts={cfg.num_drafts}, batch_size={cfg.batch_size}: expected 1 or "
-            "more (batch_size=auto: as many as fit)"
-        )
     if cfg.num_drafts is not None and (cfg.num_samples != 1 or not 1 <= cfg.keep <= cfg.num_drafts):
         raise ValueError(
             f"num_drafts={cfg.num_drafts}, keep={cfg.keep}, num_samples={cfg.num_samples}: expected keep from 1 to "
@@ -100,10 +95,8 @@ def make_outputs(cfg: DictConfig) -> Outputs:
     """The folder of generated audio.
 
     Raises:
-        ValueError: another format, mux is none of true, false and auto, or PyAV is not installed.
+        ValueError: another format, or PyAV is not installed.
     """
-    if cfg.mux not in (True, False, "auto"):
-        raise ValueError(f"mux={cfg.mux}: expected true, false or auto")
     installed = importlib.util.find_spec("av") is not None
     if not installed and cfg.mux is True:
         raise ValueError("mux=true needs PyAV: pip install 'im2wav[video]'")

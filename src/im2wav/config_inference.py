@@ -1,13 +1,89 @@
-"""Structured configs of `evaluate`: one dataclass per mode; see `im2wav.config`."""
+"""Structured configs of `sample`, and of each mode of `evaluate`; see `im2wav.config`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from im2wav.options import device_option, group, option, seed_option
+
+
+@dataclass
+class Negative:
+    """An input that guidance moves away from, by sampler.negative_scale."""
+
+    image: str | None = option(None, "a photo that guidance moves away from")
+    text: str | None = option(None, "a text that guidance moves away from, with CLIP alone")
+
+
+@dataclass
+class Sample:
+    """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, or - for a list on stdin.
+
+    Existing audio of the same settings is kept. Instead of a path: input.timeline or input.text.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "input=photo.jpg",
+        "input=clip.mp4 num_samples=4 seed=1 sampler.guidance_scale=5",
+        "pretrained=official input=photos out=sounds trainer.devices=8",
+    )
+
+    input: Any = group()
+    out: str = option("samples", "folder of the generated audio")
+    run_name: str = option("base", "run of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
+    pretrained: str | None = option(
+        None, "instead of a run: a folder from convert or save_pretrained, or `official` for the authors' weights"
+    )
+    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE")
+    low: str = option("${paths.runs}/${run_name}/low_prior/last.ckpt", "checkpoint of the low prior")
+    up: str = option("${paths.runs}/${run_name}/up_prior/last.ckpt", "checkpoint of the up prior")
+    seconds: float | None = option(
+        None, "length of the audio; null: that of a video, else one window of the priors", unit="seconds", above=0
+    )
+    overlap: float = option(
+        0.5, "fraction of a window that repeats the one before, for audio longer than a window", minimum=0
+    )
+    seed: int = seed_option("the audio: each file depends on the seed, its input's name and its number only")
+    num_samples: int = option(1, "audio files for each input", minimum=1)
+    num_drafts: int | None = option(
+        None, "drafts for each input, of which the `keep` that the image explains best are refined", minimum=1
+    )
+    keep: int = option(1, "with num_drafts: drafts that are refined", minimum=1)
+    negative: Negative = field(default_factory=Negative)
+    continue_from: str | None = option(None, "audio prompt: an audio file to continue")
+    inpaint: str | None = option(None, "inpainting: an audio file, of which inpaint_interval is generated again")
+    inpaint_interval: list[float] | None = option(None, "with inpaint: [from, to]", unit="seconds")
+    format: str = option("wav", "format of the audio files", choices=("wav", "flac"))
+    mux: bool | str = option(
+        "auto", "also write NAME_00.mp4 for videos; auto: if PyAV is installed", choices=(True, False, "auto")
+    )
+    overwrite: bool = option(False, "generate existing files again")
+    max_failed: float = option(
+        0.0, "exit code 2 if a larger fraction of the inputs cannot be read", minimum=0, maximum=1
+    )
+    dry_run: bool = option(False, "list the audio files to generate, and stop")
+    batch_size: int | str = option(
+        "auto", "audio files in a batch; auto: as many as fit into free memory", minimum=1, words=("auto",)
+    )
+    device: str = device_option(" or mps (Apple silicon)")
+    precision: str = option(
+        "auto",
+        "of the priors: fp32, bf16, fp16 (GPUs), int8 (CPUs); auto: fp32 on a CPU and MPS, bf16 (before Ampere fp16) "
+        "on CUDA",
+    )
+    compile: bool | str = option(
+        False,
+        "true: compiled steps, on CUDA (needs Triton) or a CPU (needs g++; batch_size=auto is then 1 or 2); triton: "
+        "fused kernels on CUDA",
+        choices=(True, False, "triton"),
+    )
+    encoder: Any = group()
+    sampler: Any = group()
+    trainer: Any = group()
+    paths: Any = group()
 
 
 @dataclass
