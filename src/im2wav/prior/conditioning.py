@@ -204,7 +204,7 @@ def frame_of_position(length: int, frames: int, device: torch.device | None = No
     has_float64 = device is None or device.type != "mps"
     step = torch.arange(length, dtype=torch.float64, device=device if has_float64 else None) * (1 / max(length - 1, 1))
     if length > 1:
-        step[-1] = 1.0
+        step[-1:].fill_(1.0)
     return (step * (frames - 1)).round().long().to(device)
 
 
