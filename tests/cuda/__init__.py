@@ -5,7 +5,7 @@ C++ shim must be loaded before torch, and shows the child's report as its own. T
 (tensors on two devices, host copies while a graph is captured), counts each time the host waits for the device, and
 replays CUDA graphs operation by operation.
 
-Not simulated: the numerics of GPU kernels, the order of streams, other threads, NCCL and Triton.
+Not simulated: the numerics of GPU kernels, the order of streams, NCCL, further processes and Triton.
 """
 
 from pkgutil import extend_path

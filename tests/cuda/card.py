@@ -78,7 +78,7 @@ class CardTensor(torch.Tensor):
 
 
 class CardMode(TorchDispatchMode):
-    """While it is on, tensors can be made on the simulated card, and plain tensors can be pinned."""
+    """While it is on in a thread, tensors can be made on the simulated card, and plain tensors can be pinned."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (aten._pin_memory.default, aten.pin_memory.default):
@@ -93,9 +93,6 @@ class CardMode(TorchDispatchMode):
         if pins and not isinstance(result, CardTensor):
             result.is_pinned_by_card = True
         return result
-
-
-mode = CardMode()
 
 
 class Call:
@@ -130,7 +127,7 @@ class Call:
             return self.func(*tree_map(_inner, self.args), **tree_map(_inner, self.kwargs))
         whole = aten.scaled_dot_product_attention.default  # one kernel on CUDA
         if self.func is not whole and _is_composite(self.func):  # so it arrives in inference mode
-            with mode:
+            with CardMode():
                 result = self.func.decompose(*self.args, **self.kwargs)
             if result is not NotImplemented:
                 return result

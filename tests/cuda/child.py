@@ -37,7 +37,7 @@ def main() -> int:
     torch.set_num_threads(1)
     runtime.install()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    with os.fdopen(int(sys.argv[1]), "w") as pipe, card.mode:
+    with os.fdopen(int(sys.argv[1]), "w") as pipe, card.CardMode():
         return int(pytest.main(["-p", "no:cacheprovider", *sys.argv[2:]], plugins=[Reporter(pipe)]))
 
 

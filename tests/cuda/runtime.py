@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from cuda import graph
-from cuda.card import CardTensor
+from cuda.card import CardMode, CardTensor
 from cuda.state import machine
 
 TOTAL_MEMORY, FREE_MEMORY = 80 * 10**9, 70 * 10**9
@@ -90,6 +91,13 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=Non
     return kernel(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
+def run_thread(thread: threading.Thread) -> None:
+    """Thread.run with the mode, which belongs to one thread."""
+    with CardMode():
+        REAL_RUN(thread)
+
+
+REAL_RUN = threading.Thread.run
 REAL_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -133,5 +141,6 @@ def install() -> None:
         setattr(torch.cuda, name, value)
     torch.cuda.amp.common.amp_definitely_not_available = _fixed(False)
     torch.nn.functional.scaled_dot_product_attention = attention
+    threading.Thread.run = run_thread  # type: ignore[method-assign]
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made on the CPU, then copied
     torch.__future__.set_swap_module_params_on_conversion(True)  # Module.to: a plain tensor becomes a CardTensor

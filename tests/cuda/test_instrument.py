@@ -123,6 +123,14 @@ def test_a_call_of_another_thread_invalidates_a_global_capture(x):
     capture(work, capture_error_mode="thread_local").replay()
 
 
+def test_other_threads_use_the_card(x):
+    found = []
+    thread = threading.Thread(target=lambda: found.append((x + torch.ones(3, device="cuda")).cpu()))
+    thread.start()
+    thread.join()
+    assert found[0].tolist() == [1, 2, 3]
+
+
 def test_freed_memory_is_not_counted(machine):
     before = machine.allocated()
     x = torch.zeros(256, device="cuda")
