@@ -1,10 +1,12 @@
 import csv
+import shutil
 
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
-from conftest import command, config, tiny_config
+from conftest import TINY, TINY_NET, command, config, tiny_config
 from im2wav.checkpoint import load, load_net, net_sha256
 from im2wav.train import train
 from im2wav.training.schedules import warmup
@@ -275,3 +277,31 @@ def test_condition_dropout_depends_on_seed_step_and_item_alone(pairs, tmp_path):
     assert dropped(ids[::2]) == whole[::2]
     module.seed = 2
     assert dropped(ids) != whole
+
+
+def test_a_run_folder_holds_log_and_hydra_config_and_the_test_split_is_evaluated(pairs, tmp_path, capfd):
+    from im2wav.data.pairs import PairsFolder
+
+    root = tmp_path / "pairs"
+    shutil.copytree(pairs, root)
+    with (root / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    words = ["model=vqvae", f"data.root={root}", *TINY, *TINY_NET["vqvae"], "trainer.max_steps=2", "test=true"]
+    words += [f"paths.runs={tmp_path}", "callbacks.progress=null", "tags=[small,quick]"]
+    assert command("train", *words) == 2
+    assert "has no pair in the split `test`" in capfd.readouterr().err
+    next(row for row in rows if row["split"] == "train")["split"] = "test"
+    with (root / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "test" in {pair.split for pair in PairsFolder(root).pairs}
+    assert command("train", *words) == 0
+    folder = tmp_path / "base" / "vqvae"
+    assert "[INFO] done: " in (folder / "train.log").read_text()
+    assert "test=true" in (folder / ".hydra" / "overrides.yaml").read_text()
+    assert OmegaConf.load(folder / "config.yaml").tags == ["small", "quick"]
+    logged = (folder / "csv" / "version_0" / "metrics.csv").read_text()
+    assert "test/loss" in logged
+    assert "testing" in (folder / "train.log").read_text()
+    assert "best.ckpt" in (folder / "train.log").read_text()
