@@ -168,7 +168,9 @@ class Outputs:
         name, number = request.input.name, request.number
         for suffix in ("json", *FORMATS, "mp4"):  # of an earlier run, first the .json that marks it as finished
             for level in ("low", "up"):
-                self.path(level, name, number, suffix).unlink(missing_ok=True)
+                old = self.path(level, name, number, suffix)
+                if old.is_file():
+                    old.unlink()
         paths = {level: self.path(level, name, number) for level in wav}
         files = {level: str(path.relative_to(self.root)) for level, path in paths.items()}
         if self._wants_video(request, files):
