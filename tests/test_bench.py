@@ -52,7 +52,7 @@ def test_the_memory_of_an_evaluation_is_its_own(monkeypatch):
     from im2wav.benchmarks.footprint import memory_held
 
     held = torch.ones(2**26)  # 256 MiB
-    evaluation = importlib.import_module("im2wav.benchmarks.evaluate")
+    evaluation = importlib.import_module("im2wav.benchmarks.evaluation_speed")
     monkeypatch.setattr(evaluation, "COMMAND", [sys.executable, "-c", "b'x' * (64 * 2**20)"])
     *_, memory = evaluation.evaluate(sounds=2, seconds=0.1)
     assert held.nbytes < memory_held("VmHWM")
@@ -102,7 +102,7 @@ def test_the_official_way_draws_the_same_logits():
     """Two passes and growing caches are a fair reference only if they compute the same."""
     import torch
 
-    from im2wav.benchmarks.official_way import GrowingSequence
+    from im2wav.benchmarks.official_decoder import ConcatenatedKVCache
     from im2wav.prior import Conditions
     from test_prior import low_prior
 
@@ -110,7 +110,7 @@ def test_the_official_way_draws_the_same_logits():
     given = Conditions(torch.randn(1, 1, 6))
     with torch.no_grad():
         start, _ = prior.conditioner(given, 64)
-        sequence = GrowingSequence(prior, torch.zeros(1, 32))
+        sequence = ConcatenatedKVCache(prior, torch.zeros(1, 32))
         inputs = [start, *(prior.code_embedding(codes[:, t]) for t in range(63))]
         logits = torch.stack([sequence.logits(x) for x in inputs], 1)
         torch.testing.assert_close(logits, prior(codes, given), rtol=1e-4, atol=1e-5)

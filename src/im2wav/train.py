@@ -43,14 +43,14 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
         ValueError: the folder of this run already holds another checkpoint, `ckpt_path` does not exist, or
             `resume=auto` finds none that is complete.
     """
-    from im2wav.training.checkpoints import newest_complete
+    from im2wav.training.checkpoints import find_newest_checkpoint
 
     output = Path(cfg.paths.output)
     last = output / "last.ckpt"
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume={cfg.resume}: expected auto or null; ckpt_path=PATH names a checkpoint")
     if cfg.resume == "auto" and not cfg.overwrite and not cfg.trainer.fast_dev_run:
-        newest = newest_complete(output)
+        newest = find_newest_checkpoint(output)
         if newest is not None:
             log.info("going on from %s", newest)
             return str(newest)
@@ -159,9 +159,9 @@ def plugins() -> list[Any]:
     """Whole checkpoint files; and of SLURM only the ranks, since our own callback obeys its signals."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-    from im2wav.training.checkpoints import WholeFiles
+    from im2wav.training.checkpoints import AtomicCheckpointIO
 
-    return [WholeFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
+    return [AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
 
 
 def half_weights(precision: str) -> Any:
@@ -252,13 +252,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     from im2wav.files import write_atomic
     from im2wav.training.dashboard import Dashboard
-    from im2wav.training.facts import origin
-    from im2wav.training.hardware import prepare, size_batch
-    from im2wav.training.loggers import WANDB_ID, own_run
+    from im2wav.training.facts import run_provenance
+    from im2wav.training.hardware import configure_precision, size_batch
+    from im2wav.training.loggers import WANDB_ID, finish_wandb_run
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    prepare(cfg)
+    configure_precision(cfg)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
     for callback in callbacks:
@@ -273,14 +273,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)
             write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
-        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **origin(cfg.data.root)}
+        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **run_provenance(cfg.data.root)}
         for logger in loggers:
             logger.log_hyperparams(facts)
     rows = len(datamodule.windows["train"])
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
         part.compile(dynamic=False)  # training batches have one size
-    with own_run(), explained(cfg):
+    with finish_wandb_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     if not trainer.global_step:
         raise ValueError(

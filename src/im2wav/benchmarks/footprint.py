@@ -25,19 +25,19 @@ def memory_held(name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}: memory can only be measured on Linux")
 
 
-def draw_one(path: str, precision: str, compile: bool) -> dict[str, float]:
+def measure_first_code(path: str, precision: str, compile: bool) -> dict[str, float]:
     """Load a prior, draw a code, and say what memory it took: `held`, and `needed` for weights once and caches."""
-    from im2wav.benchmarks.decode import begin, fresh_prior
+    from im2wav.benchmarks.decoding_speed import start_decoding, random_prior
     from im2wav.checkpoint import load_net
     from im2wav.generation import Decoder
 
     if path == "warm":  # the libraries take their own memory at their first use
-        net: Any = fresh_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
+        net: Any = random_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
     else:
         net = load_net(path, "low_prior")
     before = memory_held("VmRSS")
     decoder = Decoder(net, precision, consume=True, compile=compile)
-    decoding = begin(decoder, net)
+    decoding = start_decoding(decoder, net)
     decoding.step()
     caches = sum(cache.buffer.nbytes for cache in decoding.caches) + decoding.condition.nbytes
     rest = sum(p.nbytes for p in net.parameters() if not p.is_meta)
@@ -47,7 +47,7 @@ def draw_one(path: str, precision: str, compile: bool) -> dict[str, float]:
     }
 
 
-def child(*arguments: str) -> str:
+def run_child(*arguments: str) -> str:
     """What this file prints as a program.
 
     Raises:
@@ -60,7 +60,7 @@ def child(*arguments: str) -> str:
     return run.stdout
 
 
-def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
+def measure_footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
     """Peak memory against one copy of the weights and the caches; seconds from starting Python to the first code."""
     from im2wav.checkpoint import Loaded, save
 
@@ -72,10 +72,10 @@ def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = str(save(Loaded(prior, "low_prior", config), Path(folder) / "low_prior.safetensors"))
-        memory = json.loads(child(precision, "packed", "warm", path))
+        memory = json.loads(run_child(precision, "packed", "warm", path))
         ways = ("packed", "compiled")[: 1 + compile]
         # the better of two: files are in memory then, and kernels on disk
-        times = [best_time(partial(child, precision, way, path), repeats=2, warm_up=0) for way in ways]
+        times = [best_time(partial(run_child, precision, way, path), repeats=2, warm_up=0) for way in ways]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         alone = f"importing torch alone: {time.perf_counter() - start:.1f} s"
@@ -88,5 +88,5 @@ def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    found = [draw_one(path, sys.argv[1], sys.argv[2] == "compiled") for path in sys.argv[3:]]
+    found = [measure_first_code(path, sys.argv[1], sys.argv[2] == "compiled") for path in sys.argv[3:]]
     sys.stdout.write(json.dumps(found[-1]))

@@ -14,7 +14,7 @@ def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) 
     return array.nbytes / best_time(array.sum, device, repeats)
 
 
-def machine(device: str = "cpu", precisions: Sequence[str] = ("fp32", "bf16")) -> list[Row]:
+def measure_machine(device: str = "cpu", precisions: Sequence[str] = ("fp32", "bf16")) -> list[Row]:
     """What every other benchmark is compared with."""
     rows = [Row(f"matmul, {p}", matmul_peak(p, device) / 1e9, "GFLOP/s") for p in precisions]
     return [*rows, Row("memory read", read_bandwidth(device) / 1e9, "GB/s")]

@@ -29,7 +29,7 @@ def logits_along(decoder: Decoder, conditions: Conditions, codes: Tensor) -> Ten
     return torch.stack(steps, 1)
 
 
-def bits_and_guesses(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
+def bits_and_greedy_codes(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
     """Bits per code under the condition, and the code [B, n] that greedy guided sampling would draw at each place."""
     logits = logits_along(decoder, conditions, codes)
     told = logits[: len(codes)]
@@ -38,7 +38,7 @@ def bits_and_guesses(decoder: Decoder, conditions: Conditions, codes: Tensor) ->
     return bits, (guide(logits, scale) if decoder.can_be_guided else logits).argmax(2)
 
 
-def quality(
+def measure_quality(
     run: str,
     pairs: str,
     device: str = "cpu",
@@ -72,10 +72,10 @@ def quality(
     rows: list[Row] = []
     for level, prior in priors.items():
         given = Conditions(batch.clip.to(device), timing, codes["low"] if level == "up" else None)
-        bits, greedy = bits_and_guesses(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
+        bits, greedy = bits_and_greedy_codes(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
         rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
         for p in precisions:
-            value, guesses = bits_and_guesses(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
+            value, guesses = bits_and_greedy_codes(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
             agree = (guesses == greedy).float().mean().item()
             p = f"{p}, compiled" if compile else p
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))

@@ -23,7 +23,7 @@ CARDS = (8, 12, 24, 80)  # GB
 LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def official(model: str, **options: Any) -> nn.Module:
+def official_net(model: str, **options: Any) -> nn.Module:
     """A net of official size with fresh weights; `options` are of the transformer.
 
     Raises:
@@ -71,14 +71,16 @@ def dense_attention() -> Iterator[None]:
 def step_flops(model: str, batch: int) -> int:
     """Operations of a training step over a batch, counted without computing anything."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        net = official(model)
+        net = official_net(model)
         forward = forward_flops(net, loss_of(net, batch, "cpu"))
         return 3 * (forward + (batch * prior_flops(net) if isinstance(net, Prior) else 0))
 
 
-def throughput(model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int) -> list[Row]:
+def measure_throughput(
+    model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int
+) -> list[Row]:
     """Operations per second of whole training steps, and how far that is from the matmul peak."""
-    net = official(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
+    net = official_net(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
     loss = loss_of(net, batch, device)
     flops = step_flops(model, batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
@@ -105,9 +107,9 @@ def throughput(model: str, batch: int, device: str, precision: str, checkpointin
     return rows
 
 
-def against_dense(device: str, precision: str, repeats: int) -> Row:
+def compare_with_dense(device: str, precision: str, repeats: int) -> Row:
     """Forward and backward of the low prior, fast and by the specification."""
-    net = official("low_prior").to(device).train()
+    net = official_net("low_prior").to(device).train()
     loss = loss_of(net, 1, device)
 
     def work() -> None:
@@ -123,14 +125,14 @@ def against_dense(device: str, precision: str, repeats: int) -> Row:
     return Row(name, fast, "s", dense, "the same under dense masks", bar=0.5, at_least=False)
 
 
-def memory(model: str, precision: str) -> list[Row]:
+def measure_memory(model: str, precision: str) -> list[Row]:
     """Memory of a training step: its state, and its peak as a function of the batch, with what fits on which GPU."""
     rows: list[Row] = []
     for checkpointing in (False, True) if model != "vqvae" else (False,):
         options = {"checkpointing": True} if checkpointing else {}
 
         def build(batch: int, options: dict[str, Any] = options) -> tuple[nn.Module, Callable[[], Tensor]]:
-            net = official(model, **options)
+            net = official_net(model, **options)
             return net, loss_of(net, batch, "cpu")
 
         found = step_memory(build, precision=LIGHTNING[precision])
@@ -143,7 +145,7 @@ def memory(model: str, precision: str) -> list[Row]:
     return rows
 
 
-def training(
+def measure_training(
     device: str = "cpu",
     models: Sequence[str] = MODELS,
     batch: int = 1,
@@ -163,10 +165,10 @@ def training(
     rows: list[Row] = []
     if "memory" in parts:
         for model in models:
-            rows += memory(model, precision)
+            rows += measure_memory(model, precision)
     if "dense" in parts:
-        rows.append(against_dense(device, precision, repeats))
+        rows.append(compare_with_dense(device, precision, repeats))
     if "throughput" in parts:
         for model in models:
-            rows += throughput(model, batch, device, precision, checkpointing, repeats)
+            rows += measure_throughput(model, batch, device, precision, checkpointing, repeats)
     return rows

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from im2wav.data.codes import codes_folder
-from im2wav.data.loader import Batches, Draws, Share, WindowLoader
+from im2wav.data.loader import BatchDataset, BatchPartition, KeyStream, WindowLoader
 from im2wav.data.shards import ShardsFolder, open_folder
 from im2wav.data.splits import fraction_of, split_rows
-from im2wav.data.windows import CROP, SHORT, Batch, Windows
+from im2wav.data.windows import CROP, SHORT, Batch, WindowDataset
 
 log = logging.getLogger(__name__)
 CODES = ("fresh", "cache")
@@ -102,7 +102,7 @@ class PairsDataModule(pl.LightningDataModule):
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
-            name: Windows(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")
+            name: WindowDataset(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")
             for name, taken in rows.items()
         }
         if not len(self.windows["train"]):
@@ -133,16 +133,16 @@ class PairsDataModule(pl.LightningDataModule):
         Raises:
             ValueError: the global batch does not divide over the devices.
         """
-        share = Share.divide(self.global_batch_size, self.batch_size, self.trainer)
+        share = BatchPartition.divide(self.global_batch_size, self.batch_size, self.trainer)
         windows = self.windows[split]
         rows = length = len(windows)
         if shuffle:  # whole steps, at least one
             length = (self.windows_per_epoch or rows) // share.global_batch_size * share.global_batch_size
             length = max(length, share.global_batch_size)
         place = 0.0 if self.crop == "start" else None if shuffle else 0.5
-        draws = Draws(rows, length, self.seed, shuffle, place, self.blend and shuffle)
+        draws = KeyStream(rows, length, self.seed, shuffle, place, self.blend and shuffle)
         return WindowLoader(
-            Batches(windows, draws, share, ends=not shuffle),
+            BatchDataset(windows, draws, share, ends=not shuffle),
             resumed=self._count_again if shuffle and self.trainer else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
-from im2wav.data.windows import Batch, Key, Windows, collate
+from im2wav.data.windows import Batch, Key, WindowDataset, collate
 
 
-class Draws:
+class KeyStream:
     """The endless stream of keys, from which window i can be had without those before it.
 
     It falls into epochs of `length` keys. Within one, every row comes once before any comes twice, each time at another
@@ -65,7 +65,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchPartition:
     """What one device takes of each global batch.
 
     Attributes:
@@ -81,7 +81,7 @@ class Share:
     passes: int = 1
 
     @classmethod
-    def divide(cls, global_batch_size: int | None, batch_size: int, trainer: Any = None) -> "Share":
+    def divide(cls, global_batch_size: int | None, batch_size: int, trainer: Any = None) -> "BatchPartition":
         """Divide a global batch over the trainer's devices and passes; without a size, each takes `batch_size`.
 
         Raises:
@@ -118,11 +118,11 @@ class Share:
         return [i % rows for i in range(start, start + each)]
 
 
-class Failure(str):
+class ReadFailure(str):
     """What a worker hands over instead of a batch where a file cannot be read."""
 
 
-class Batches(Dataset):
+class BatchDataset(Dataset):
     """Whole batches by their number.
 
     Args:
@@ -132,7 +132,7 @@ class Batches(Dataset):
         ends: whether the stream ends after one round over the rows, as in validation.
     """
 
-    def __init__(self, windows: Windows, draws: Draws, share: Share, ends: bool = False):
+    def __init__(self, windows: WindowDataset, draws: KeyStream, share: BatchPartition, ends: bool = False):
         self.windows, self.draws, self.share, self.ends = windows, draws, share, ends
         # what each worker is reading: its process, batch and item; seen by all processes
         self.board = torch.zeros(1024, 3, dtype=torch.int64).share_memory_()
@@ -148,7 +148,7 @@ class Batches(Dataset):
             return self.share.windows_of(number, self.draws.rows)
         return list(self.share.windows(number))
 
-    def __getitem__(self, number: int) -> Batch | Failure:
+    def __getitem__(self, number: int) -> Batch | ReadFailure:
         worker = get_worker_info()
         slot = self.board[worker.id % len(self.board)] if worker else torch.zeros(3, dtype=torch.int64)
         numbers, items = self.numbers(number), []
@@ -159,7 +159,7 @@ class Batches(Dataset):
         except (ValueError, OSError) as error:
             if worker is None:
                 raise
-            return Failure(error)  # raised in a worker it would come out as a whole traceback
+            return ReadFailure(error)  # raised in a worker it would come out as a whole traceback
         return collate(items)._replace(number=torch.tensor(numbers))
 
     def read_by(self, pids: set[int]) -> list[str]:
@@ -171,7 +171,7 @@ class Batches(Dataset):
         return found
 
 
-class Numbers(DistributedSampler):
+class BatchNumberSampler(DistributedSampler):
     """Numbers of batches from `start` on.
 
     By its type Lightning sees that the devices' shares have been seen to, and puts no sampler of its own around it.
@@ -192,7 +192,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 class WindowLoader(DataLoader):
-    """A DataLoader over `Batches` that knows how far it has been read; Lightning keeps its state in checkpoints.
+    """A DataLoader over `BatchDataset` that knows how far it has been read; Lightning keeps its state in checkpoints.
 
     Each iteration goes on where the last one ended.
 
@@ -208,25 +208,25 @@ class WindowLoader(DataLoader):
 
     def __init__(
         self,
-        dataset: Batches,
+        dataset: BatchDataset,
         sampler: Any = None,
         resumed: Callable[[dict[str, int]], None] | None = None,
         **options: Any,
     ):
         options |= {"batch_size": None, "collate_fn": _as_it_is}
-        super().__init__(dataset, sampler=sampler or Numbers(len(dataset)), **options)
+        super().__init__(dataset, sampler=sampler or BatchNumberSampler(len(dataset)), **options)
         self.resumed, self.read = resumed, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        dataset: Batches = self.dataset  # type: ignore[assignment]
+        dataset: BatchDataset = self.dataset  # type: ignore[assignment]
         passes = 1 if dataset.ends else dataset.share.passes
         if dataset.ends:
             self.read = 0
-        if isinstance(self.sampler, Numbers):
+        if isinstance(self.sampler, BatchNumberSampler):
             self.sampler.start = self.read = -(-self.read // passes) * passes
         try:
             for batch in super().__iter__():
-                if isinstance(batch, Failure):
+                if isinstance(batch, ReadFailure):
                     raise ValueError(str(batch))
                 self.read += 1
                 yield batch
@@ -246,13 +246,13 @@ class WindowLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """How far this loader was read: whole steps of the optimiser, and what else a loader of another size needs."""
-        share: Share = self.dataset.share  # type: ignore[attr-defined]
+        share: BatchPartition = self.dataset.share  # type: ignore[attr-defined]
         steps = self.read // share.passes
         return {"windows": steps * share.global_batch_size, "passes": share.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there, be it on other devices."""
-        share: Share = self.dataset.share  # type: ignore[attr-defined]
+        share: BatchPartition = self.dataset.share  # type: ignore[attr-defined]
         self.read = state["windows"] // share.global_batch_size * share.passes
         if self.resumed is not None:
             self.resumed(state)

@@ -11,7 +11,7 @@ WAYS = ("column", "group")
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
-def lot(text: str, purpose: str) -> float:
+def hash_fraction(text: str, purpose: str) -> float:
     """A deterministic pseudo-random number in [0, 1) from a text; different for each purpose."""
     digest = hashlib.blake2b(f"{purpose}\n{text}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -50,7 +50,7 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
     if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
     borders = np.cumsum([shares[split] for split in SPLITS])
-    lots = np.array([lot(group, "split") for group in groups(pairs)])
+    lots = np.array([hash_fraction(group, "split") for group in groups(pairs)])
     number = np.minimum(np.searchsorted(borders, lots, side="right"), len(SPLITS) - 1)
     return {split: np.flatnonzero(number == i) for i, split in enumerate(SPLITS)}
 
@@ -65,5 +65,5 @@ def fraction_of(pairs: Manifest, rows: np.ndarray, fraction: float) -> np.ndarra
         raise ValueError(f"data.train_fraction={fraction}: must be above 0 and at most 1")
     if fraction == 1:
         return rows
-    chosen = [lot(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]
+    chosen = [hash_fraction(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]
     return rows[np.array(chosen, dtype=bool)]

@@ -63,7 +63,7 @@ def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -
     return number, min(offset, max(end - length, start)) - start
 
 
-def filled_up(wav: Tensor, length: int, short: str) -> Tensor:
+def extend_wav(wav: Tensor, length: int, short: str) -> Tensor:
     """A sound [N] that is shorter than `length`, repeated (`loop`) or followed by silence up to it; else as it is."""
     missing = length - len(wav)
     if missing <= 0:
@@ -73,7 +73,7 @@ def filled_up(wav: Tensor, length: int, short: str) -> Tensor:
     return torch.nn.functional.pad(wav, (0, missing))
 
 
-class Windows(Dataset):
+class WindowDataset(Dataset):
     """Windows of `num_samples`, addressed by (row, place) with place in [0, 1): where in the recording they lie.
 
     With `concatenated` a row is a window of all recordings one after the other, and the place shifts it by up to half
@@ -117,7 +117,7 @@ class Windows(Dataset):
         row, place, mix = Key(*key)
         pair, offset = self.locate(row, place)
         wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
-        wav = filled_up(wav, self.num_samples, self.short)
+        wav = extend_wav(wav, self.num_samples, self.short)
         timing = {"total": float(max(pair.samples, self.num_samples)), "offset": float(offset)}
         timing["duration"] = float(self.num_samples)
         clip = self.folder.read_clip(pair, self._frames(pair, offset))

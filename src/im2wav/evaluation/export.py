@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from im2wav.evaluation.inputs import Inputs
-from im2wav.evaluation.sounds import Reading, Sound
+from im2wav.evaluation.audio_files import Reading, AudioFile
+from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.files import VIDEO_SUFFIXES, wav_bytes, write_atomic
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
     """
     if found.reference is None:
         raise ValueError("export=av-benchmark needs a reference: reference=DIR, or model=DIR with data=PAIRS")
-    taken: dict[str, Sound] = {}
-    for sound in found.sets["generated"].sounds:
+    taken: dict[str, AudioFile] = {}
+    for sound in found.sets["generated"].files:
         taken.setdefault(sound.target, sound)
     for folder in ("gt_audio", "pred_audio", "video"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    real = {sound.name: sound for sound in found.reference.sounds}
+    real = {sound.name: sound for sound in found.reference.files}
     videos = 0
     for name, sound in taken.items():
         flat = name.replace("/", "_")
@@ -48,7 +48,7 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerows([("name", "caption"), *((n.replace("/", "_"), found.labels.get(n, "")) for n in taken)])
         write_atomic(out / "captions.csv", buffer.getvalue().encode())
-    left = sum(Counter(s.target for s in found.sets["generated"].sounds).values()) - len(taken)
+    left = sum(Counter(s.target for s in found.sets["generated"].files).values()) - len(taken)
     log.info(
         "%d pairs, %d videos in %s%s\nnext, in av-benchmark: python evaluate.py --gt_audio %s --gt_cache %s "
         "--pred_audio %s --pred_cache %s --audio_length=%g%s",

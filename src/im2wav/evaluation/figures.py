@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2wav.evaluation import imagehear, statistics
+from im2wav.evaluation import imagehear, set_statistics
+from im2wav.evaluation.audio_files import Judged
 from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
-from im2wav.evaluation.network import Heardings, Network
+from im2wav.evaluation.network import Network, SetOutputs
 from im2wav.evaluation.retrieval import retrieval_values
-from im2wav.evaluation.sounds import Judged
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.threads import map_in_threads
 
 PERCENTILE = "95 %, percentile bootstrap over items"
 NORMAL = "95 %, 1.96 standard deviations of bootstrap resamples over items"
@@ -63,7 +63,7 @@ class Plan:
 
     def weights(self, units: int, count: int, stream: int = 0) -> Tensor:
         """Bootstrap counts [count, units]; another stream gives independent ones."""
-        return statistics.resamples(units, count, self.seed * 1_000_003 + stream)
+        return set_statistics.resamples(units, count, self.seed * 1_000_003 + stream)
 
 
 def unit_numbers(items: Sequence[str]) -> Tensor:
@@ -76,7 +76,7 @@ def mean_figure(values: Tensor, items: Sequence[str], plan: Plan, n_reference: i
     """Mean of values [S] with its percentile interval."""
     units = unit_numbers(items)
     weights = plan.weights(int(units.max()) + 1, plan.resamples)[:, units]
-    low, high = statistics.bootstrap_interval(values, weights)
+    low, high = set_statistics.bootstrap_interval(values, weights)
     return Figure(values.double().mean().item(), low, high, PERCENTILE, len(values), n_reference)
 
 
@@ -89,18 +89,18 @@ def normal_figure(value: float, spread: float, n: int, n_reference: int | None, 
 class Side:
     """The embeddings of a set and the items that its sounds belong to."""
 
-    heard: Heardings
+    outputs: SetOutputs
     items: Sequence[str]
 
     @property
     def units(self) -> Tensor:
         """Number of each row's item, [M]."""
-        return unit_numbers(self.items)[self.heard.owner]
+        return unit_numbers(self.items)[self.outputs.owner]
 
 
 def side(judged: Judged, network: Network) -> Side:
     """A set as a network hears it."""
-    return Side(judged.heard[network.name], judged.set.targets)
+    return Side(judged.outputs[network.name], judged.set.targets)
 
 
 def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -120,8 +120,8 @@ def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
         for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
-    value, *drawn = side_by_side(
-        lambda counts: statistics.frechet_distance(one.heard.rows, other.heard.rows, *counts),
+    value, *drawn = map_in_threads(
+        lambda counts: set_statistics.frechet_distance(one.outputs.rows, other.outputs.rows, *counts),
         [(None, None), *resampled],
     )
     spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
@@ -131,48 +131,48 @@ def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
 def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
     """FD at infinite N, where there are sounds enough, and KAD of two sets: both without the bias of small sets."""
     counts, row = (len(one.items), len(other.items)), {}
-    far = statistics.frechet_infinity(one.heard.rows, other.heard.rows, plan.seed)
+    far = set_statistics.frechet_infinity(one.outputs.rows, other.outputs.rows, plan.seed)
     if far is not None:
         row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
-    sigma = statistics.median_distance(other.heard.rows)
+    sigma = set_statistics.median_distance(other.outputs.rows)
     drawn = joint_weights(one, other, min(plan.resamples, 200), plan)
     # the sets as they are come first, so that one kernel serves both
     weights = [torch.cat([torch.ones_like(w[:1]), w]) for w in drawn]
-    value, *resampled = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
+    value, *resampled = set_statistics.kernel_distance(one.outputs.rows, other.outputs.rows, sigma, *weights)
     row["kad"] = normal_figure(value.item(), torch.stack(resampled).std().item(), *counts)
     return row
 
 
-def variety(heard: Heardings, items: Sequence[str], plan: Plan) -> Row:
+def inception_figures(outputs: SetOutputs, items: Sequence[str], plan: Plan) -> Row:
     """Inception score: over ten parts from 1,000 sounds on, else over the whole set."""
-    units, probabilities = unit_numbers(items), heard.logits.double().softmax(-1)
+    units, probabilities = unit_numbers(items), outputs.logits.double().softmax(-1)
     splits = 10 if len(items) >= 1000 else 1
-    value = statistics.inception_score(probabilities, splits)[0].item()
+    value = set_statistics.inception_score(probabilities, splits)[0].item()
     weights = plan.weights(int(units.max()) + 1, min(plan.resamples, 200))[:, units]
-    drawn = statistics.inception_score(probabilities, splits, weights=weights)
+    drawn = set_statistics.inception_score(probabilities, splits, weights=weights)
     return {"is": normal_figure(value, drawn.std().item(), len(items), None)}
 
 
 def paired_figures(
-    network: Network, heard: Heardings, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
+    network: Network, outputs: SetOutputs, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
 ) -> dict[str, Tensor]:
     """What can be said of each sound beside the reference of the item that it is judged for: name -> [S]."""
-    reference = other.heard[network.name]
+    reference = other.outputs[network.name]
     place = {item: i for i, item in enumerate(other.set.targets)}
     partner = torch.tensor([place[item] for item in judged_for])
     masked = imagehear.general_mask(network.labels)
     top = reference.scores.masked_fill(masked, -torch.inf).argmax(1)[partner]
     wanted = torch.nn.functional.one_hot(top, len(network.labels)).bool()
     return {
-        "kl": divergence(heard.logits, reference.logits[partner]),
-        "kl_sigmoid": divergence(heard.logits, reference.logits[partner], "sigmoid"),
-        "agree@1": hits(heard.scores, wanted, 1, masked),
-        "agree@5": hits(heard.scores, wanted, 5, masked),
+        "kl": divergence(outputs.logits, reference.logits[partner]),
+        "kl_sigmoid": divergence(outputs.logits, reference.logits[partner], "sigmoid"),
+        "agree@1": hits(outputs.scores, wanted, 1, masked),
+        "agree@5": hits(outputs.scores, wanted, 5, masked),
     }
 
 
-def recognised(
-    network: Network, heard: Heardings, judged_for: Sequence[str], plan: Plan
+def recognition_values(
+    network: Network, outputs: SetOutputs, judged_for: Sequence[str], plan: Plan
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Whether the label of the item is heard: name -> (which sounds have an answer [S] bool, their values)."""
     labels = plan.labels or {}
@@ -183,21 +183,21 @@ def recognised(
     if known.any():
         masked = imagehear.general_mask(network.labels)
         for top in (1, 5):
-            found[f"acc@{top}"] = (known, hits(heard.scores[known], wanted[known], top, masked))
+            found[f"acc@{top}"] = (known, hits(outputs.scores[known], wanted[known], top, masked))
     classes = [imagehear.class_of(labels.get(item, "")) for item in judged_for]
     of_class = torch.tensor([c is not None for c in classes])
     if of_class.any():
         order = imagehear.class_names()
         target = torch.tensor([order.index(c) for c in classes if c is not None])
         groups = imagehear.class_groups(network.labels)
-        found["acc_30way"] = (of_class, group_hits(heard.scores[of_class], groups, target))
+        found["acc_30way"] = (of_class, group_hits(outputs.scores[of_class], groups, target))
     return found
 
 
-def image_scores(heard: Heardings, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
+def image_scores(outputs: SetOutputs, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
     """CS of each sound with the image of the item that it is judged for, [S]."""
     embeddings = torch.stack([images[item] for item in judged_for])
-    return CosineScore().values(heard.rows, embeddings)
+    return CosineScore().values(outputs.rows, embeddings)
 
 
 def set_row(
@@ -227,7 +227,7 @@ def set_row(
         row[name] = mean_figure(values, picked, plan, n_reference)
 
     for network in networks:
-        heard, suffix = judged.heard[network.name], f"/{network.name}"
+        outputs, suffix = judged.outputs[network.name], f"/{network.name}"
         if reference is not None and "distance" in network.uses and not shuffled:
             one, other = side(judged, network), side(reference, network)
             row["fd" + suffix] = fd_figure(one, other, plan)
@@ -237,14 +237,14 @@ def set_row(
                 row["fd_half" + suffix] = fd_figure(side(parts[0][0], network), side(parts[1][1], network), plan)
         if "classes" in network.uses:
             if reference is not None and paired and reference is not judged:
-                for name, values in paired_figures(network, heard, items, reference, plan, wanted).items():
-                    add(name + suffix, values, n_reference=len(reference.set.sounds))
+                for name, values in paired_figures(network, outputs, items, reference, plan, wanted).items():
+                    add(name + suffix, values, n_reference=len(reference.set.files))
             if not shuffled:
-                row |= {name + suffix: figure for name, figure in variety(heard, items, plan).items()}
-            for name, (of, values) in recognised(network, heard, wanted, plan).items():
+                row |= {name + suffix: figure for name, figure in inception_figures(outputs, items, plan).items()}
+            for name, (of, values) in recognition_values(network, outputs, wanted, plan).items():
                 add(name + suffix, values, of)
         if "picture" in network.uses and plan.images:
-            add("cs" + suffix, image_scores(heard, wanted, plan.images))
+            add("cs" + suffix, image_scores(outputs, wanted, plan.images))
     if judged.nearest and paired:
         found = retrieval_values(judged.nearest, items, plan.recordings, plan.labels or {}, shuffled)
         for name, (of, values) in found.items():
@@ -265,16 +265,16 @@ def shuffled_items(items: Sequence[str], seed: int) -> dict[str, str]:
 def part(judged: Judged, numbers: Tensor) -> Judged:
     """Some of the sounds of a set."""
     picked = numbers.tolist()
-    heard = {}
-    for name, found in judged.heard.items():
-        place = torch.full((len(judged.set.sounds),), -1)
+    outputs = {}
+    for name, found in judged.outputs.items():
+        place = torch.full((len(judged.set.files),), -1)
         place[numbers] = torch.arange(len(numbers))
         keep = place[found.owner] >= 0
-        heard[name] = Heardings(
+        outputs[name] = SetOutputs(
             found.rows[keep], place[found.owner[keep]], found.logits[numbers], found.scores[numbers]
         )
-    sounds = tuple(judged.set.sounds[i] for i in picked)
-    return Judged(replace(judged.set, sounds=sounds), heard, judged.levels[numbers])
+    files = tuple(judged.set.files[i] for i in picked)
+    return Judged(replace(judged.set, files=files), outputs, judged.levels[numbers])
 
 
 def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:

@@ -53,7 +53,7 @@ def general_mask(labels: Sequence[str]) -> Tensor:
     return wanted_classes([imagehear().audioset_general], labels)[0]
 
 
-def shares(per_class: int) -> dict[str, int]:
+def images_per_class(per_class: int) -> dict[str, int]:
     """How many sounds each image is to have, so that each class has `per_class`: image name -> number.
 
     Raises:
@@ -68,7 +68,7 @@ def shares(per_class: int) -> dict[str, int]:
     return {image: count for image, count in counts.items() if count}
 
 
-def find_images(folder: Path) -> dict[str, Path]:
+def find_imagehear_images(folder: Path) -> dict[str, Path]:
     """The 101 images in a folder, by file name.
 
     Raises:

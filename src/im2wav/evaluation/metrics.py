@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from im2wav.evaluation import statistics
+from im2wav.evaluation import set_statistics
 from im2wav.evaluation.distance import log_stft_distance, si_sdr
 
 
@@ -223,11 +223,11 @@ class FrechetDistance(Metric):
         Raises:
             ValueError: fewer than two sounds on a side.
         """
-        return statistics.frechet(*self._moments("generated"), *self._moments("real"))
+        return set_statistics.frechet(*self._moments("generated"), *self._moments("real"))
 
 
 class KernelDistance(Metric):
-    """Kernel audio distance (`statistics.kernel_distance`). Keeps all embeddings: a kernel compares each with each."""
+    """Kernel audio distance (`set_statistics.kernel_distance`). Keeps all embeddings: a kernel compares each with each."""
 
     full_state_update = False
     real: list[Tensor]
@@ -246,11 +246,11 @@ class KernelDistance(Metric):
     def compute(self) -> Tensor:
         """The distance."""
         rows = [dim_zero_cat(x).cpu() for x in (self.generated, self.real)]
-        return statistics.kernel_distance(rows[0], rows[1], self.bandwidth)[0]
+        return set_statistics.kernel_distance(rows[0], rows[1], self.bandwidth)[0]
 
 
 class InceptionScore(Metric):
-    """Inception score (`statistics.inception_score`)."""
+    """Inception score (`set_statistics.inception_score`)."""
 
     full_state_update = False
     logits: list[Tensor]
@@ -267,7 +267,7 @@ class InceptionScore(Metric):
     def compute(self) -> Tensor:
         """The score."""
         probabilities = dim_zero_cat(self.logits).cpu().double().softmax(-1)
-        return statistics.inception_score(probabilities, self.splits, self.seed)[0]
+        return set_statistics.inception_score(probabilities, self.splits, self.seed)[0]
 
 
 def wanted_classes(names: Sequence[Sequence[str]], labels: Sequence[str]) -> Tensor:

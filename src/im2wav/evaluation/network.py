@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Heard:
+class NetworkOutput:
     """What a network makes of one sound. D width of the embedding, C classes: none where the network has none."""
 
     rows: Tensor  # [M, D], one embedding for the sound or one for each of its frames
@@ -29,13 +29,13 @@ class Network:
     dim: int
     labels: Sequence[str]
 
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Judge wav [N] at the network's sample rate."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Heardings:
+class SetOutputs:
     """What a network heard in S sounds."""
 
     rows: Tensor  # [M, D]
@@ -44,18 +44,18 @@ class Heardings:
     scores: Tensor  # [S, C]
 
     @classmethod
-    def join(cls, heard: Sequence[Heard]) -> "Heardings":
+    def join(cls, outputs: Sequence[NetworkOutput]) -> "SetOutputs":
         """Of single sounds, in their order."""
-        counts = torch.tensor([len(h.rows) for h in heard])
+        counts = torch.tensor([len(h.rows) for h in outputs])
         return cls(
-            rows=torch.cat([h.rows for h in heard]),
-            owner=torch.arange(len(heard)).repeat_interleave(counts),
-            logits=torch.stack([h.logits for h in heard]),
-            scores=torch.stack([h.scores for h in heard]),
+            rows=torch.cat([h.rows for h in outputs]),
+            owner=torch.arange(len(outputs)).repeat_interleave(counts),
+            logits=torch.stack([h.logits for h in outputs]),
+            scores=torch.stack([h.scores for h in outputs]),
         )
 
     @classmethod
-    def concat(cls, parts: Sequence["Heardings"]) -> "Heardings":
+    def concat(cls, parts: Sequence["SetOutputs"]) -> "SetOutputs":
         """Of several lots of sounds, one after the other."""
         before, owners = 0, []
         for part in parts:

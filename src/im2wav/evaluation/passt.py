@@ -11,8 +11,8 @@ import torch
 import torchaudio.compliance.kaldi
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 from im2wav.evaluation.yamnet import labels as yamnet_labels
 
 SECONDS = 10.0  # that the network hears at once; shorter sounds are followed by silence
@@ -37,7 +37,7 @@ def audioset_labels() -> tuple[str, ...]:
     return tuple(names)
 
 
-def log_mel(wav: Tensor, rate: int = 32000) -> Tensor:
+def passt_log_mel(wav: Tensor, rate: int = 32000) -> Tensor:
     """Log-mel picture [128, frames] of wav [N]: pre-emphasis, power spectrogram, Kaldi's mel bands, scaled."""
     wav = wav[1:] - 0.97 * wav[:-1]
     window = torch.hann_window(WINDOW, periodic=False)
@@ -125,9 +125,9 @@ class Passt(Network):
         load_into(self.net, state, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Tag the first 10 s of wav [N] at 32 kHz; a shorter sound is followed by silence, as in av-benchmark."""
         samples = round(SECONDS * self.sample_rate)
         wav = nn.functional.pad(wav[:samples], (0, max(0, samples - len(wav))))
-        logits, features = self.net(log_mel(wav)[None, None])
-        return Heard(features, logits[0], logits[0].sigmoid())
+        logits, features = self.net(passt_log_mel(wav)[None, None])
+        return NetworkOutput(features, logits[0], logits[0].sigmoid())

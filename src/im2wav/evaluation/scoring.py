@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from im2wav.evaluation import items, sounds, summary
+from im2wav.evaluation import audio_files, items, summary
+from im2wav.evaluation.audio_files import Judged, Reading
+from im2wav.evaluation.evaluation_inputs import Inputs, check_options, gather
 from im2wav.evaluation.export import av_benchmark
 from im2wav.evaluation.figures import Plan, Row, real_row, set_row, shuffled_items
+from im2wav.evaluation.generate_items import measure_codes, model_files, reconstruct
 from im2wav.evaluation.images import embed_images
-from im2wav.evaluation.inputs import Inputs, check_options, gather
 from im2wav.evaluation.network import Network
 from im2wav.evaluation.retrieval import nearest
-from im2wav.evaluation.sampling import measure_codes, model_files, reconstruct
-from im2wav.evaluation.sounds import Judged, Reading
 from im2wav.evaluation.suites import load_networks
 from im2wav.evaluation.writing import Examples, warnings_for, write_files
 from im2wav.files import file_sha256
@@ -50,7 +50,8 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
             sets[name] = reconstruct(found.reference, model_files(cfg)["codec"], cfg.device)
     searched = found.recordings if is_paired(cfg, found) and len(found.recordings) <= cfg.max_retrieval else ()
     judged = {
-        name: sounds.judge(one, networks, reading, bool(searched) and name != "reference") for name, one in sets.items()
+        name: audio_files.judge(one, networks, reading, bool(searched) and name != "reference")
+        for name, one in sets.items()
     }
     if not searched:
         return judged
@@ -61,7 +62,7 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
     return judged
 
 
-def _whole(sound: sounds.Sound, reading: Reading) -> torch.Tensor:
+def _whole(sound: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
     """A whole recording [N], repeated if it is shorter than what is judged."""
     wav = read_audio(sound.path, reading.rate)
     return reading.raw(sound) if len(wav) < round(reading.seconds * reading.rate) else wav
@@ -115,7 +116,7 @@ def build_report(
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),
         "networks": hashes,
-        "sets": {name: sounds.describe(one.set) for name, one in judged.items()},
+        "sets": {name: audio_files.describe_set(one.set) for name, one in judged.items()},
         "recordings": len(plan.recordings),
         "unmatched": {"generated": found.unmatched.generated, "reference": found.unmatched.reference},
         "warnings": warnings_for(judged, networks, found, reading),
@@ -154,8 +155,8 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     networks = load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.export else []
     found = gather(cfg)
     sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
-    seconds = cfg.seconds or (CODEC_SECONDS if cfg.codec else min(s.seconds for s in found.sets["generated"].sounds))
-    reading = Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
+    seconds = cfg.seconds or (CODEC_SECONDS if cfg.codec else min(s.seconds for s in found.sets["generated"].files))
+    reading = Reading(audio_files.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
     times["gather"] = round(time.monotonic() - start, 3)
     if cfg.export:
         return av_benchmark(out, found, reading)

@@ -26,10 +26,10 @@ def load_networks(suite: str, weights_dir: Path | None, check: bool = True) -> l
 
         networks.append(Yamnet())
     if suite in ("paper", "all"):
+        from im2wav.evaluation.network_weights import check_folder
         from im2wav.evaluation.passt import Passt
         from im2wav.evaluation.vggish import Vggish
         from im2wav.evaluation.wav2clip import Wav2Clip
-        from im2wav.evaluation.weights import check_folder
 
         folder = check_folder(weights_dir)
         networks += [Passt(folder, check), Vggish(folder, check), Wav2Clip(folder, check)]

@@ -61,11 +61,11 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def cell(figure: Mapping[str, Any] | None, sounds: int | None = None) -> str:
-    """A figure with its interval, and its N where that is not `sounds`."""
+def cell(figure: Mapping[str, Any] | None, files: int | None = None) -> str:
+    """A figure with its interval, and its N where that is not `files`."""
     if figure is None:
         return "-"
-    counted = f" N={figure['n']}" if sounds not in (None, figure["n"]) else ""
+    counted = f" N={figure['n']}" if files not in (None, figure["n"]) else ""
     return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]{counted}"
 
 

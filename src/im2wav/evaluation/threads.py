@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 AT_ONCE = 8  # tasks; on a machine of many cores memory stays bounded
 
 
-def side_by_side(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+def map_in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     """What `work` makes of each task, in the order of the tasks; what it raises is raised here.
 
     It runs in as many threads as torch has, at most 8, and results that nobody has taken yet stay few. Torch's own

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 
 WINDOW, HOP, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms
 MELS, LOW, HIGH = 64, 125.0, 7500.0  # bands from LOW to HIGH Hz
@@ -94,6 +94,6 @@ class Vggish(Network):
         load_into(self.net, state, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Embeddings of the 0.96 s examples of wav [N] at 16 kHz."""
-        return Heard(self.net(examples(wav)))
+        return NetworkOutput(self.net(examples(wav)))

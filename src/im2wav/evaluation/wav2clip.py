@@ -11,8 +11,8 @@ import torch
 import torchaudio.transforms
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 
 N_FFT, HOP = 512, 353  # samples
 ENCODER, TRANSFORM = "audio_encoder.", "audio_transform."
@@ -68,6 +68,6 @@ class Wav2Clip(Network):
         load_into(self.net, {k: v for k, v in read_state(path).items() if not k.startswith(UNUSED)}, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Embed wav [N] at 16 kHz, all of it at once."""
-        return Heard(self.net(wav[None]))
+        return NetworkOutput(self.net(wav[None]))

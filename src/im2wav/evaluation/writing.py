@@ -9,11 +9,11 @@ from typing import Any
 import PIL.Image
 
 from im2wav.evaluation import summary
+from im2wav.evaluation.audio_files import Judged, Reading, format_names
+from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.evaluation.figures import Plan
-from im2wav.evaluation.inputs import Inputs
 from im2wav.evaluation.items import ranked
 from im2wav.evaluation.network import Network
-from im2wav.evaluation.sounds import Judged, Reading, listed
 from im2wav.files import IMAGE_SUFFIXES, write_atomic
 from im2wav.media.reading import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
@@ -61,8 +61,8 @@ def warnings_for(
     said = []
     for names, who in ((found.unmatched.generated, "generated audio files"), (found.unmatched.reference, "references")):
         if names:
-            said.append(f"{len(names)} {who} have no counterpart and are left out: {listed(names, 20)}")
-    count = len(judged["generated"].set.sounds)
+            said.append(f"{len(names)} {who} have no counterpart and are left out: {format_names(names, 20)}")
+    count = len(judged["generated"].set.files)
     for network in networks:
         if "distance" in network.uses and "reference" in judged and count < network.dim:
             said.append(
@@ -71,13 +71,15 @@ def warnings_for(
                 "files, and prefer the kernel distance (KAD)"
             )
     for name, one in judged.items():
-        silent = [s.name for s, x in zip(one.set.sounds, one.levels.tolist(), strict=True) if x[1]]
+        silent = [s.name for s, x in zip(one.set.files, one.levels.tolist(), strict=True) if x[1]]
         if silent:
-            said.append(f"{len(silent)} audio files of {name} are silent and are judged as silence: {listed(silent)}")
-        short = [s.name for s in one.set.sounds if s.seconds < reading.seconds - 1e-3]
+            said.append(
+                f"{len(silent)} audio files of {name} are silent and are judged as silence: {format_names(silent)}"
+            )
+        short = [s.name for s in one.set.files if s.seconds < reading.seconds - 1e-3]
         if short and name != "reconstruction":
             said.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
-    lengths = {round(s.seconds, 3) for s in judged["generated"].set.sounds}
+    lengths = {round(s.seconds, 3) for s in judged["generated"].set.files}
     if len(lengths) > 1:
         said.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
     return said
@@ -96,11 +98,11 @@ def example_cards(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]
     if tagger is None or not rows or not examples.count:
         return []
     order = ranked(rows, generated, tagger, examples.plan).tolist()
-    reference = {s.name: s for s in judged["reference"].set.sounds} if "reference" in judged else {}
+    reference = {s.name: s for s in judged["reference"].set.files} if "reference" in judged else {}
     by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
 
     def card(number: int) -> Card:
-        sound, row = generated.set.sounds[number], rows[number]
+        sound, row = generated.set.files[number], rows[number]
         audio = {"generated": inline_audio(reading.raw(sound, generated.set.process), reading.rate)}
         if sound.target in reference:
             audio["real"] = inline_audio(reading.raw(reference[sound.target]), reading.rate)

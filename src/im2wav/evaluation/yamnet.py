@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.network import Heard, Network
+from im2wav.evaluation.network import Network, NetworkOutput
 from im2wav.files import file_sha256
 
 PATH = Path(__file__).parents[1] / "assets" / "yamnet" / "yamnet.tflite"
@@ -92,7 +92,7 @@ class Yamnet(Network):
         scale, zero = detail["quantization"]
         return (torch.from_numpy(self._net.get_tensor(detail["index"])).double() - zero) * scale
 
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Tag wav [N] at 16 kHz: its embedding is the mean over frames; a frame that is not full is left out.
 
         A sound shorter than a frame is followed by silence.
@@ -107,7 +107,7 @@ class Yamnet(Network):
             frames.append(self._read(self._embedding).flatten())
         embedding = torch.stack(frames)  # [frames, 1024]
         logits = embedding @ self._weights + self._biases  # [frames, 521]
-        return Heard(
+        return NetworkOutput(
             rows=embedding.mean(0, keepdim=True).float(),
             logits=logits.mean(0).float(),
             scores=logits.sigmoid().mean(0).float(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
 from im2wav.files import write_atomic
-from im2wav.official.weights import KINDS, Official, convert
+from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ RELEASED = (
 DRIVE = "https://drive.google.com/uc?id={id}"
 
 
-def looks_like_a_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether a file is a zip archive or a pickle, as torch writes them."""
     with path.open("rb") as file:
         return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
-def find_official(folder: Path) -> dict[str, tuple[Path, Official]]:
+def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
     """The official checkpoints in a folder by kind; their names do not matter.
 
     Raises:
@@ -36,12 +36,12 @@ def find_official(folder: Path) -> dict[str, tuple[Path, Official]]:
         raise ValueError(
             f"official={folder} is no folder; expected one that holds the official vqvae, low and up files"
         )
-    found: dict[str, tuple[Path, Official]] = {}
+    found: dict[str, tuple[Path, OfficialCheckpoint]] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        if not looks_like_a_checkpoint(path):
+        if not is_checkpoint(path):
             log.info("%s: no checkpoint, left alone", path.name)
             continue
-        official = convert(path)
+        official = convert_checkpoint(path)
         if official.kind in found:
             raise ValueError(
                 f"{path} and {found[official.kind][0]} both hold a {official.kind}: leave one in the folder"
@@ -100,7 +100,7 @@ def fetch(cache: Path, url: str = DRIVE) -> Path:
     if all(path.is_file() for path in wanted):
         return out
     files.mkdir(parents=True, exist_ok=True)
-    present = [p for p in files.iterdir() if p.is_file() and looks_like_a_checkpoint(p)]
+    present = [p for p in files.iterdir() if p.is_file() and is_checkpoint(p)]
     if len(present) < len(RELEASED):  # fewer than three: fetch; three put there by hand will do under any names
         for name in RELEASED:
             _download(url.format(id=name), files / f"{name}.pth.tar", files)
@@ -129,7 +129,7 @@ def _download(url: str, target: Path, files: Path) -> None:
             f"{url} could not be fetched{reason}: fetch the three official checkpoints by hand (the ids are "
             f"{', '.join(RELEASED)}) and put them, under any names, into {files}"
         )
-    if not looks_like_a_checkpoint(target):
+    if not is_checkpoint(target):
         target.unlink()
         raise ValueError(
             f"what came from {url} is no checkpoint (a page about a quota?): try again later, or put "

@@ -107,6 +107,6 @@ class ClipReader:
         return Decoded(content, len(wav), hashlib.blake2b(content, digest_size=8).hexdigest(), "; ".join(notes))
 
 
-def one_thread() -> None:
+def use_one_thread() -> None:
     """Called in each decoding process, so that each uses one core."""
     torch.set_num_threads(1)

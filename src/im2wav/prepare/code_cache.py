@@ -16,7 +16,7 @@ from im2wav.data.codes import CodesFolder, codes_folder
 from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.shards import open_folder
-from im2wav.data.windows import filled_up
+from im2wav.data.windows import extend_wav
 from im2wav.files import parse_shard
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Clips:
             wav = self.folder.read_wav(self.pairs[row])
         except ValueError as error:
             return row, str(error)
-        return row, filled_up(wav, self.num_samples, self.short)
+        return row, extend_wav(wav, self.num_samples, self.short)
 
 
 def _identity(item: Any) -> Any:

@@ -83,7 +83,7 @@ def _has_changed(source: Source, state: State) -> bool:
     return any(max(stamp.st_mtime, stamp.st_ctime) > state.since for stamp in stamps)
 
 
-def build_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
+def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
     """The trainer of the config, for prediction only."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # PackedFrames has its own
     warnings.filterwarnings("ignore", message="predict returned None")  # clips are handed over, not returned
@@ -121,7 +121,7 @@ def embed_sources(
     return time.monotonic() - (model.began or time.monotonic())
 
 
-def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
+def dataset_info(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
     """The content of dataset.json; without the encoder, which takes seconds to load, its weights are left out."""
     return DatasetInfo(
         cfg.encoder.name,
@@ -147,7 +147,7 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         journal = Journal(out)
-        trainer = build_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
+        trainer = build_predict_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
         seconds = embed_sources(chosen, cfg, encoder, journal, trainer) / len(chosen)
         state = journal.fold({})
         size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
@@ -159,7 +159,7 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     )
 
 
-def summarise(sources: Sequence[Source], state: State, out: Path) -> float:
+def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
     """Log a table of what was embedded, corrected and skipped; returns the fraction of skipped sources."""
     mine = {source.id for source in sources}
     good = mine & state.rows.keys()
@@ -191,7 +191,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     """
     shard, num_shards = parse_shard(cfg.shard)
     sources, out = build(cfg.source), Path(cfg.out)
-    check_dataset(out, describe(sources, cfg))
+    check_dataset(out, dataset_info(sources, cfg))
     state, mine = State.read(out), sources[shard::num_shards]
     todo = find_todo(mine, state, out, cfg.retry_skipped)
     if cfg.dry_run:
@@ -200,9 +200,9 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     journal = None
     if todo:
         encoder = build(cfg.encoder)
-        info = describe(sources, cfg, encoder)
+        info = dataset_info(sources, cfg, encoder)
         check_dataset(out, info)
-        trainer = build_trainer(cfg, build)
+        trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
         journal.write("dataset.json", info.content())
         embed_sources(todo, cfg, encoder, journal, trainer)
@@ -210,4 +210,4 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
             return 0.0
     if todo or not state.settled(out, sources):
         state = (journal or Journal(out)).fold({source.id: source for source in sources})
-    return summarise(mine, state, out)
+    return log_summary(mine, state, out)

@@ -1,4 +1,4 @@
-"""Images and audio on a dashboard: W&B, TensorBoard, and a page in the run's folder that needs neither."""
+"""Log images and audio to W&B, TensorBoard and an HTML page in the folder of the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from im2wav.report.spectrogram import mel_image
 
 @dataclass
 class Sample:
-    """One row of a dashboard's table.
+    """A row of the dashboard table.
 
     Attributes:
-        name: of the row, as a file name.
-        facts: further columns, such as the guidance scale and the seed.
+        name: name of the row; a valid file name.
+        facts: additional columns, such as guidance scale and seed.
         audio: column -> waveform [N] on the CPU.
-        image: the conditioning image, if there is one.
+        image: conditioning image, or None.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Sample:
 
 
 def _columns(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """All facts and all audio columns of the samples."""
+    """Names of all facts and audio columns."""
     facts = dict.fromkeys(name for sample in samples for name in sample.facts)
     return list(facts), list(dict.fromkeys(column for sample in samples for column in sample.audio))
 
 
 def write_page(folder: Path, title: str, samples: Sequence[Sample], sample_rate: int, note: str = "") -> Path:
-    """Write audio, mel spectrograms and images into a folder, and an index.html that shows them."""
+    """Write audio, mel spectrograms, images and an index.html to a folder."""
     facts, columns = _columns(samples)
     rows: list[list[Any]] = [["item", "image", *facts, *columns]]
     for sample in samples:
@@ -62,7 +62,7 @@ def write_page(folder: Path, title: str, samples: Sequence[Sample], sample_rate:
 
 
 def log_samples(loggers: Sequence[Logger], tag: str, samples: Sequence[Sample], sample_rate: int, step: int) -> None:
-    """To W&B as one table, to TensorBoard as audio and images."""
+    """Log samples to W&B as a table, to TensorBoard as audio and images."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _to_wandb(logger, tag, samples, sample_rate, step)
@@ -95,7 +95,7 @@ def _to_wandb(logger: WandbLogger, tag: str, samples: Sequence[Sample], sample_r
 
 
 def log_histogram(loggers: Sequence[Logger], tag: str, values: Tensor, step: int) -> None:
-    """A histogram of values, for the loggers that can show one."""
+    """Log a histogram to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb

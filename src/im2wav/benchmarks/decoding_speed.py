@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2wav.benchmarks.footprint import footprint
+from im2wav.benchmarks.footprint import measure_footprint
 from im2wav.benchmarks.machine import read_bandwidth
-from im2wav.benchmarks.official_way import OfficialWay
+from im2wav.benchmarks.official_decoder import OfficialDecoder
 from im2wav.benchmarks.row import Row
 from im2wav.clock import synchronise
 from im2wav.generation import Decoder, Decoding, SamplingOptions
@@ -25,10 +25,10 @@ CONTEXT = {"low": 2048, "up": 8192}
 # of the time that the official way takes, for a guided low code on a CPU
 BARS = {"fp32": 0.5, "bf16": 0.28, "int8": 0.2}
 OFFICIAL_MS = {"low": 116.0, "up": 54.0}  # the official code itself, early in a window, on the 2 cores it was tried on
-TO_THE_LIMIT = {"fp32": 2.0, "bf16": 2.0}
+LIMIT_RATIOS = {"fp32": 2.0, "bf16": 2.0}
 
 
-def fresh_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
+def random_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
     """A prior with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
@@ -44,7 +44,7 @@ def conditions_for(prior: Prior, batch: int) -> Conditions:
     return Conditions(clip, timing, None if coarse is None else coarse.to(device))
 
 
-def begin(decoder: Decoder, prior: Prior, batch: int = 1) -> Decoding:
+def start_decoding(decoder: Decoder, prior: Prior, batch: int = 1) -> Decoding:
     """A decoding of a whole window."""
     uniform = torch.rand(batch, prior.context_length, dtype=torch.float64, device=decoder.device)
     return decoder.start(conditions_for(prior, batch), uniform, SamplingOptions())
@@ -61,7 +61,7 @@ def bytes_per_code(decoder: Decoder, rows: int) -> float:
     return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
 
 
-def step_time(drawing: Decoding | OfficialWay, device: str, count: int = 3) -> float:
+def step_time(drawing: Decoding | OfficialDecoder, device: str, count: int = 3) -> float:
     """Seconds of a code. On a CPU the fastest of `count`; on a GPU, where codes queue up, the mean of 32 times as many.
 
     A Decoding that nears its end begins anew: the caches' contents do not matter for the time.
@@ -79,7 +79,9 @@ def step_time(drawing: Decoding | OfficialWay, device: str, count: int = 3) -> f
     return min(times)
 
 
-def in_rounds(ways: Mapping[Any, Decoding | OfficialWay], device: str, rounds: int) -> tuple[dict, list[float]]:
+def time_interleaved(
+    ways: Mapping[Any, Decoding | OfficialDecoder], device: str, rounds: int
+) -> tuple[dict, list[float]]:
     """Seconds of a code of each way, and bandwidths, by round; in turn, so that all meet the same neighbours."""
     times: dict[Any, list[float]] = {name: [] for name in ways}
     bandwidths: list[float] = []
@@ -103,8 +105,8 @@ def measure_level(
     """
     guided = prior.can_be_guided
     decoders = {(p, c): Decoder(prior, p, compile=c) for c in compile for p in precisions}
-    ways: dict[Any, Decoding | OfficialWay] = {way: begin(d, prior) for way, d in decoders.items()}
-    times, bandwidths = in_rounds({"official": OfficialWay(prior, guided), **ways}, device, rounds)
+    ways: dict[Any, Decoding | OfficialDecoder] = {way: start_decoding(d, prior) for way, d in decoders.items()}
+    times, bandwidths = time_interleaved({"official": OfficialDecoder(prior, guided), **ways}, device, rounds)
     cpu, official = device == "cpu", min(times["official"]) * 1e3
     name = f"{'guided' if guided else 'unguided'} {level} code"
     rows = [
@@ -118,15 +120,15 @@ def measure_level(
         rows.append(Row(label, value, "ms", official, "the official way", bar, False, note))
         seconds, bandwidth = sorted(zip(times[p, c], bandwidths, strict=True), key=math.prod)[rounds // 2]
         limit = bytes_per_code(decoder, 2 if guided else 1) / bandwidth
-        near = TO_THE_LIMIT.get(p) if c == any(compile) else None  # promised of the fastest way that was asked for
+        near = LIMIT_RATIOS.get(p) if c == any(compile) else None  # promised of the fastest way that was asked for
         note = f"at {bandwidth / 1e9:.1f} GB/s"
         rows.append(Row(label, seconds * 1e3, "ms", limit * 1e3, "weights and caches read once", near, False, note))
     return rows
 
 
-def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100) -> Row:
+def measure_by_position(decoder: Decoder, prior: Prior, device: str, count: int = 100) -> Row:
     """The last codes of a window against the first, drawn alternately. The last begin on empty caches: as much work."""
-    first, last = begin(decoder, prior), begin(decoder, prior)
+    first, last = start_decoding(decoder, prior), start_decoding(decoder, prior)
     count = min(count, prior.context_length // 4)
     for drawing, position in ((first, 0), (last, prior.context_length - count - 3)):
         drawing.go_to(position)
@@ -146,11 +148,11 @@ def with_position(decoder: Decoder, prior: Prior, device: str, count: int = 100)
     return Row(name, late, "ms", early, "the first ones", 1.25, False, "medians")
 
 
-def with_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: str) -> list[Row]:
+def measure_by_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: str) -> list[Row]:
     """Codes a second at several batch sizes."""
     rows: list[Row] = []
     for batch in batches:
-        drawing = begin(decoder, prior, batch)
+        drawing = start_decoding(decoder, prior, batch)
         drawing.step()
         rate = batch / step_time(drawing, device, 8 if batch < 32 else 4)
         bar = 20.0 if device != "cpu" and batch == 64 else None
@@ -161,14 +163,14 @@ def with_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: s
     return rows
 
 
-def whole_sounds(priors: Mapping[str, Prior], batches: Sequence[int], device: str) -> list[Row]:
+def measure_windows(priors: Mapping[str, Prior], batches: Sequence[int], device: str) -> list[Row]:
     """Both levels of a window, really drawn: seconds at batch 1, and against real time at each batch."""
     decoders = {level: Decoder(prior, "auto") for level, prior in priors.items()}
     length, rows = priors["up"].context_length * 8 / 16000, []
     for batch in batches:
         drawings: list[Decoding] = []
         for level, decoder in decoders.items():  # graphs are captured, and first kernels chosen, before the clock runs
-            drawings.append(begin(decoder, priors[level], batch))
+            drawings.append(start_decoding(decoder, priors[level], batch))
             drawings[-1].step()
         synchronise(device)
         start = time.perf_counter()
@@ -184,7 +186,7 @@ def whole_sounds(priors: Mapping[str, Prior], batches: Sequence[int], device: st
     return [*rows, Row("at the best batch", best.value, "times", 1.0, "real time", 10.0)]
 
 
-def decode(
+def measure_decoding(
     device: str = "cpu",
     precisions: Sequence[str] = ("fp32", "bf16", "int8"),
     compile: Sequence[bool] | bool = (False, True),
@@ -216,13 +218,13 @@ def decode(
     rows: list[Row] = []
     priors: dict[str, Prior] = {}
     for level in levels:
-        prior = fresh_prior(level, device, transformer or {}, context or CONTEXT)
+        prior = random_prior(level, device, transformer or {}, context or CONTEXT)
         rows += measure_level(level, prior, precisions, compile, device, rounds)
         decoder = Decoder(prior, precisions[-1] if device == "cpu" else "auto", compile=any(compile))
-        rows.append(with_position(decoder, prior, device))
-        rows += with_batch(Decoder(prior, "auto"), prior, batches, device) if level == "low" else []
+        rows.append(measure_by_position(decoder, prior, device))
+        rows += measure_by_batch(Decoder(prior, "auto"), prior, batches, device) if level == "low" else []
         if first_code and device == "cpu" and level == "low":
-            rows += [row for p in precisions for row in footprint(prior, p, any(compile))]
+            rows += [row for p in precisions for row in measure_footprint(prior, p, any(compile))]
         if whole:
             priors[level] = prior
-    return [*rows, *(whole_sounds(priors, batches, device) if whole else [])]
+    return [*rows, *(measure_windows(priors, batches, device) if whole else [])]

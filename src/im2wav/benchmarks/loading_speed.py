@@ -36,7 +36,7 @@ def write_pairs(root: Path, clips: int) -> None:
     write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
 
 
-def write_shards(root: Path, out: Path) -> None:
+def convert_to_shards(root: Path, out: Path) -> None:
     """The same as shards."""
     writer = ShardWriter(root, out)
     for chunk in writer.start():
@@ -44,7 +44,7 @@ def write_shards(root: Path, out: Path) -> None:
     writer.finish()
 
 
-def through(loader: WindowLoader, batches: int) -> Callable[[], None]:
+def read_batches(loader: WindowLoader, batches: int) -> Callable[[], None]:
     """Reads so many batches."""
 
     def work() -> None:
@@ -58,7 +58,7 @@ def through(loader: WindowLoader, batches: int) -> Callable[[], None]:
     return work
 
 
-def plain_reads(root: Path, num_samples: int, windows: int) -> Callable[[], None]:
+def read_with_libraries(root: Path, num_samples: int, windows: int) -> Callable[[], None]:
     """Reads as many windows of sound with soundfile and of embeddings with numpy, and does nothing with them."""
     wavs, clips = sorted((root / "wav").iterdir()), sorted((root / "clip").iterdir())
     frames = int(num_samples / RATE * FPS) + 1
@@ -87,16 +87,16 @@ def anonymous_mb() -> float:
     return total / 1024
 
 
-def growth(root: Path, num_samples: int, batches: int) -> float:
+def memory_growth(root: Path, num_samples: int, batches: int) -> float:
     """By how many MB the memory of the loader and its worker grows over so many batches."""
     loader = PairsDataModule(str(root), num_samples=num_samples, batch_size=2, num_workers=1).train_dataloader()
-    through(loader, max(batches // 10, 1))()  # caches and pools fill
+    read_batches(loader, max(batches // 10, 1))()  # caches and pools fill
     before = anonymous_mb()
-    through(loader, batches)()
+    read_batches(loader, batches)()
     return anonymous_mb() - before
 
 
-def loader(
+def measure_loading(
     num_samples: int = 65536,
     clips: int = 256,
     batches: int = 40,
@@ -118,14 +118,14 @@ def loader(
         with tempfile.TemporaryDirectory(dir=folder) as name:
             root, shards = Path(name) / "pairs", Path(name) / "shards"
             write_pairs(root, clips)
-            write_shards(root, shards)
+            convert_to_shards(root, shards)
             count = batches * 8
             figures = {}
             for kind, place in (("files", root), ("shards", shards)):
                 data = PairsDataModule(str(place), num_samples=num_samples, batch_size=8)
-                figures[kind] = count / best_time(through(data.train_dataloader(), batches), repeats=3, warm_up=1)
-            plain = count / best_time(plain_reads(root, num_samples, count), repeats=3, warm_up=1)
-            grown = growth(root, num_samples, growth_batches)
+                figures[kind] = count / best_time(read_batches(data.train_dataloader(), batches), repeats=3, warm_up=1)
+            plain = count / best_time(read_with_libraries(root, num_samples, count), repeats=3, warm_up=1)
+            grown = memory_growth(root, num_samples, growth_batches)
     finally:
         torch.set_num_threads(threads)
     what, unit = f"{num_samples / RATE:g} s windows", "windows/s/core"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.threads import map_in_threads
 
 BLOCK = 512  # rows of a kernel matrix that are in memory at once
 MEDIAN_ROWS = 5000  # rows among which the median distance is looked for
@@ -86,7 +86,7 @@ def frechet_distance(
     return ((mean - mean_2).square().sum() + trace - 2 * trace_of_root(x, y)).item()
 
 
-def in_order(rows: Tensor) -> Tensor:
+def content_order(rows: Tensor) -> Tensor:
     """An order [N] of rows [N, D] that depends on what they hold and not on how they are sorted."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(rows.shape[1], dtype=torch.float64, generator=generator)
@@ -117,11 +117,11 @@ def frechet_infinity(
     smallest = max(largest // 5, 10)
     if largest < smallest + 5:
         return None
-    rows, rows_2 = rows[in_order(rows)], rows_2[in_order(rows_2)]
+    rows, rows_2 = rows[content_order(rows)], rows_2[content_order(rows_2)]
     generator = torch.Generator().manual_seed(seed)
     sizes = [round(1 / x) for x in torch.linspace(1 / largest, 1 / smallest, points, dtype=torch.float64).tolist()]
     picks = [[torch.randperm(len(x), generator=generator)[:size] for x in (rows, rows_2)] for size in sizes]
-    distances = side_by_side(lambda pick: frechet_distance(rows[pick[0]], rows_2[pick[1]]), picks)
+    distances = map_in_threads(lambda pick: frechet_distance(rows[pick[0]], rows_2[pick[1]]), picks)
     x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(list(distances), dtype=torch.float64)
 
     def intercept(x: Tensor, y: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def median_distance(rows: Tensor) -> float:
     """
     if len(rows) < 2:
         raise ValueError(f"{len(rows)} sounds: a distance between sounds needs at least two")
-    rows = rows[in_order(rows)].double()
+    rows = rows[content_order(rows)].double()
     rows = rows[:: -(-len(rows) // MEDIAN_ROWS)]
     return torch.pdist(rows).median().item()
 
@@ -181,7 +181,7 @@ def kernel_distance(
                 kernel[:, BLOCK:] *= 2
             return (p[:, i : i + BLOCK] @ kernel).mul_(q[:, first:]).sum(1)
 
-        return sum(side_by_side(block, range(0, len(a), BLOCK)), torch.zeros(len(p), dtype=torch.float64))
+        return sum(map_in_threads(block, range(0, len(a), BLOCK)), torch.zeros(len(p), dtype=torch.float64))
 
     def within(a: Tensor, p: Tensor) -> Tensor:
         own = p.square().sum(1)
@@ -204,7 +204,7 @@ def inception_score(probabilities: Tensor, splits: int = 10, seed: int = 2020, w
     """
     p = probabilities.double()
     counts = torch.ones(1, len(p), dtype=torch.float64) if weights is None else weights.double()
-    order = in_order(p)[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
+    order = content_order(p)[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
     negative_entropy = -torch.special.entr(p).sum(1)
     scores = []
     for part in order.chunk(splits):

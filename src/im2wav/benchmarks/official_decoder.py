@@ -14,7 +14,7 @@ from im2wav.prior import Prior
 from im2wav.prior.transformer import Layer, quick_gelu
 
 
-class GrowingSequence:
+class ConcatenatedKVCache:
     """One sequence: its keys and values, and the codes so far."""
 
     def __init__(self, prior: Prior, condition: Tensor):
@@ -52,13 +52,13 @@ class GrowingSequence:
         return F.linear(x[:, 0] + self.condition, prior.code_embedding.weight)
 
 
-class OfficialWay:
+class OfficialDecoder:
     """Draws codes of one item: a pass with the picture and, with guidance, another without."""
 
     def __init__(self, prior: Prior, guided: bool):
         self.prior, self.options = prior, SamplingOptions()
         zero = torch.zeros(1, prior.transformer.config.width, device=prior.position_embedding.device)
-        self.sequences = [GrowingSequence(prior, zero) for _ in range(2 if guided else 1)]
+        self.sequences = [ConcatenatedKVCache(prior, zero) for _ in range(2 if guided else 1)]
         self.input, self.uniform = zero, torch.full((1,), 0.5, dtype=torch.float64, device=zero.device)
 
     @torch.inference_mode()

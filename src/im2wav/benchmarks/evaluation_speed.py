@@ -26,7 +26,7 @@ print(json.dumps([code, taken, used.ru_utime + used.ru_stime, used.ru_maxrss]))
 """
 
 
-def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -> None:
+def write_audio_files(generated: Path, reference: Path, count: int, seconds: float) -> None:
     """Two folders of `count` sounds: windows of the shipped recordings, and the same with noise."""
     recordings = [read_audio(path, RATE) for path in sorted(ASSETS.iterdir())]
     samples, generator = round(seconds * RATE), torch.Generator().manual_seed(0)
@@ -39,7 +39,9 @@ def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -
         write_atomic(generated / f"{number:05d}.wav", wav_bytes(window + noise, RATE))
 
 
-def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, gigabytes: float = 2.0) -> list[Row]:
+def measure_evaluation(
+    sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, gigabytes: float = 2.0
+) -> list[Row]:
     """Time `python -m im2wav.evaluate` on as many sounds as ImageHear has, beside as many references.
 
     Args:
@@ -52,7 +54,7 @@ def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, g
     """
     with tempfile.TemporaryDirectory() as folder:
         generated, reference, out = (Path(folder) / name for name in ("generated", "reference", "out"))
-        write_sounds(generated, reference, sounds, seconds)
+        write_audio_files(generated, reference, sounds, seconds)
         options = [f"generated={generated}", f"reference={reference}", f"out={out}"]
         measured = [sys.executable, "-c", MEASURED, *COMMAND, *options]
         run = subprocess.run(measured, capture_output=True, text=True, check=True)

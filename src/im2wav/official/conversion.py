@@ -56,7 +56,7 @@ _UNSUPPORTED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Official:
+class OfficialCheckpoint:
     """A converted checkpoint."""
 
     kind: str  # vqvae, low_prior or up_prior
@@ -287,7 +287,7 @@ def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Te
     return buffers
 
 
-def convert(path: str | Path) -> Official:
+def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     """Read an official file and build the net that it holds, in eval mode.
 
     Raises:
@@ -317,4 +317,4 @@ def convert(path: str | Path) -> Official:
             book = state[f"codebooks.{level}.codebook"]
             state[f"codebooks.{level}.code_sum"] = book * state[f"codebooks.{level}.code_usage"][:, None]
     net.load_state_dict(state, assign=True)
-    return Official(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))
+    return OfficialCheckpoint(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))

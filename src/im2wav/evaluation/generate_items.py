@@ -15,9 +15,9 @@ from torch import Tensor
 from im2wav.checkpoint import check_same_origin, load
 from im2wav.cli import quoted, verb
 from im2wav.data.pairs import PairsFolder
-from im2wav.evaluation.codes import batches, codec_figures, prior_figures
+from im2wav.evaluation.audio_files import AudioFileSet
+from im2wav.evaluation.code_metrics import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
-from im2wav.evaluation.sounds import SoundSet
 from im2wav.files import file_sha256, write_atomic
 from im2wav.pretrained import KINDS, find_weights
 
@@ -90,7 +90,7 @@ def model_files(cfg: Any) -> dict[str, Path]:
     return {"codec": Path(cfg.codec)} if cfg.codec else find_weights(Path(cfg.model_dir))
 
 
-def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:
+def reconstruct(reference: AudioFileSet, file: Path, device: str) -> AudioFileSet:
     """Codec reconstruction of the references: encoded, decoded from the up level, cut to the length."""
     loaded = load(file, "vqvae")
     codec: Any = loaded.net.to(device)

@@ -18,8 +18,8 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from im2wav.evaluation.network import Heard, Heardings, Network
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.network import Network, NetworkOutput, SetOutputs
+from im2wav.evaluation.threads import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, list_files
 from im2wav.media.reading import MediaError, read_audio, set_loudness
 from im2wav.report.spectrogram import log_mel
@@ -35,14 +35,14 @@ TOGETHER = 64
 QUIETEST = -100.0  # dB; what a silent sound counts as
 
 
-def listed(names: Sequence[str], at_most: int = 5) -> str:
+def format_names(names: Sequence[str], at_most: int = 5) -> str:
     """The first names of a list, and how many more there are."""
     more = len(names) - at_most
     return ", ".join(map(str, names[:at_most])) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioFile:
     """A file of a set; `target` is the item that it belongs to: of a reference its own name."""
 
     name: str
@@ -58,7 +58,7 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class SoundSet:
+class AudioFileSet:
     """Sounds that are judged together.
 
     Attributes:
@@ -68,26 +68,26 @@ class SoundSet:
     """
 
     title: str
-    sounds: tuple[Sound, ...]
+    files: tuple[AudioFile, ...]
     process: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False)
 
     @property
     def rates(self) -> Counter:
         """How many sounds have which sample rate."""
-        return Counter(sound.rate for sound in self.sounds)
+        return Counter(sound.rate for sound in self.files)
 
     @property
     def names(self) -> list[str]:
         """Names of the sounds."""
-        return [sound.name for sound in self.sounds]
+        return [sound.name for sound in self.files]
 
     @property
     def targets(self) -> list[str]:
         """The item of each sound."""
-        return [sound.target for sound in self.sounds]
+        return [sound.target for sound in self.files]
 
 
-def find_sounds(folder: Path, option: str) -> list[Sound]:
+def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     """The sounds of a folder, sorted by name; a name is the path below the folder without its suffix.
 
     Raises:
@@ -98,20 +98,20 @@ def find_sounds(folder: Path, option: str) -> list[Sound]:
     paths = list_files(folder, AUDIO_SUFFIXES)
     if not paths:
         raise ValueError(f"{option}={folder} holds no sounds ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    sounds, broken = [], []
+    files, broken = [], []
     for path in paths:
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             info = soundfile.info(path)
-            sounds.append(Sound(name, path, name, info.samplerate, info.frames))
+            files.append(AudioFile(name, path, name, info.samplerate, info.frames))
         except (soundfile.LibsndfileError, RuntimeError) as error:
             broken.append(f"{name} ({str(error).splitlines()[0][:80]})")
     if broken:
-        raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {listed(broken)}")
-    double = [name for name, count in Counter(s.name for s in sounds).items() if count > 1]
+        raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {format_names(broken)}")
+    double = [name for name, count in Counter(s.name for s in files).items() if count > 1]
     if double:
-        raise ValueError(f"{option}={folder}: several files are called {listed(double)}; keep one of each")
-    return sorted(sounds, key=lambda sound: sound.name)
+        raise ValueError(f"{option}={folder}: several files are called {format_names(double)}; keep one of each")
+    return sorted(files, key=lambda sound: sound.name)
 
 
 def target_of(name: str, targets: set[str]) -> str | None:
@@ -130,7 +130,7 @@ class Unmatched:
     reference: list[str]
 
 
-def match(generated: list[Sound], targets: Sequence[str], missing: str) -> tuple[list[Sound], Unmatched]:
+def match(generated: list[AudioFile], targets: Sequence[str], missing: str) -> tuple[list[AudioFile], Unmatched]:
     """Give each generated sound its item.
 
     Args:
@@ -146,19 +146,19 @@ def match(generated: list[Sound], targets: Sequence[str], missing: str) -> tuple
     wanted = set(targets)
     found = [(sound, target_of(sound.name, wanted)) for sound in generated]
     matched = [replace(sound, target=target) for sound, target in found if target is not None]
-    heard = {sound.target for sound in matched}
-    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - heard))
+    outputs = {sound.target for sound in matched}
+    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - outputs))
     if not matched:
         raise ValueError(
-            f"no generated sound has the name of a reference: generated are {listed(rest.generated)}; references are "
-            f"{listed(rest.reference)}. Names must be equal, or NAME_00, NAME_01 for several sounds of one reference; "
+            f"no generated sound has the name of a reference: generated are {format_names(rest.generated)}; references are "
+            f"{format_names(rest.reference)}. Names must be equal, or NAME_00, NAME_01 for several sounds of one reference; "
             "paired=false compares the sets alone"
         )
     if missing == "error" and (rest.generated or rest.reference):
         raise ValueError(
             f"names do not match: {len(rest.generated)} generated sounds without a reference"
-            f"{': ' + listed(rest.generated) if rest.generated else ''}; {len(rest.reference)} references without a "
-            f"generated sound{': ' + listed(rest.reference) if rest.reference else ''}. Mend the names, or go on "
+            f"{': ' + format_names(rest.generated) if rest.generated else ''}; {len(rest.reference)} references without a "
+            f"generated sound{': ' + format_names(rest.reference) if rest.reference else ''}. Mend the names, or go on "
             "with those that match by missing=skip"
         )
     return matched, rest
@@ -178,7 +178,7 @@ class Reading:
     seconds: float
     loudness: float | None
 
-    def raw(self, sound: Sound, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+    def raw(self, sound: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
         """The wave [N] before its loudness is set.
 
         Raises:
@@ -196,7 +196,7 @@ class Reading:
         return set_loudness(wav, self.loudness)
 
 
-def choose_rate(sets: Sequence[SoundSet], resample: bool) -> int:
+def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
     """The rate that all sets are brought to: their common one, or with `resample` the lowest.
 
     Raises:
@@ -233,14 +233,14 @@ class Judged:
         nearest: name of the recording that is nearest to each sound, where retrieval is computed.
     """
 
-    set: SoundSet
-    heard: dict[str, Heardings]
+    set: AudioFileSet
+    outputs: dict[str, SetOutputs]
     levels: Tensor
     mels: Tensor | None = None
     nearest: Sequence[str] = ()
 
 
-def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
+def judge(files: AudioFileSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
     """Run each network on each sound of a set. A few sounds are in memory at a time, one for each thread.
 
     Raises:
@@ -248,44 +248,46 @@ def judge(sounds: SoundSet, networks: Sequence[Network], reading: Reading, with_
     """
     from tqdm.auto import tqdm
 
-    def hear(sound: Sound) -> tuple[Tensor, list[Heard], Tensor | None] | str:
+    def analyse(sound: AudioFile) -> tuple[Tensor, list[NetworkOutput], Tensor | None] | str:
         """Levels, the networks' outputs and the log-mel spectrogram; or why it cannot be used."""
         try:
-            wav = reading.raw(sound, sounds.process)
+            wav = reading.raw(sound, files.process)
         except MediaError as error:
             return f"{sound.name} ({error.reason})"
         even = reading.level(wav)
         at_rates = (torchaudio.functional.resample(even, reading.rate, n.sample_rate) for n in networks)
-        outputs = [network.hear(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
+        outputs = [network.analyse(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
         return levels(wav), outputs, log_mel(wav, reading.rate) if with_mels else None
 
-    heard = tqdm(
-        side_by_side(hear, sounds.sounds),
+    outputs = tqdm(
+        map_in_threads(analyse, files.files),
         desc=f"hear {sounds.title}",
-        total=len(sounds.sounds),
+        total=len(files.files),
         unit="sound",
         disable=None,
     )
-    stream, parts, facts, mels, broken = iter(heard), [], [], [], []
+    stream, parts, facts, mels, broken = iter(outputs), [], [], [], []
     while some := list(islice(stream, TOGETHER)):
         broken += [reason for reason in some if isinstance(reason, str)]
         if good := [one for one in some if not isinstance(one, str)]:
             facts.append(torch.stack([one[0] for one in good]))
             mels += [one[2] for one in good if one[2] is not None]
-            parts.append([Heardings.join(of) for of in zip(*(one[1] for one in good), strict=True)])
+            parts.append([SetOutputs.join(of) for of in zip(*(one[1] for one in good), strict=True)])
     if broken:
-        raise ValueError(f"{sounds.title}: {len(broken)} sounds cannot be used: {listed(broken)}; make them again")
+        raise ValueError(
+            f"{sounds.title}: {len(broken)} sounds cannot be used: {format_names(broken)}; make them again"
+        )
     by_network = zip(networks, zip(*parts, strict=True), strict=True)
-    outputs = {network.name: Heardings.concat(of) for network, of in by_network}
-    return Judged(sounds, outputs, torch.cat(facts), torch.stack(mels) if mels else None)
+    outputs = {network.name: SetOutputs.concat(of) for network, of in by_network}
+    return Judged(files, outputs, torch.cat(facts), torch.stack(mels) if mels else None)
 
 
-def describe(sounds: SoundSet) -> dict[str, Any]:
+def describe_set(files: AudioFileSet) -> dict[str, Any]:
     """N, durations and rates of a set."""
-    seconds = sorted(sound.seconds for sound in sounds.sounds)
+    seconds = sorted(sound.seconds for sound in files.files)
     return {
         "n": len(seconds),
-        "items": len(set(sounds.targets)),
+        "items": len(set(files.targets)),
         "seconds": {"min": seconds[0], "median": seconds[len(seconds) // 2], "max": seconds[-1]},
-        "sample_rate": {str(rate): count for rate, count in sorted(sounds.rates.items())},
+        "sample_rate": {str(rate): count for rate, count in sorted(files.rates.items())},
     }

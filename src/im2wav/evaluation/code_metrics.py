@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from im2wav.data.pairs import PairsFolder
-from im2wav.data.windows import Batch, Windows, collate
+from im2wav.data.windows import Batch, WindowDataset, collate
 from im2wav.evaluation.figures import Figure, Plan, mean_figure
 from im2wav.evaluation.metrics import BitsPerCode, CodeUsage, LogStftDistance, SiSdr
 from im2wav.prior import Conditions, Timing
 
 
-class Measured(NamedTuple):
+class EvaluationBatch(NamedTuple):
     """A batch, and for each of its items the picture of the item before it."""
 
     batch: Batch
     other_clip: Tensor | None  # [B, F, D]; None where there is one item in all
 
 
-def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Iterator[Measured]:
+def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Iterator[EvaluationBatch]:
     """The first window of each pair with a sound, in the order of the manifest; short sounds are repeated.
 
     Raises:
@@ -34,15 +34,17 @@ def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Ite
             f"{folder.root}: no pair with split={split} has a sound; its splits are "
             f"{sorted(set(folder.pairs.strings('split')))} (split=all takes every pair)"
         )
-    windows = Windows(folder, pairs, num_samples, "loop")
+    windows = WindowDataset(folder, pairs, num_samples, "loop")
     for start in range(0, len(pairs), size):
         rows = range(start, min(start + size, len(pairs)))
         others = [windows[((row - 1) % len(pairs), 0.0)].clip for row in rows]
-        yield Measured(collate([windows[(row, 0.0)] for row in rows]), torch.stack(others) if len(pairs) > 1 else None)
+        yield EvaluationBatch(
+            collate([windows[(row, 0.0)] for row in rows]), torch.stack(others) if len(pairs) > 1 else None
+        )
 
 
 @torch.inference_mode()
-def codec_figures(codec: Any, data: Iterable[Measured], plan: Plan) -> dict[str, dict[str, Any]]:
+def codec_figures(codec: Any, data: Iterable[EvaluationBatch], plan: Plan) -> dict[str, dict[str, Any]]:
     """By level: SI-SDR and log-STFT distance of what comes back, share of the codebook in use, perplexity."""
     device = next(codec.parameters()).device
     items: list[str] = []
@@ -70,7 +72,7 @@ def codec_figures(codec: Any, data: Iterable[Measured], plan: Plan) -> dict[str,
 
 @torch.inference_mode()
 def prior_figures(
-    codec: Any, priors: Mapping[str, Any], data: Iterable[Measured], plan: Plan
+    codec: Any, priors: Mapping[str, Any], data: Iterable[EvaluationBatch], plan: Plan
 ) -> dict[str, dict[str, Any]]:
     """By level: bits per code with the right condition, with another item's picture, with none (where learnt)."""
     device = next(codec.parameters()).device

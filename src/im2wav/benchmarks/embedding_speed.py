@@ -63,7 +63,7 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def decode(path: str, fps: float, size: int) -> int:
+def decode_video(path: str, fps: float, size: int) -> int:
     """Frames of a video through the whole decoder, sound included."""
     reader = ClipReader(partial(resized_centre, size=size), size, fps)
     count = 0
@@ -75,7 +75,7 @@ def decode(path: str, fps: float, size: int) -> int:
     return count
 
 
-def embed(
+def measure_embedding(
     videos: str | None = None,
     size: int = 224,
     encoder: Any = None,
@@ -105,7 +105,7 @@ def embed(
         paths = [str(path) for path in list_files(folder, VIDEO_SUFFIXES)]
         if not paths:
             raise ValueError(f"measure.videos={videos} holds no videos")
-        rows = _decoding(paths, size, repeats)
+        rows = _measure_decoding_speed(paths, size, repeats)
     if encoder is not None:
         threads = torch.get_num_threads()
         squares = torch.randint(0, 256, (batch_size, 3, encoder.size, encoder.size), dtype=torch.uint8, device=device)
@@ -115,13 +115,13 @@ def embed(
     return rows
 
 
-def _decoding(paths: list[str], size: int, repeats: int) -> list[Row]:
+def _measure_decoding_speed(paths: list[str], size: int, repeats: int) -> list[Row]:
     alone = {path: cpu_seconds(partial(read_all_frames, path), repeats) for path in paths}
     counts = {path: read_all_frames(path) for path in paths}
     frames, name, rows = sum(counts.values()), "decord alone, every frame and the sound", []
     limit = frames / sum(alone.values())
     for fps in (30.0, 8.0):
-        spent = {path: cpu_seconds(partial(decode, path, fps, size), repeats) for path in paths}
+        spent = {path: cpu_seconds(partial(decode_video, path, fps, size), repeats) for path in paths}
         value = frames / sum(spent.values())
         rows.append(Row(f"decoding + preprocessing, {fps:g} fps", value, "frames/core-s", limit, name, 0.85))
         for path in paths:
