@@ -7,7 +7,7 @@ import sys
 import torch
 
 from conftest import HAS_COMPILER, command
-from im2wav.bench import table
+from im2wav.bench import format_rows
 from im2wav.benchmarks import Row
 
 
@@ -19,7 +19,7 @@ def test_a_row_knows_whether_its_bar_holds():
 
 
 def test_the_table_names_figure_limit_ratio_and_bar():
-    text = table([Row("decode", 3.0, "ms", limit=2.0, limit_name="weights read once", bar=1.2, at_least=False)])
+    text = format_rows([Row("decode", 3.0, "ms", limit=2.0, limit_name="weights read once", bar=1.2, at_least=False)])
     assert all(part in text for part in ("decode", "3 ms", "2 ms (weights read once)", "1.500", "<= 1.2 MISSED"))
 
 

@@ -151,7 +151,7 @@ def test_folders_that_do_not_serve(official, tmp_path, capfd):
     assert command("convert", f"official={tmp_path}", f"out={tmp_path / 'out'}") == 2
     assert "both hold a up_prior" in capfd.readouterr().err
     assert command("convert", f"out={tmp_path / 'out'}") == 2
-    assert "give official=DIR" in capfd.readouterr().err
+    assert "set official=DIR" in capfd.readouterr().err
 
 
 # ---- embeddings

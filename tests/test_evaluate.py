@@ -83,7 +83,7 @@ def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
 
 
 def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
-    monkeypatch.setattr(files, "TOGETHER", 3)
+    monkeypatch.setattr(audio_files, "TOGETHER", 3)
     folder = folders[0]
     reading = audio_files.Reading(16000, 1.5, -20.0)
     chosen = audio_files.AudioFileSet("generated", tuple(audio_files.find_audio_files(folder, "generated")))

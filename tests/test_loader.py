@@ -114,7 +114,7 @@ def test_a_worker_that_dies_names_what_it_was_reading(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PairsFolder, "read_wav", deadly)
     data = PairsDataModule(str(root), num_samples=4096, batch_size=2, num_workers=2)
-    with pytest.raises(ValueError, match=r"died .* while it read '1' \(.*wav/1\.wav"):
+    with pytest.raises(ValueError, match=r"died .* while reading '1' \(.*wav/1\.wav"):
         list(data.train_dataloader())
 
 

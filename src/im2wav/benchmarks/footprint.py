@@ -27,7 +27,7 @@ def memory_held(name: str) -> int:
 
 def measure_first_code(path: str, precision: str, compile: bool) -> dict[str, float]:
     """Load a prior, draw a code, and say what memory it took: `held`, and `needed` for weights once and caches."""
-    from im2wav.benchmarks.decoding_speed import start_decoding, random_prior
+    from im2wav.benchmarks.decoding_speed import random_prior, start_decoding
     from im2wav.checkpoint import load_net
     from im2wav.generation import Decoder
 

@@ -43,23 +43,23 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
         try:
             found = np.fromiter(map(SPLITS.index, pairs.strings("split")), np.int8, len(pairs))
         except ValueError:
-            strange = next(split for split in pairs.strings("split") if split not in SPLITS)
-            raise ValueError(f"the manifest has rows with split={strange!r}: expected one of {SPLITS}") from None
+            unknown = next(split for split in pairs.strings("split") if split not in SPLITS)
+            raise ValueError(f"the manifest has rows with split={unknown!r}: expected one of {SPLITS}") from None
         return {split: np.flatnonzero(found == i) for i, split in enumerate(SPLITS)}
     shares = dict(SHARES if shares is None else shares)
     if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
     borders = np.cumsum([shares[split] for split in SPLITS])
-    lots = np.array([hash_fraction(group, "split") for group in groups(pairs)])
-    number = np.minimum(np.searchsorted(borders, lots, side="right"), len(SPLITS) - 1)
+    positions = np.array([hash_fraction(group, "split") for group in groups(pairs)])
+    number = np.minimum(np.searchsorted(borders, positions, side="right"), len(SPLITS) - 1)
     return {split: np.flatnonzero(number == i) for i, split in enumerate(SPLITS)}
 
 
 def fraction_of(pairs: Manifest, rows: np.ndarray, fraction: float) -> np.ndarray:
-    """About that fraction of the rows; a smaller fraction is always a subset of a larger one.
+    """Select about a fraction of the rows; a smaller fraction is a subset of a larger one.
 
     Raises:
-        ValueError: not a fraction above 0 and at most 1.
+        ValueError: the fraction is not > 0 and <= 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"data.train_fraction={fraction}: must be above 0 and at most 1")

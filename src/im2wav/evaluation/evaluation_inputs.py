@@ -7,7 +7,7 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.audio_files import AudioFileSet, AudioFile, Unmatched, find_audio_files, format_names, match
+from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, Unmatched, find_audio_files, format_names, match
 from im2wav.evaluation.generate_items import generate_audio
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
 

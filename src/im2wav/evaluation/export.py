@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from im2wav.evaluation.audio_files import Reading, AudioFile
+from im2wav.evaluation.audio_files import AudioFile, Reading
 from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.files import VIDEO_SUFFIXES, wav_bytes, write_atomic
 

@@ -147,7 +147,7 @@ def summary(trainer: pl.Trainer, module: Any) -> list[str]:
     averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     copies = 4 + averaged  # weights, gradients, two moments, the average
     batches, passes = trainer.num_training_batches, trainer.accumulate_grad_batches
-    batch = trainer.train_dataloader.dataset.share.global_batch_size  # type: ignore[union-attr]
+    batch = trainer.train_dataloader.dataset.partition.global_batch_size  # type: ignore[union-attr]
     return [
         f"{total / 1e6:.2f} M parameters: {parts}",
         f"memory: {copies * 4 * total / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
