@@ -192,12 +192,12 @@ def break_empty(generated, reference):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_nan, r"2 sounds cannot be used: bird_02_00 \(broken audio\), bird_03_00"),
+        (break_nan, r"2 audio files cannot be used: bird_02_00 \(broken audio\), bird_03_00"),
         (break_rate, r"generated: 8 at 16000 Hz; reference: 8 at 22050 Hz.*resample=true"),
-        (break_names, r"1 generated sounds without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
-        (break_all_names, r"no generated sound has the name of a reference: generated are x0"),
+        (break_names, r"1 generated files without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
+        (break_all_names, r"no generated file has the name of a reference: generated are x0"),
         (break_file, r"1 files cannot be read: owl_03_00"),
-        (break_empty, r"generated=.* holds no sounds"),
+        (break_empty, r"generated=.* contains no audio files"),
     ],
 )
 def test_bad_sounds_are_named(folders, tmp_path, damage, message):

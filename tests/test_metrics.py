@@ -274,7 +274,7 @@ def test_a_kernel_in_blocks_is_the_whole_kernel(monkeypatch):
         100 * (within(a, p) + within(b, q) - 2 * (p @ c @ q) / (p.sum() * q.sum())).item()
         for p, q in zip(u, v, strict=True)
     ]
-    monkeypatch.setattr(statistics, "BLOCK", 4)
+    monkeypatch.setattr(set_statistics, "BLOCK", 4)
     assert set_statistics.kernel_distance(x, y, 1.3, u, v).tolist() == pytest.approx(expected, rel=1e-9)
 
 

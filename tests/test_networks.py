@@ -168,19 +168,19 @@ def test_the_paper_suite_through_the_command(files, tmp_path):
 
 def test_files_of_another_kind_are_refused(files, tmp_path):
     name = network_weights.FILES["vggish"].name
-    with pytest.raises(ValueError, match=f"lacks {name}; get it from"):
+    with pytest.raises(ValueError, match=f"lacks {name}; download it from"):
         Vggish(tmp_path, check=False)
     (tmp_path / name).write_text("no weights")
     with pytest.raises(ValueError, match=r"expected 10086976"):
         Vggish(tmp_path)
-    with pytest.raises(ValueError, match="cannot be read as weights"):
+    with pytest.raises(ValueError, match="cannot be read as a state dict"):
         Vggish(tmp_path, check=False)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(ValueError, match="does not fit the network"):
+    with pytest.raises(ValueError, match="does not match the network"):
         Vggish(tmp_path, check=False)
     torch.save([1], tmp_path / name)
-    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         Vggish(tmp_path, check=False)
     torch.save({"a": torch.zeros(1)}, tmp_path / network_weights.FILES["passt"].name)
-    with pytest.raises(ValueError, match="does not hold a PaSST"):
+    with pytest.raises(ValueError, match="is not a PaSST checkpoint"):
         Passt(tmp_path, check=False)

@@ -1,8 +1,8 @@
 """Assignment of windows to batches and devices, and a resumable DataLoader.
 
-A run reads an infinite stream of windows that depends on the seed only. A global batch (one optimizer step) is a slice of
-the stream, divided among devices and accumulated passes, so that the windows of a step do not depend on the number of
-devices, passes or workers. The batch number determines the content of a batch: resuming starts at another number and
+A run reads an infinite stream of windows that depends on the seed only. A global batch (one optimizer step) is a slice
+of the stream, divided among devices and accumulated passes, so that the windows of a step do not depend on the number
+of devices, passes or workers. The batch number determines the content of a batch: resuming starts at another number and
 replays nothing.
 """
 

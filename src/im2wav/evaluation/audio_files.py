@@ -1,7 +1,7 @@
-"""Sets of sounds that are to be judged: found, matched by name, checked, and read in one way.
+"""Sets of audio files to evaluate: listing, matching by name, checks, and uniform reading.
 
-Every sound of every set is read alike: channels averaged, brought to one sample rate by one resampler, cut to one
-length, brought to one loudness. A distance between sets then cannot come from how they were stored.
+All files are read in the same way: mono, one sample rate, one resampler, one length and one loudness. Distances between
+sets then do not depend on how the files were stored.
 """
 
 import logging
@@ -26,45 +26,45 @@ from im2wav.report.spectrogram import log_mel
 
 log = logging.getLogger(__name__)
 
-SILENT = 1e-3  # peak, full scale being 1, under which a sound counts as silent
-FULL = 0.999  # a sample beyond this is at full scale
-CLIPPED = 3  # so many of them in a row are a clipped sound
-# What is heard is put together for so many sounds at once. A small tensor that stayed among the waves would break up
-# the memory that they leave: 0.2 MB for each sound that was heard.
+SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
+FULL = 0.999  # samples above count as full scale
+CLIPPED = 3  # number of consecutive full-scale samples that count as clipping
+# Outputs are stacked for this many files at once: small tensors that stay allocated between waveforms fragment the
+# memory (0.2 MB per file).
 TOGETHER = 64
-QUIETEST = -100.0  # dB; what a silent sound counts as
+QUIETEST = -100.0  # dB; level of silent audio
 
 
 def format_names(names: Sequence[str], at_most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
+    """Format the first names of a list and the number of the others."""
     more = len(names) - at_most
     return ", ".join(map(str, names[:at_most])) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A file of a set; `target` is the item that it belongs to: of a reference its own name."""
+    """An audio file; `target` is the name of its item, for references their own name."""
 
     name: str
     path: Path
     target: str
     rate: int
-    frames: int  # samples of a channel
+    frames: int  # samples per channel
 
     @property
     def seconds(self) -> float:
-        """How long the file is."""
+        """Duration in seconds."""
         return self.frames / self.rate
 
 
 @dataclass(frozen=True)
 class AudioFileSet:
-    """Sounds that are judged together.
+    """A set of audio files.
 
     Attributes:
-        title: what the set is called in messages.
+        title: name of the set in messages.
         sounds: sorted by name.
-        process: applied to each wave [N] and its rate as it is read, such as a codec's round trip.
+        process: function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction.
     """
 
     title: str
@@ -73,31 +73,31 @@ class AudioFileSet:
 
     @property
     def rates(self) -> Counter:
-        """How many sounds have which sample rate."""
+        """Number of files per sample rate."""
         return Counter(sound.rate for sound in self.files)
 
     @property
     def names(self) -> list[str]:
-        """Names of the sounds."""
+        """Names of the files."""
         return [sound.name for sound in self.files]
 
     @property
     def targets(self) -> list[str]:
-        """The item of each sound."""
+        """Item of each file."""
         return [sound.target for sound in self.files]
 
 
 def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
-    """The sounds of a folder, sorted by name; a name is the path below the folder without its suffix.
+    """Find the audio files in a folder, sorted by name: the relative path without suffix.
 
     Raises:
-        ValueError: no such folder, no sounds in it, two of one name, or files that are no sounds.
+        ValueError: the folder does not exist or has no audio files, or files are unreadable or have the same name.
     """
     if not folder.is_dir():
-        raise ValueError(f"{option}={folder}: no such folder; expected a folder of sounds")
+        raise ValueError(f"{option}={folder}: no such folder; expected a folder of audio files")
     paths = list_files(folder, AUDIO_SUFFIXES)
     if not paths:
-        raise ValueError(f"{option}={folder} holds no sounds ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        raise ValueError(f"{option}={folder} contains no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
     files, broken = [], []
     for path in paths:
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -110,12 +110,14 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
         raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {format_names(broken)}")
     double = [name for name, count in Counter(s.name for s in files).items() if count > 1]
     if double:
-        raise ValueError(f"{option}={folder}: several files are called {format_names(double)}; keep one of each")
+        raise ValueError(
+            f"{option}={folder}: several files have the same name: {format_names(double)}; keep one of each"
+        )
     return sorted(files, key=lambda sound: sound.name)
 
 
 def target_of(name: str, targets: set[str]) -> str | None:
-    """The item that a generated sound belongs to: the one of its name, or of its name without a number `_00`."""
+    """Item of a generated file: its name, or its name without the suffix `_00`."""
     if name in targets:
         return name
     bare = re.sub(r"_\d{2,}$", "", name)
@@ -124,54 +126,56 @@ def target_of(name: str, targets: set[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """Names that have no partner in the other set."""
+    """Names without a counterpart in the other set."""
 
     generated: list[str]
     reference: list[str]
 
 
 def match(generated: list[AudioFile], targets: Sequence[str], missing: str) -> tuple[list[AudioFile], Unmatched]:
-    """Give each generated sound its item.
+    """Assign each generated file to its item.
 
     Args:
-        generated: sounds.
-        targets: names of the items that sounds are expected for.
-        missing: `error`, or `skip` to go on with those that match.
+        generated: generated files.
+        targets: names of the expected items.
+        missing: `error`, or `skip` to use only the matching files.
 
     Raises:
-        ValueError: names do not match and `missing` is `error`, nothing matches, or no such choice.
+        ValueError: names do not match and `missing` is `error`, nothing matches, or `missing` is invalid.
     """
     if missing not in ("error", "skip"):
         raise ValueError(f"missing={missing!r}: expected `error` or `skip`")
     wanted = set(targets)
     found = [(sound, target_of(sound.name, wanted)) for sound in generated]
     matched = [replace(sound, target=target) for sound, target in found if target is not None]
-    outputs = {sound.target for sound in matched}
-    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - outputs))
+    with_audio = {sound.target for sound in matched}
+    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - with_audio))
     if not matched:
         raise ValueError(
-            f"no generated sound has the name of a reference: generated are {format_names(rest.generated)}; references are "
-            f"{format_names(rest.reference)}. Names must be equal, or NAME_00, NAME_01 for several sounds of one reference; "
-            "paired=false compares the sets alone"
+            "no generated file has the name of a reference: "
+            f"generated are {format_names(rest.generated)}; references are {format_names(rest.reference)}. "
+            "Names must be equal, or NAME_00, NAME_01 for several files of one reference; "
+            "paired=false compares the sets without pairing"
         )
     if missing == "error" and (rest.generated or rest.reference):
         raise ValueError(
-            f"names do not match: {len(rest.generated)} generated sounds without a reference"
-            f"{': ' + format_names(rest.generated) if rest.generated else ''}; {len(rest.reference)} references without a "
-            f"generated sound{': ' + format_names(rest.reference) if rest.reference else ''}. Mend the names, or go on "
-            "with those that match by missing=skip"
+            f"names do not match: {len(rest.generated)} generated files without a reference"
+            f"{': ' + format_names(rest.generated) if rest.generated else ''}; "
+            f"{len(rest.reference)} references without a generated file"
+            f"{': ' + format_names(rest.reference) if rest.reference else ''}. "
+            "Correct the names, or set missing=skip to use only the matching files"
         )
     return matched, rest
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How every sound is read.
+    """How all files are read.
 
     Attributes:
-        rate: Hz; all sets are brought to it before they are judged.
-        seconds: the length of what is judged; a shorter sound is repeated, as in training.
-        loudness: RMS level in dB of full scale that each sound is brought to; as it is where None.
+        rate: sample rate in Hz that all files are resampled to.
+        seconds: duration of the evaluated audio; shorter audio is repeated, as in training.
+        loudness: RMS level in dBFS that all audio is scaled to; None: unchanged.
     """
 
     rate: int
@@ -179,7 +183,7 @@ class Reading:
     loudness: float | None
 
     def raw(self, sound: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
-        """The wave [N] before its loudness is set.
+        """Read a waveform [N] without loudness scaling.
 
         Raises:
             MediaError: the file cannot be used.
@@ -190,31 +194,33 @@ class Reading:
         return wav if process is None else process(wav, self.rate)
 
     def level(self, wav: Tensor) -> Tensor:
-        """The wave at the wanted loudness; a silent one stays silent."""
+        """Scale a waveform to the loudness; silent audio stays unchanged."""
         if self.loudness is None or wav.abs().max() < SILENT:
             return wav
         return set_loudness(wav, self.loudness)
 
 
 def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
-    """The rate that all sets are brought to: their common one, or with `resample` the lowest.
+    """Common sample rate of the sets, or the lowest one with `resample`.
 
     Raises:
-        ValueError: there are several and `resample` is off.
+        ValueError: sample rates differ and `resample` is false.
     """
     rates = {s.title: dict(sorted(s.rates.items())) for s in sets}
     every = {rate for found in rates.values() for rate in found}
     if len(every) > 1 and not resample:
-        said = "; ".join(f"{title}: " + ", ".join(f"{n} at {r} Hz" for r, n in x.items()) for title, x in rates.items())
+        listing = "; ".join(
+            f"{title}: " + ", ".join(f"{n} at {r} Hz" for r, n in x.items()) for title, x in rates.items()
+        )
         raise ValueError(
-            f"sample rates differ ({said}). Another band width moves every distance; bring all to the lowest, "
-            f"{min(every)} Hz, with one resampler by resample=true"
+            f"sample rates differ ({listing}), and all distances depend on the bandwidth: set resample=true "
+            f"to resample all files to {min(every)} Hz"
         )
     return min(every)
 
 
 def levels(wav: Tensor) -> Tensor:
-    """RMS level in dB, whether it is silent, whether it is clipped: wave [N] -> [3]."""
+    """RMS level in dB, is silent, is clipped: waveform [N] -> [3]."""
     rms = 20 * wav.double().square().mean().sqrt().clamp_min(10 ** (QUIETEST / 20)).log10()
     full = wav.abs() >= FULL
     clipped = int(full.sum()) >= CLIPPED and bool(full.unfold(0, CLIPPED, 1).all(1).any())
@@ -223,14 +229,14 @@ def levels(wav: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """What was heard in a set.
+    """Network outputs of a set.
 
     Attributes:
-        set: the sounds, S of them.
-        heard: by network.
-        levels: [S, 3], as `levels` gives them.
-        mels: log-mel spectrograms [S, L, bands], where retrieval is to be computed.
-        nearest: name of the recording that is nearest to each sound, where retrieval is computed.
+        set: the S audio files.
+        outputs: outputs by network name.
+        levels: [S, 3], see `levels`.
+        mels: log-mel spectrograms [S, L, bands] for retrieval, or None.
+        nearest: name of the nearest recording of each file, for retrieval.
     """
 
     set: AudioFileSet
@@ -240,50 +246,50 @@ class Judged:
     nearest: Sequence[str] = ()
 
 
-def judge(files: AudioFileSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
-    """Run each network on each sound of a set. A few sounds are in memory at a time, one for each thread.
+def judge(audio: AudioFileSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
+    """Run each network on each file of a set. One file per thread is in memory at a time.
 
     Raises:
-        ValueError: sounds that cannot be used; all of them are named.
+        ValueError: files that cannot be used; the message lists them.
     """
     from tqdm.auto import tqdm
 
-    def analyse(sound: AudioFile) -> tuple[Tensor, list[NetworkOutput], Tensor | None] | str:
-        """Levels, the networks' outputs and the log-mel spectrogram; or why it cannot be used."""
+    def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutput], Tensor | None] | str:
+        """Levels, network outputs and log-mel spectrogram of a file, or an error message."""
         try:
-            wav = reading.raw(sound, files.process)
+            wav = reading.raw(file, audio.process)
         except MediaError as error:
-            return f"{sound.name} ({error.reason})"
-        even = reading.level(wav)
-        at_rates = (torchaudio.functional.resample(even, reading.rate, n.sample_rate) for n in networks)
+            return f"{file.name} ({error.reason})"
+        scaled = reading.level(wav)
+        at_rates = (torchaudio.functional.resample(scaled, reading.rate, n.sample_rate) for n in networks)
         outputs = [network.analyse(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
         return levels(wav), outputs, log_mel(wav, reading.rate) if with_mels else None
 
-    outputs = tqdm(
-        map_in_threads(analyse, files.files),
-        desc=f"hear {sounds.title}",
-        total=len(files.files),
-        unit="sound",
+    progress = tqdm(
+        map_in_threads(analyse, audio.files),
+        desc=f"evaluate {audio.title}",
+        total=len(audio.files),
+        unit="file",
         disable=None,
     )
-    stream, parts, facts, mels, broken = iter(outputs), [], [], [], []
-    while some := list(islice(stream, TOGETHER)):
-        broken += [reason for reason in some if isinstance(reason, str)]
-        if good := [one for one in some if not isinstance(one, str)]:
-            facts.append(torch.stack([one[0] for one in good]))
+    stream, parts, all_levels, mels, broken = iter(progress), [], [], [], []
+    while chunk := list(islice(stream, TOGETHER)):
+        broken += [reason for reason in chunk if isinstance(reason, str)]
+        if good := [one for one in chunk if not isinstance(one, str)]:
+            all_levels.append(torch.stack([one[0] for one in good]))
             mels += [one[2] for one in good if one[2] is not None]
             parts.append([SetOutputs.join(of) for of in zip(*(one[1] for one in good), strict=True)])
     if broken:
         raise ValueError(
-            f"{sounds.title}: {len(broken)} sounds cannot be used: {format_names(broken)}; make them again"
+            f"{audio.title}: {len(broken)} audio files cannot be used: {format_names(broken)}; replace them"
         )
     by_network = zip(networks, zip(*parts, strict=True), strict=True)
     outputs = {network.name: SetOutputs.concat(of) for network, of in by_network}
-    return Judged(files, outputs, torch.cat(facts), torch.stack(mels) if mels else None)
+    return Judged(audio, outputs, torch.cat(all_levels), torch.stack(mels) if mels else None)
 
 
 def describe_set(files: AudioFileSet) -> dict[str, Any]:
-    """N, durations and rates of a set."""
+    """Number of files, durations and sample rates of a set."""
     seconds = sorted(sound.seconds for sound in files.files)
     return {
         "n": len(seconds),

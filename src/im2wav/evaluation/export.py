@@ -1,4 +1,4 @@
-"""Folders as other benchmarks expect them."""
+"""Export folders for other benchmarks."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
-    """Write the folders that av-benchmark reads, with names that match in all of them.
+    """Write folders for av-benchmark with matching names.
 
-    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` where the images are videos;
-    `captions.csv` (name, caption) where there are labels. av-benchmark takes one sound for each reference: of several
-    the first is taken.
+    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` if the images are videos;
+    `captions.csv` (name, caption) if there are labels. av-benchmark uses one file per reference: only the first
+    generated file of each reference is exported.
 
     Raises:
-        ValueError: there is no reference.
+        ValueError: there are no references.
     """
     if found.reference is None:
         raise ValueError("export=av-benchmark needs a reference: reference=DIR, or model=DIR with data=PAIRS")
@@ -55,7 +55,7 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
         len(taken),
         videos,
         out,
-        f"; {left} further sounds of the same references were left out" if left else "",
+        f"; {left} further files of the same references were left out" if left else "",
         *(out / name for name in ("gt_audio", "gt_cache", "pred_audio", "pred_cache")),
         reading.seconds,
         "" if videos else " --skip_video_related",

@@ -51,7 +51,7 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
     All 30 classes where the labels are ImageHear's. Labels with the same AudioSet classes count as one.
 
     Returns:
-        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties shared); None
+        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties split); None
         with fewer than two labels.
     """
     labels = plan.labels or {}

@@ -1,4 +1,4 @@
-"""The `evaluate` command: networks judge sets of audio, and statistics make figures of what they return."""
+"""The `evaluate` command: network outputs of sets of audio files, and metrics computed from them."""
 
 import hashlib
 import json
@@ -32,16 +32,16 @@ from im2wav.report.tables import as_markdown, as_text
 
 log = logging.getLogger(__name__)
 
-CODEC_SECONDS = 4.096  # of each reference that a codec alone is judged by: the official window
+CODEC_SECONDS = 4.096  # duration per reference for codec=FILE: the official window
 
 
 def is_paired(cfg: Any, found: Inputs) -> bool:
-    """Whether each generated audio has a reference of its own."""
+    """Whether each generated file has its own reference."""
     return cfg.paired and not (cfg.benchmark and found.reference)
 
 
 def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Reading) -> dict[str, Judged]:
-    """Run the networks on every set, also on the codec reconstruction of the references where there is a codec."""
+    """Run the networks on all sets, including the codec reconstruction of the references if there is a codec."""
     sets = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
@@ -63,7 +63,7 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
 
 
 def _whole(sound: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
-    """A whole recording [N], repeated if it is shorter than what is judged."""
+    """Complete recording [N], repeated if it is shorter than the evaluated duration."""
     wav = read_audio(sound.path, reading.rate)
     return reading.raw(sound) if len(wav) < round(reading.seconds * reading.rate) else wav
 
@@ -85,7 +85,7 @@ def figure_table(judged: Mapping[str, Judged], networks: Sequence[Network], plan
 
 
 def protocol(cfg: Any, reading: Reading) -> dict[str, Any]:
-    """What decides the figures besides the audio and the networks."""
+    """Settings that the metrics depend on, besides the audio and the networks."""
     names = ("suite", "benchmark", "seed", "paired", "loudness", "resamples", "resamples_fd")
     facts = {name: cfg[name] for name in names}
     if cfg.benchmark:
@@ -161,7 +161,7 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     if cfg.export:
         return av_benchmark(out, found, reading)
     images = None
-    if any("picture" in network.uses for network in networks):
+    if any("image" in network.uses for network in networks):
         targets = sorted({target for one in found.sets.values() for target in one.targets})
         images = embed_images(found.images, targets, Path(cfg.weights_dir), cfg.check_weights, cfg.device)
     judged = judge_sets(cfg, found, networks, reading)
@@ -183,12 +183,12 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
 
 
 def evaluate_setting(cfg: Any, sweep: Path, job: int, setting: str) -> None:
-    """Evaluate one job of a multirun in a folder of its own below `sweep`, then write the table of all finished jobs.
+    """Evaluate one job of a multirun in its own folder below `sweep`, then write the table of all finished jobs.
 
     Raises:
         ValueError: see `evaluate_audio`.
     """
-    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # of another sweep
+    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # from an earlier sweep
         earlier.unlink()
     cfg.out = str(sweep / str(job))
     evaluate_audio(cfg)

@@ -1,4 +1,4 @@
-"""Which networks judge, by the name of a suite."""
+"""Networks of each suite."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ def load_networks(suite: str, weights_dir: Path | None, check: bool = True) -> l
 
     Args:
         suite: `offline`, `paper` or `all`.
-        weights_dir: where the files of `paper` lie.
-        check: refuse a file whose sha256 is not the published one.
+        weights_dir: folder of the weights files of `paper`.
+        check: reject files whose sha256 differs from the published one.
 
     Raises:
-        ValueError: no such suite, or weights that are missing or wrong.
+        ValueError: unknown suite, or weights that are missing or wrong.
     """
     if suite not in SUITES:
         raise ValueError(f"suite={suite}: expected one of {', '.join(SUITES)}")

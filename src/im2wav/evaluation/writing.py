@@ -45,7 +45,7 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Examples:
-    """What the page plays: `count` of the best and of the worst audio files, as the tagger ranks them."""
+    """Examples of the page: `count` best and worst audio files as ranked by the tagger."""
 
     count: int
     tagger: Network | None
@@ -57,15 +57,15 @@ class Examples:
 def warnings_for(
     judged: Mapping[str, Judged], networks: Sequence[Network], found: Inputs, reading: Reading
 ) -> list[str]:
-    """What a reader of the figures must know."""
-    said = []
+    """Return warnings about the metrics."""
+    found_warnings = []
     for names, who in ((found.unmatched.generated, "generated audio files"), (found.unmatched.reference, "references")):
         if names:
-            said.append(f"{len(names)} {who} have no counterpart and are left out: {format_names(names, 20)}")
+            found_warnings.append(f"{len(names)} {who} have no counterpart and are left out: {format_names(names, 20)}")
     count = len(judged["generated"].set.files)
     for network in networks:
         if "distance" in network.uses and "reference" in judged and count < network.dim:
-            said.append(
+            found_warnings.append(
                 f"{count} audio files are fewer than the {network.dim} dimensions of an embedding of {network.name}: "
                 "the Fréchet distance is mostly bias and falls with more files; compare it only at the same number of "
                 "files, and prefer the kernel distance (KAD)"
@@ -73,16 +73,18 @@ def warnings_for(
     for name, one in judged.items():
         silent = [s.name for s, x in zip(one.set.files, one.levels.tolist(), strict=True) if x[1]]
         if silent:
-            said.append(
+            found_warnings.append(
                 f"{len(silent)} audio files of {name} are silent and are judged as silence: {format_names(silent)}"
             )
         short = [s.name for s in one.set.files if s.seconds < reading.seconds - 1e-3]
         if short and name != "reconstruction":
-            said.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
+            found_warnings.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
     lengths = {round(s.seconds, 3) for s in judged["generated"].set.files}
     if len(lengths) > 1:
-        said.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
-    return said
+        found_warnings.append(
+            f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged"
+        )
+    return found_warnings
 
 
 def _image(path: Path | None) -> Image | None:
@@ -147,7 +149,7 @@ def _label_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _fact_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What a figure depends on: sets, networks, protocol."""
+    """Table of sets, networks and protocol."""
     lines = [["name", "value"]]
     for name, about in report["sets"].items():
         seconds = about["seconds"]
@@ -194,7 +196,7 @@ def write_files(
     times: dict[str, float],
     start: float,
 ) -> None:
-    """Write all files. Times have a file of their own: the others are reproducible to the byte."""
+    """Write all files. Times are in a separate file: the others are reproducible byte by byte."""
     text = as_markdown(summary.figure_rows(report["rows"]))
     text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
     write_atomic(out / "items.csv", as_csv(rows))
