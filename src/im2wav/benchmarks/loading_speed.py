@@ -1,4 +1,4 @@
-"""How fast windows come from disk, by files and by shards, and whether memory stays where it is."""
+"""Speed of loading windows from files and shards, and memory growth."""
 
 import multiprocessing
 import tempfile
@@ -18,11 +18,11 @@ from im2wav.data.pairs import DatasetInfo
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.prepare.shard_writer import ShardWriter
 
-RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # a clip as VGGSound has them
+RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # clips as in VGGSound
 
 
 def write_pairs(root: Path, clips: int) -> None:
-    """A pairs folder of noise."""
+    """Write a pairs folder of noise."""
     generator = torch.Generator().manual_seed(0)
     DatasetInfo("clip_vit_b32", DIM, None, FPS, RATE).write(root)
     samples, frames, rows = int(SECONDS * RATE), int(SECONDS * FPS), []
@@ -37,7 +37,7 @@ def write_pairs(root: Path, clips: int) -> None:
 
 
 def convert_to_shards(root: Path, out: Path) -> None:
-    """The same as shards."""
+    """Convert a pairs folder to shards."""
     writer = ShardWriter(root, out)
     for chunk in writer.start():
         writer.write(chunk)
@@ -45,7 +45,7 @@ def convert_to_shards(root: Path, out: Path) -> None:
 
 
 def read_batches(loader: WindowLoader, batches: int) -> Callable[[], None]:
-    """Reads so many batches."""
+    """Return a function that reads `batches` batches."""
 
     def work() -> None:
         read = 0
@@ -59,7 +59,7 @@ def read_batches(loader: WindowLoader, batches: int) -> Callable[[], None]:
 
 
 def read_with_libraries(root: Path, num_samples: int, windows: int) -> Callable[[], None]:
-    """Reads as many windows of sound with soundfile and of embeddings with numpy, and does nothing with them."""
+    """Return a function that reads as many windows with soundfile and numpy only."""
     wavs, clips = sorted((root / "wav").iterdir()), sorted((root / "clip").iterdir())
     frames = int(num_samples / RATE * FPS) + 1
     generator = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def read_with_libraries(root: Path, num_samples: int, windows: int) -> Callable[
 
 
 def anonymous_mb() -> float:
-    """Memory of this process and of its children that is no file's, in MB; nan where the system does not tell."""
+    """Anonymous memory of this process and its children in MB; NaN if unknown."""
     total = 0
     for pid in ["self", *(child.pid for child in multiprocessing.active_children())]:
         try:
@@ -88,9 +88,9 @@ def anonymous_mb() -> float:
 
 
 def memory_growth(root: Path, num_samples: int, batches: int) -> float:
-    """By how many MB the memory of the loader and its worker grows over so many batches."""
+    """Memory growth of the loader and its worker over `batches` batches, in MB."""
     loader = PairsDataModule(str(root), num_samples=num_samples, batch_size=2, num_workers=1).train_dataloader()
-    read_batches(loader, max(batches // 10, 1))()  # caches and pools fill
+    read_batches(loader, max(batches // 10, 1))()  # fill caches and pools
     before = anonymous_mb()
     read_batches(loader, batches)()
     return anonymous_mb() - before
@@ -103,14 +103,14 @@ def measure_loading(
     growth_batches: int = 10_000,
     folder: str | None = None,
 ) -> list[Row]:
-    """Windows per second in one process with one thread.
+    """Benchmark windows per second in one process with one thread.
 
     Args:
-        num_samples: of a window.
-        clips: of 10 s, 16 kHz, 30 frames a second.
-        batches: of 8 windows, that are timed.
-        growth_batches: of 2 windows, that memory is watched over.
-        folder: where the clips are written for a while; the system's temporary folder where None.
+        num_samples: length of a window.
+        clips: number of clips of 10 s, 16 kHz, 30 frames per second.
+        batches: number of timed batches of 8 windows.
+        growth_batches: number of batches of 2 windows for memory growth.
+        folder: where to write the temporary clips; None: the temporary folder of the system.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -131,9 +131,9 @@ def measure_loading(
     what, unit = f"{num_samples / RATE:g} s windows", "windows/s/core"
     reads, files, shards_ = "soundfile and np.load alone", figures["files"], figures["shards"]
     return [
-        Row(f"{what}, pairs folder", files, unit, 300, "promised", bar=1.0, note="files in the page cache"),
-        Row(f"{what}, pairs folder", files, unit, plain, reads, note="besides: collating, manifest, drawing"),
-        Row(f"{what}, shards", shards_, unit, 300, "promised", bar=1.0),
+        Row(f"{what}, pairs folder", files, unit, 300, "target", bar=1.0, note="files in the page cache"),
+        Row(f"{what}, pairs folder", files, unit, plain, reads, note="includes collating, manifest and sampling"),
+        Row(f"{what}, shards", shards_, unit, 300, "target", bar=1.0),
         Row(f"{what}, shards", shards_, unit, plain, reads),
-        Row(f"growth over {growth_batches} batches", grown, "MB", 10, "promised", bar=1.0, at_least=False),
+        Row(f"growth over {growth_batches} batches", grown, "MB", 10, "target", bar=1.0, at_least=False),
     ]

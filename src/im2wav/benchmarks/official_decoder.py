@@ -1,8 +1,8 @@
-"""How the official Im2Wav code draws a code, as the reference of the decode benchmark. Written for this benchmark.
+"""Decoding as in the official Im2Wav code, reimplemented as the baseline of the decoding benchmark.
 
-One row at a time: the net runs once with the picture and once without; linear layers are those of torch; keys and
-values grow by concatenation and are cut to what their kind of attention still needs. Source of these facts: the
-published code (Sheffer & Adi, 2022) and Jukebox's, on which it builds.
+The network runs at batch 1, once conditional and once unconditional, with torch linear layers. The KV cache grows by
+concatenation and is cut to the positions that the attention kind needs. Source: the published code (Sheffer & Adi,
+2022) and Jukebox, on which it is based.
 """
 
 import torch
@@ -15,7 +15,7 @@ from im2wav.prior.transformer import Layer, quick_gelu
 
 
 class ConcatenatedKVCache:
-    """One sequence: its keys and values, and the codes so far."""
+    """A sequence with its growing KV cache."""
 
     def __init__(self, prior: Prior, condition: Tensor):
         self.prior, self.condition, self.position = prior, condition, 0
@@ -39,7 +39,7 @@ class ConcatenatedKVCache:
         return weights @ v
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [1, K] of the next code, from the embedding x [1, W] of the one before it."""
+        """Logits [1, K] of the next code, given the embedding x [1, W] of the previous code."""
         prior, config = self.prior, self.prior.transformer.config
         x = (x + prior.position_embedding[self.position] + self.condition)[:, None]
         for index, layer in enumerate(prior.transformer.layers):
@@ -53,7 +53,7 @@ class ConcatenatedKVCache:
 
 
 class OfficialDecoder:
-    """Draws codes of one item: a pass with the picture and, with guidance, another without."""
+    """Sample codes of one item: a conditional and, with guidance, an unconditional pass."""
 
     def __init__(self, prior: Prior, guided: bool):
         self.prior, self.options = prior, SamplingOptions()
@@ -63,7 +63,7 @@ class OfficialDecoder:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """The next code, [1]."""
+        """Sample the next code, [1]."""
         logits, *null = [sequence.logits(self.input) for sequence in self.sequences]
         if null:
             scale = self.options.guidance_scale
