@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_listed_whole(official, tmp_path):
         model["prior.x_out.weight"] = model["prior.x_out.weight"] + 1
 
     path = changed(official, tmp_path / "spoilt", spoil)
-    with pytest.raises(ValueError, match="do not fit the up_prior") as caught:
+    with pytest.raises(ValueError, match="do not match the up_prior") as caught:
         convert_checkpoint(path)
     for part in (
         "missing: y_emb.clip_map.sequential.3.bias",
@@ -143,13 +143,13 @@ def test_a_malicious_file_does_nothing(official, tmp_path):
 
 
 def test_folders_that_do_not_serve(official, tmp_path, capfd):
-    for given, message in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no official")):
+    for given, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "contains no official")):
         assert command("convert", f"official={given}", f"out={tmp_path / 'out'}") == 2
         assert message in capfd.readouterr().err
     for name in ("one", "two"):
         shutil.copy(official / "c", tmp_path / name)
     assert command("convert", f"official={tmp_path}", f"out={tmp_path / 'out'}") == 2
-    assert "both hold a up_prior" in capfd.readouterr().err
+    assert "are both a up_prior" in capfd.readouterr().err
     assert command("convert", f"out={tmp_path / 'out'}") == 2
     assert "set official=DIR" in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The official Im2Wav's checkpoints -> ours: reading, translating, fetching."""
+"""Download and convert the official Im2Wav checkpoints."""
 
 from im2wav.official.conversion import OfficialCheckpoint, convert_checkpoint
 from im2wav.official.folder import convert_folder, fetch
