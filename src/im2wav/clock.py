@@ -1,4 +1,4 @@
-"""How long work takes, and how fast the machine multiplies matrices."""
+"""Timing utilities and the matmul peak of a device."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format a duration with a suitable unit."""
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"
@@ -17,13 +17,13 @@ def duration(seconds: float) -> str:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device, such as cuda:1, has done what it was given."""
+    """Wait until a device, such as cuda:1, has completed all work."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
 
 def best_time(work: Callable[[], object], device: str = "cpu", repeats: int = 5, warm_up: int = 2) -> float:
-    """Seconds of the fastest of `repeats` runs: on a shared machine the others measure the neighbours."""
+    """Seconds of the fastest of `repeats` runs, which is least affected by other processes."""
     for _ in range(warm_up):
         work()
     times = []
@@ -40,7 +40,7 @@ def matmul_peak(dtype: str = "fp32", device: str = "cpu", size: int | None = Non
     """Floating-point operations per second of a large square matrix product.
 
     Raises:
-        ValueError: no such dtype.
+        ValueError: unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"precision {dtype!r}: expected one of {tuple(DTYPES)}")

@@ -19,7 +19,7 @@ class ResBlock(nn.Module):
         self.pointwise = nn.Conv1d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the block's correction to x [B, width, T]."""
+        """Apply the block to x [B, width, T]."""
         return x + self.pointwise(self.dilated(x.relu()).relu())
 
 
@@ -31,10 +31,10 @@ def resnet(
     Args:
         width: channels.
         depth: number of blocks.
-        growth: ratio between the dilations of neighbouring blocks.
+        growth: ratio of the dilations of consecutive blocks.
         cycle: after this many blocks the dilations start again at 1; None for never.
         hidden: channels inside a block; `width` where None.
-        reverse: largest dilation first, as decoders have it.
+        reverse: largest dilation first, as in decoders.
     """
     dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
     if reverse:
@@ -43,7 +43,7 @@ def resnet(
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Refuse strides for which kernel 2s and padding s // 2 do not divide the length exactly.
+    """Reject strides for which kernel 2s and padding s // 2 do not divide the length exactly.
 
     Raises:
         ValueError: a stride is not a positive even number.
@@ -56,7 +56,7 @@ class UpsampleStack(nn.Module):
     """A 3-tap convolution, then for each stride a residual stack and a transposed convolution.
 
     [B, in_dim, T] -> [B, out_dim, T * prod(strides)]. Serves as a block of the codec's decoder (dilations reversed)
-    and as the network that brings coarse codes to the rate of the fine ones (not reversed).
+    and as the network that upsamples coarse codes (not reversed).
     """
 
     def __init__(self, in_dim: int, width: int, out_dim: int, strides: Sequence[int], **stack):
@@ -70,7 +70,7 @@ class UpsampleStack(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raise the rate of x [B, in_dim, T] by the product of the strides."""
+        """Upsample x [B, in_dim, T] by the product of the strides."""
         x = self.inp(x)
         for stage in self.stages:
             x = stage(x)

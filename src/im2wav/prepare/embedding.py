@@ -1,4 +1,4 @@
-"""Sources -> pairs folder: decode, embed, write; and what a dry run reports."""
+"""Embed sources into a pairs folder, or estimate the cost in a dry run."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ def check_dataset(out: Path, info: DatasetInfo) -> None:
 
 
 def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped: bool) -> dict[int, Source]:
-    """Sources that are not done yet, by their place in `sources`.
+    """Sources that are not complete, by their index in `sources`.
 
     Raises:
         ValueError: the id of a source already belongs to another one.
@@ -86,7 +86,7 @@ def _has_changed(source: Source, state: State) -> bool:
 def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
     """The trainer of the config, for prediction only."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # PackedFrames has its own
-    warnings.filterwarnings("ignore", message="predict returned None")  # clips are handed over, not returned
+    warnings.filterwarnings("ignore", message="predict returned None")  # results are passed to `finish`, not returned
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = build(cfg.trainer, **quiet, **overrides)
@@ -122,7 +122,7 @@ def embed_sources(
 
 
 def dataset_info(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
-    """The content of dataset.json; without the encoder, which takes seconds to load, its weights are left out."""
+    """Content of dataset.json; without `encoder` (slow to load), the hash of its weights is omitted."""
     return DatasetInfo(
         cfg.encoder.name,
         cfg.encoder.dim,
@@ -137,8 +137,8 @@ def dataset_info(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None
 
 
 def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) -> None:
-    """Log how much is to do, and the time and size that a few sources predict, embedded into a temporary folder."""
-    log.info("%d of %d inputs are to do; nothing is written to %s", len(todo), total, cfg.out)
+    """Log the remaining work, and estimate time and size by embedding a few sources into a temporary folder."""
+    log.info("%d of %d inputs remain; nothing is written to %s", len(todo), total, cfg.out)
     if not todo:
         return
     numbers = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
@@ -160,7 +160,7 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
 
 
 def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
-    """Log a table of what was embedded, corrected and skipped; returns the fraction of skipped sources."""
+    """Log a table of embedded, corrected and skipped inputs; returns the fraction of skipped sources."""
     mine = {source.id for source in sources}
     good = mine & state.rows.keys()
     reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
