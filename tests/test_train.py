@@ -161,7 +161,7 @@ def test_a_prior_without_a_tokenizer_names_the_key(pairs, tmp_path):
 
 def test_schedule_by_hand():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup(optimizer, steps=2, decay_steps=6, floor=0.1)
+    schedule = warmup(optimizer, steps=2, decay_steps=6, min_factor=0.1)
     rates = []
     for _ in range(8):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -128,7 +128,7 @@ def from_imagehear(images: Path | None) -> Inputs:
         ValueError: some of the photographs are missing.
     """
     classes = imagehear.image_classes()
-    found = {path.stem: path for path in imagehear.find_media(images).values()} if images else {}
+    found = {path.stem: path for path in imagehear.find_imagehear_images(images).values()} if images else {}
     return Inputs({}, None, found, classes)
 
 

@@ -15,17 +15,17 @@ def warmup(
     optimizer: Optimizer,
     steps: int = 100,
     decay_steps: int | None = None,
-    floor: float = 0.0,
+    min_factor: float = 0.0,
     shape: str = "cosine",
     hold: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up over `steps`, then constant, or decay to `floor` until step `decay_steps`.
+    """Linear warm-up over `steps`, then constant, or decay to `min_factor` until step `decay_steps`.
 
     Args:
         optimizer: the optimizer.
         steps: number of warm-up steps; the first step has the factor 1 / steps.
-        decay_steps: step at which the factor reaches `floor`; None: constant learning rate, as in Im2Wav.
-        floor: final factor.
+        decay_steps: step at which the factor reaches `min_factor`; None: constant learning rate, as in Im2Wav.
+        min_factor: final factor.
         shape: shape of the decay: `cosine` (half a period) or `linear`.
         hold: fraction of the steps after the warm-up before the decay starts. 0.8 with a linear decay is the warmup-
             stable-decay schedule (WSD; Hu et al., 2024).
@@ -49,6 +49,6 @@ def warmup(
         if decay_steps is None:
             return 1.0
         fraction = min(1.0, (step - steps) / (decay_steps - steps))
-        return floor + (1 - floor) * SHAPES[shape](max(0.0, (fraction - hold) / (1 - hold)))
+        return min_factor + (1 - min_factor) * SHAPES[shape](max(0.0, (fraction - hold) / (1 - hold)))
 
     return LambdaLR(optimizer, factor)
