@@ -63,7 +63,7 @@ class AudioFileSet:
 
     Attributes:
         title: name of the set in messages.
-        sounds: sorted by name.
+        files: the files, sorted by name.
         process: function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction.
     """
 
@@ -74,17 +74,17 @@ class AudioFileSet:
     @property
     def rates(self) -> Counter:
         """Number of files per sample rate."""
-        return Counter(sound.rate for sound in self.files)
+        return Counter(file.rate for file in self.files)
 
     @property
     def names(self) -> list[str]:
         """Names of the files."""
-        return [sound.name for sound in self.files]
+        return [file.name for file in self.files]
 
     @property
     def targets(self) -> list[str]:
         """Item of each file."""
-        return [sound.target for sound in self.files]
+        return [file.target for file in self.files]
 
 
 def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
@@ -113,7 +113,7 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
         raise ValueError(
             f"{option}={folder}: several files have the same name: {format_names(double)}; keep one of each"
         )
-    return sorted(files, key=lambda sound: sound.name)
+    return sorted(files, key=lambda file: file.name)
 
 
 def target_of(name: str, targets: set[str]) -> str | None:
@@ -146,9 +146,9 @@ def match(generated: list[AudioFile], targets: Sequence[str], missing: str) -> t
     if missing not in ("error", "skip"):
         raise ValueError(f"missing={missing!r}: expected `error` or `skip`")
     wanted = set(targets)
-    found = [(sound, target_of(sound.name, wanted)) for sound in generated]
-    matched = [replace(sound, target=target) for sound, target in found if target is not None]
-    with_audio = {sound.target for sound in matched}
+    found = [(file, target_of(file.name, wanted)) for file in generated]
+    matched = [replace(file, target=target) for file, target in found if target is not None]
+    with_audio = {file.target for file in matched}
     rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - with_audio))
     if not matched:
         raise ValueError(
@@ -182,13 +182,13 @@ class Reading:
     seconds: float
     loudness: float | None
 
-    def raw(self, sound: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+    def raw(self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
         """Read a waveform [N] without loudness scaling.
 
         Raises:
             MediaError: the file cannot be used.
         """
-        wav = read_audio(sound.path, self.rate)
+        wav = read_audio(file.path, self.rate)
         samples = round(self.seconds * self.rate)
         wav = wav.repeat(-(-samples // len(wav)))[:samples]
         return wav if process is None else process(wav, self.rate)
@@ -290,7 +290,7 @@ def judge(audio: AudioFileSet, networks: Sequence[Network], reading: Reading, wi
 
 def describe_set(files: AudioFileSet) -> dict[str, Any]:
     """Number of files, durations and sample rates of a set."""
-    seconds = sorted(sound.seconds for sound in files.files)
+    seconds = sorted(file.seconds for file in files.files)
     return {
         "n": len(seconds),
         "items": len(set(files.targets)),

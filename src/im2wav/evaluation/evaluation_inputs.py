@@ -14,7 +14,7 @@ from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
 
 @dataclass
 class Inputs:
-    """What is evaluated.
+    """Inputs of an evaluation.
 
     Attributes:
         sets: `generated` and, for a model, `draft`.
@@ -56,7 +56,7 @@ def check_options(cfg: Any) -> None:
     if cfg.generated and not (cfg.reference or cfg.benchmark or cfg.data_dir):
         raise ValueError("generated=DIR needs reference=DIR (real audio of the same names), or benchmark=imagehear")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
-        raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
+        raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; see docs/evaluation.md for its files")
     for name in ("resamples", "resamples_fd"):
         if cfg[name] < 2:
             raise ValueError(f"{name}={cfg[name]}: must be >= 2 for an interval")
@@ -66,13 +66,13 @@ def find_media(folder: Path) -> dict[str, Path]:
     """Photos and videos of a folder by name: the path below it without suffix.
 
     Raises:
-        ValueError: no such folder, or nothing in it.
+        ValueError: the folder does not exist or contains no photos or videos.
     """
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder; expected images named like the audio files")
     paths = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not paths:
-        raise ValueError(f"images={folder} holds neither photos nor videos")
+        raise ValueError(f"images={folder} contains neither photos nor videos")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
@@ -89,7 +89,7 @@ def from_folders(generated: Path, reference: Path | None, paired: bool, missing:
     if not paired:
         return Inputs({"generated": AudioFileSet("generated", tuple(found))}, AudioFileSet("reference", tuple(real)))
     inputs = Inputs({}, AudioFileSet("reference", tuple(real)), recordings=real)
-    _add_generated(inputs, "generated", found, [sound.name for sound in real], missing)
+    _add_generated(inputs, "generated", found, [file.name for file in real], missing)
     return inputs
 
 
@@ -115,7 +115,7 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
         )
     rate = folder.info.sample_rate
     files = {pair.id: AudioFile(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
-    reference = sorted((files[pair.id] for pair in pairs), key=lambda sound: sound.name)
+    reference = sorted((files[pair.id] for pair in pairs), key=lambda file: file.name)
     recordings = [files[pair.id] for pair in every if pair.split == "train"]
     labels = {pair.id: pair.label for pair in every}
     return Inputs({}, AudioFileSet("reference", tuple(reference)), images, labels, recordings=recordings)
@@ -136,9 +136,9 @@ def _add_generated(inputs: Inputs, title: str, files: list[AudioFile], items: Se
     """Add a set that belongs to `items`, and keep the references that it has audio for."""
     matched, inputs.unmatched = match(files, items, missing)
     inputs.sets[title] = AudioFileSet(title, tuple(matched))
-    targets = {sound.target for sound in matched}
+    targets = {file.target for file in matched}
     if inputs.reference is not None:
-        kept = tuple(sound for sound in inputs.reference.files if sound.name in targets)
+        kept = tuple(file for file in inputs.reference.files if file.name in targets)
         inputs.reference = replace(inputs.reference, files=kept)
 
 

@@ -28,16 +28,16 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
     if found.reference is None:
         raise ValueError("export=av-benchmark needs a reference: reference=DIR, or model=DIR with data=PAIRS")
     taken: dict[str, AudioFile] = {}
-    for sound in found.sets["generated"].files:
-        taken.setdefault(sound.target, sound)
+    for file in found.sets["generated"].files:
+        taken.setdefault(file.target, file)
     for folder in ("gt_audio", "pred_audio", "video"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    real = {sound.name: sound for sound in found.reference.files}
+    real = {file.name: file for file in found.reference.files}
     videos = 0
-    for name, sound in taken.items():
+    for name, file in taken.items():
         flat = name.replace("/", "_")
         write_atomic(out / "gt_audio" / f"{flat}.wav", wav_bytes(reading.raw(real[name]), reading.rate))
-        write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(sound), reading.rate))
+        write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(file), reading.rate))
         video = found.images.get(name)
         if video is not None and video.suffix.lower() in VIDEO_SUFFIXES:
             (out / "video").mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | 
     outputs, targets = judged.outputs[network.name], judged.set.targets
     labels = plan.labels or {}
     rows: list[dict[str, Any]] = [
-        {"name": sound.name, "item": sound.target, "label": labels.get(sound.target, "")} for sound in judged.set.files
+        {"name": file.name, "item": file.target, "label": labels.get(file.target, "")} for file in judged.set.files
     ]
     if reference is not None:
         for name, values in paired_figures(network, outputs, targets, reference, plan, targets).items():
@@ -55,11 +55,11 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
         with fewer than two labels.
     """
     labels = plan.labels or {}
-    said = [labels.get(target, "") for target in judged.set.targets]
-    if all(imagehear.class_of(label) for label in said):
-        said, names = [imagehear.class_of(label) or "" for label in said], imagehear.class_names()
+    item_labels = [labels.get(target, "") for target in judged.set.targets]
+    if all(imagehear.class_of(label) for label in item_labels):
+        item_labels, names = [imagehear.class_of(label) or "" for label in item_labels], imagehear.class_names()
     else:
-        names = sorted(set(said))
+        names = sorted(set(item_labels))
     groups: dict[tuple[str, ...], str] = {}
     place: dict[str, str] = {}
     for name in names:
@@ -69,8 +69,8 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
     if len(groups) < 2:
         return None
     order = list(groups.values())
-    keep = torch.tensor([label in place for label in said])
-    target = torch.tensor([order.index(place[label]) for label in said if label in place])
+    keep = torch.tensor([label in place for label in item_labels])
+    target = torch.tensor([order.index(place[label]) for label in item_labels if label in place])
     if not len(target):
         return None
     metric = GroupAccuracy(wanted_classes([list(classes) for classes in groups], network.labels))

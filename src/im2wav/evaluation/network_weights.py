@@ -52,7 +52,7 @@ def check_folder(folder: Path | None) -> Path:
         ValueError: the folder is not set, or files are missing; the message lists them with their source.
     """
     if folder is None:
-        raise ValueError("suite=paper needs weights_dir=DIR; docs/evaluation.md says which files it holds")
+        raise ValueError("suite=paper needs weights_dir=DIR; see docs/evaluation.md for its files")
     missing = [file for file in FILES.values() if not (folder / file.name).is_file()]
     if missing:
         listing = "; ".join(f"{file.name} from {file.source}" for file in missing)

@@ -55,17 +55,17 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
     }
     if not searched:
         return judged
-    mels = [log_mel(_whole(sound, reading), reading.rate) for sound in searched]
+    mels = [log_mel(_whole(file, reading), reading.rate) for file in searched]
     for name, one in judged.items():
         if one.mels is not None:
             judged[name] = replace(one, nearest=[searched[i].name for i in nearest(one.mels, mels)])
     return judged
 
 
-def _whole(sound: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
+def _whole(file: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
     """Complete recording [N], repeated if it is shorter than the evaluated duration."""
-    wav = read_audio(sound.path, reading.rate)
-    return reading.raw(sound) if len(wav) < round(reading.seconds * reading.rate) else wav
+    wav = read_audio(file.path, reading.rate)
+    return reading.raw(file) if len(wav) < round(reading.seconds * reading.rate) else wav
 
 
 def figure_table(judged: Mapping[str, Judged], networks: Sequence[Network], plan: Plan, paired: bool) -> dict[str, Row]:
@@ -166,7 +166,7 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
         images = embed_images(found.images, targets, Path(cfg.weights_dir), cfg.check_weights, cfg.device)
     judged = judge_sets(cfg, found, networks, reading)
     searched = found.recordings if judged["generated"].nearest else ()
-    recordings = {sound.name: found.labels.get(sound.name, "") for sound in searched}
+    recordings = {file.name: found.labels.get(file.name, "") for file in searched}
     plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, images, recordings)
     times["judge"] = round(time.monotonic() - start - times["gather"], 3)
     report, shown = build_report(cfg, found, judged, networks, plan, reading)

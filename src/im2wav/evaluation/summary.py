@@ -52,7 +52,7 @@ PRIORS = {
 
 
 def number(value: float | None) -> str:
-    """A figure with three significant digits, never in powers of ten; a count as it is."""
+    """Format a number with three significant digits, without exponent; integers unchanged."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -123,8 +123,8 @@ def sweep_lines(reports: Mapping[str, Mapping[str, Any]], row: str = "generated"
         for kind in (row, "draft"):
             figures = report["rows"].get(kind)
             if figures:
-                said = setting if kind == row else f"{setting}, {SETS[kind]}"
-                lines.append([said, *(cell(figures.get(name)) for name in names)])
+                label = setting if kind == row else f"{setting}, {SETS[kind]}"
+                lines.append([label, *(cell(figures.get(name)) for name in names)])
     for kind in ("shuffled", "real", "reconstruction"):
         figures = next(iter(reports.values()))["rows"].get(kind)
         if figures:

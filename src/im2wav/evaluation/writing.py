@@ -59,9 +59,14 @@ def warnings_for(
 ) -> list[str]:
     """Return warnings about the metrics."""
     found_warnings = []
-    for names, who in ((found.unmatched.generated, "generated audio files"), (found.unmatched.reference, "references")):
+    for names, description in (
+        (found.unmatched.generated, "generated audio files"),
+        (found.unmatched.reference, "references"),
+    ):
         if names:
-            found_warnings.append(f"{len(names)} {who} have no counterpart and are left out: {format_names(names, 20)}")
+            found_warnings.append(
+                f"{len(names)} {description} have no counterpart and are left out: {format_names(names, 20)}"
+            )
     count = len(judged["generated"].set.files)
     for network in networks:
         if "distance" in network.uses and "reference" in judged and count < network.dim:
@@ -104,12 +109,12 @@ def example_cards(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]
     by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
 
     def card(number: int) -> Card:
-        sound, row = generated.set.files[number], rows[number]
-        audio = {"generated": inline_audio(reading.raw(sound, generated.set.process), reading.rate)}
-        if sound.target in reference:
-            audio["real"] = inline_audio(reading.raw(reference[sound.target]), reading.rate)
-        note = f"{sound.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
-        return Card(row["label"] or sound.name, _image(examples.images.get(sound.target)), audio, note)
+        file, row = generated.set.files[number], rows[number]
+        audio = {"generated": inline_audio(reading.raw(file, generated.set.process), reading.rate)}
+        if file.target in reference:
+            audio["real"] = inline_audio(reading.raw(reference[file.target]), reading.rate)
+        note = f"{file.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
+        return Card(row["label"] or file.name, _image(examples.images.get(file.target)), audio, note)
 
     count = min(examples.count, len(order) // 2 or 1)
     return [

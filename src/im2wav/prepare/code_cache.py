@@ -58,7 +58,7 @@ def encode_clip(codec: Any, wav: Tensor, piece: int = PIECE) -> dict[str, Tensor
 
 
 class Clips:
-    """Whole clips by row, as a data set: (row, wav [N]), or (row, error message) where a clip cannot be read."""
+    """Dataset of complete clips: (row, wav [N]), or (row, error message) if a clip cannot be read."""
 
     def __init__(self, folder: PairsFolder, pairs: Manifest, rows: list[int], num_samples: int, short: str):
         self.folder, self.pairs, self.rows, self.num_samples, self.short = folder, pairs, rows, num_samples, short

@@ -1,4 +1,4 @@
-"""Work that needs no training, shared out over the devices of a Trainer."""
+"""Distribute independent work items over the devices of a Trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -10,38 +10,38 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
-# processes wait for the slowest one at the end; torch's default gives up after 10 to 30 minutes, and the run fails
+# processes wait for the slowest one at the end; the default timeout of torch is 10 to 30 minutes
 LONGEST_WAIT = timedelta(days=30)
 
 
 class Shared(pl.LightningModule):
-    """Does pieces of work on the device that the Trainer gives to this process.
+    """LightningModule that processes work items on the device of this process.
 
     Args:
-        work: what is done with a piece.
-        pieces: all of them; the Trainer deals out their numbers.
-        nets: moved to the device first.
+        work: function of a work item.
+        pieces: all work items; the Trainer distributes their indices.
+        nets: networks to move to the device first.
     """
 
     def __init__(self, work: Callable[[Any], object], pieces: Sequence[Any], nets: Sequence[nn.Module]):
         super().__init__()
-        self.work, self.pieces, self.nets = work, pieces, list(nets)  # a plain list: they are no part of this module
+        self.work, self.pieces, self.nets = work, pieces, list(nets)  # a plain list: they are not submodules
 
     def on_predict_start(self) -> None:
-        """Move the nets."""
+        """Move the networks to the device."""
         for net in self.nets:
             net.to(self.device)
 
     def predict_step(self, batch: int, batch_idx: int) -> None:
-        """Do one piece; what comes of it is on disk."""
+        """Process one work item, which writes its result to disk."""
         self.work(self.pieces[batch])
 
 
 def waiting_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that let several processes wait for each other as long as the work takes.
+    """Trainer options with a collective timeout that is long enough for the work.
 
     Args:
-        trainer: options of the Trainer. With a strategy other than auto and ddp nothing is changed.
+        trainer: options of the Trainer; strategies other than auto and ddp are not changed.
     """
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
     if trainer["strategy"] not in ("auto", "ddp") or not several or torch.backends.mps.is_available():
@@ -52,7 +52,7 @@ def waiting_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
 def share_out(
     trainer: pl.Trainer, work: Callable[[Any], object], pieces: Sequence[Any], nets: Sequence[nn.Module]
 ) -> bool:
-    """Do each piece once, on one of the trainer's devices. Returns, when all are done, whether this process leads."""
+    """Process each work item once on one of the devices, then return whether this process has rank 0."""
     loader: DataLoader = DataLoader(range(len(pieces)), batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
     trainer.predict(Shared(work, pieces, nets), loader, return_predictions=False)
     trainer.strategy.barrier()
