@@ -7,7 +7,7 @@ import sys
 import torch
 
 from conftest import HAS_COMPILER, command
-from im2wav.bench import table
+from im2wav.bench import format_rows
 from im2wav.benchmarks import Row
 
 
@@ -19,7 +19,7 @@ def test_a_row_knows_whether_its_bar_holds():
 
 
 def test_the_table_names_figure_limit_ratio_and_bar():
-    text = table([Row("decode", 3.0, "ms", limit=2.0, limit_name="weights read once", bar=1.2, at_least=False)])
+    text = format_rows([Row("decode", 3.0, "ms", limit=2.0, limit_name="weights read once", bar=1.2, at_least=False)])
     assert all(part in text for part in ("decode", "3 ms", "2 ms (weights read once)", "1.500", "<= 1.2 MISSED"))
 
 
@@ -52,7 +52,7 @@ def test_the_memory_of_an_evaluation_is_its_own(monkeypatch):
     from im2wav.benchmarks.footprint import memory_held
 
     held = torch.ones(2**26)  # 256 MiB
-    evaluation = importlib.import_module("im2wav.benchmarks.evaluate")
+    evaluation = importlib.import_module("im2wav.benchmarks.evaluation_speed")
     monkeypatch.setattr(evaluation, "COMMAND", [sys.executable, "-c", "b'x' * (64 * 2**20)"])
     *_, memory = evaluation.evaluate(sounds=2, seconds=0.1)
     assert held.nbytes < memory_held("VmHWM")
@@ -102,7 +102,7 @@ def test_the_official_way_draws_the_same_logits():
     """Two passes and growing caches are a fair reference only if they compute the same."""
     import torch
 
-    from im2wav.benchmarks.official_way import GrowingSequence
+    from im2wav.benchmarks.official_decoder import ConcatenatedKVCache
     from im2wav.prior import Conditions
     from test_prior import low_prior
 
@@ -110,7 +110,7 @@ def test_the_official_way_draws_the_same_logits():
     given = Conditions(torch.randn(1, 1, 6))
     with torch.no_grad():
         start, _ = prior.conditioner(given, 64)
-        sequence = GrowingSequence(prior, torch.zeros(1, 32))
+        sequence = ConcatenatedKVCache(prior, torch.zeros(1, 32))
         inputs = [start, *(prior.code_embedding(codes[:, t]) for t in range(63))]
         logits = torch.stack([sequence.logits(x) for x in inputs], 1)
         torch.testing.assert_close(logits, prior(codes, given), rtol=1e-4, atol=1e-5)

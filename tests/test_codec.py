@@ -175,7 +175,7 @@ def test_bandwidth_of_a_sine():
         (lambda: tiny().encode(torch.zeros(1, 2, 4096)), r"\[B, 1, N\]"),
         (lambda: tiny().decode(torch.zeros(1, 4, dtype=torch.long), "middle"), "level='middle'"),
         (lambda: Bandwidth.measure([torch.zeros(1, 4096)]), "silent"),
-        (lambda: Bandwidth.measure([]), "silent or absent"),
+        (lambda: Bandwidth.measure([]), "silent or missing"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

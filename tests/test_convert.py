@@ -16,8 +16,8 @@ from conftest import ASSETS, command, config, tiny_config, tone, write_wav
 from im2wav.checkpoint import check_same_origin, load, load_net
 from im2wav.data.pairs import PairsFolder
 from im2wav.media.reading import read_audio
-from im2wav.official import convert, fetch, folder
-from im2wav.official.weights import read
+from im2wav.official import convert_checkpoint, fetch, folder
+from im2wav.official.conversion import read
 
 NAMES = {"vqvae.pth.tar": "a.bin", "low.pth.tar": "checkpoint_latest.pth.tar", "up.pth.tar": "c"}
 COUNTS = {"vqvae": 448_770, "low": 157_344_768, "up": 203_056_640}  # parameters
@@ -49,7 +49,7 @@ def changed(official, path, change, name="c"):
 
 def test_converted_nets_equal_the_official_ones(official, converted):
     for kind, name in (("vqvae", "a.bin"), ("low_prior", "checkpoint_latest.pth.tar"), ("up_prior", "c")):
-        ours, theirs = load_net(converted / f"{kind}.safetensors", kind), convert(official / name).net
+        ours, theirs = load_net(converted / f"{kind}.safetensors", kind), convert_checkpoint(official / name).net
         assert ours.state_dict().keys() == theirs.state_dict().keys()
         assert all((value == theirs.state_dict()[key]).all() for key, value in ours.state_dict().items())
     parts = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
@@ -89,7 +89,7 @@ def test_half_precision_weights_are_read_as_they_are(official, tmp_path):
             if key.endswith(".w"):
                 content["model"][key] = value.half()
 
-    net = convert(changed(official, tmp_path / "half", halve)).net
+    net = convert_checkpoint(changed(official, tmp_path / "half", halve)).net
     assert {p.dtype for p in net.parameters()} == {torch.float32}
     ours = net.transformer.layers[0].qkv.weight
     theirs = read(official / "c")["model"]["prior.transformer._attn_mods.0.attn.c_attn.w"].half().float().t()
@@ -105,8 +105,8 @@ def test_what_does_not_fit_is_listed_whole(official, tmp_path):
         model["prior.x_out.weight"] = model["prior.x_out.weight"] + 1
 
     path = changed(official, tmp_path / "spoilt", spoil)
-    with pytest.raises(ValueError, match="do not fit the up_prior") as caught:
-        convert(path)
+    with pytest.raises(ValueError, match="do not match the up_prior") as caught:
+        convert_checkpoint(path)
     for part in (
         "missing: y_emb.clip_map.sequential.3.bias",
         "unexpected: prior.surprise",
@@ -117,10 +117,10 @@ def test_what_does_not_fit_is_listed_whole(official, tmp_path):
 
     path = changed(official, tmp_path / "other", lambda c: c["hps"].update(res_scale=True))
     with pytest.raises(ValueError, match="res_scale"):
-        convert(path)
+        convert_checkpoint(path)
     path = changed(official, tmp_path / "short", lambda c: c["hps"].pop("n_ctx"))
     with pytest.raises(ValueError, match="lacks 'n_ctx'"):
-        convert(path)
+        convert_checkpoint(path)
 
 
 class Malicious:
@@ -135,7 +135,7 @@ def test_a_malicious_file_does_nothing(official, tmp_path):
     trace = tmp_path / "trace"
     path = changed(official, tmp_path / "bad", lambda c: c["hps"].update(bandwidth=Malicious(trace)))
     with pytest.raises(ValueError, match="is not an official Im2Wav checkpoint"):
-        convert(path)
+        convert_checkpoint(path)
     assert command("convert", f"official={tmp_path}", f"out={tmp_path / 'out'}") == 2
     (tmp_path / "evil.pickle").write_bytes(pickle.dumps({"a": Malicious(trace)}))
     assert command("convert", f"pickles={tmp_path / 'evil.pickle'}", f"out={tmp_path / 'out'}") == 2
@@ -143,15 +143,15 @@ def test_a_malicious_file_does_nothing(official, tmp_path):
 
 
 def test_folders_that_do_not_serve(official, tmp_path, capfd):
-    for given, message in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no official")):
+    for given, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "contains no official")):
         assert command("convert", f"official={given}", f"out={tmp_path / 'out'}") == 2
         assert message in capfd.readouterr().err
     for name in ("one", "two"):
         shutil.copy(official / "c", tmp_path / name)
     assert command("convert", f"official={tmp_path}", f"out={tmp_path / 'out'}") == 2
-    assert "both hold a up_prior" in capfd.readouterr().err
+    assert "are both a up_prior" in capfd.readouterr().err
     assert command("convert", f"out={tmp_path / 'out'}") == 2
-    assert "give official=DIR" in capfd.readouterr().err
+    assert "set official=DIR" in capfd.readouterr().err
 
 
 # ---- embeddings
@@ -279,17 +279,19 @@ def test_official_experiments_have_as_many_parameters_as_the_official_models(sha
 
 def test_full_size_names_are_those_of_the_official_files(shared):
     """Every key and shape of the official full-size state dicts, without their weights."""
-    from im2wav.official import weights
+    from im2wav.official import conversion
 
     hps = json.loads((shared / "golden/full/hps.json").read_text())
     text = (shared / "golden/full/state_dict_keys.txt").read_text()
     shapes = [dict(_shapes(part)) for part in text.split("\n#") if "(" in part]
     for name, kind in (("vqvae", "vqvae"), ("low", "low_prior"), ("up", "up_prior")):
         settings = hps[name]
-        assert weights.kind_of(settings) == kind
-        made = weights.codec_config(settings) if kind == "vqvae" else weights.prior_config(settings, kind, 512, 512)
+        assert conversion.kind_of(settings) == kind
+        made = (
+            conversion.codec_config(settings) if kind == "vqvae" else conversion.prior_config(settings, kind, 512, 512)
+        )
         with torch.device("meta"):
-            net = weights.KINDS[kind](**made)
+            net = conversion.KINDS[kind](**made)
         expected = next(
             s
             for s in shapes
@@ -299,7 +301,7 @@ def test_full_size_names_are_those_of_the_official_files(shared):
         )
         given = {key: torch.empty(shape, device="meta") for key, shape in expected.items()}
         given.pop("prior.x_out.weight", None)  # the tie is tested on values elsewhere
-        assert len(weights.translate(net, given, settings, kind)) == len(given)
+        assert len(conversion.translate(net, given, settings, kind)) == len(given)
 
 
 def _shapes(part):
@@ -326,25 +328,25 @@ def test_paths_need_no_particular_type(converted):
 )
 def test_any_size_and_kind_comes_in_by_its_hps(official, tmp_path, name, changes):
     """Nets of other sizes, given official names and written as an official file, come back the same."""
-    from im2wav.official import weights
+    from im2wav.official import conversion
 
     file = {"vqvae": "a.bin", "low": "checkpoint_latest.pth.tar", "up": "c"}[name]
     hps = {**read(official / file)["hps"], **changes}
-    kind = weights.kind_of(hps)
-    made = weights.codec_config(hps) if kind == "vqvae" else weights.prior_config(hps, kind, 512, 512)
-    net = weights.KINDS[kind](**made)
+    kind = conversion.kind_of(hps)
+    made = conversion.codec_config(hps) if kind == "vqvae" else conversion.prior_config(hps, kind, 512, 512)
+    net = conversion.KINDS[kind](**made)
     state = {}
     for key, value in net.state_dict().items():
         if kind == "vqvae":
-            other, transposed = weights.codec_name(key, made["strides"]), False
+            other, transposed = conversion.codec_name(key, made["strides"]), False
         else:
-            other, transposed = weights.prior_name(key, bool(hps["cond_c_res"]))
+            other, transposed = conversion.prior_name(key, bool(hps["cond_c_res"]))
         if other is not None:
             state[other] = value.t().contiguous() if transposed else value
     if kind != "vqvae":
         state["prior.x_out.weight"] = state["prior.x_emb.weight"]
     torch.save({"hps": hps, "model": state, "opt": {}, "step": 7}, tmp_path / "file")
-    back = convert(tmp_path / "file")
+    back = convert_checkpoint(tmp_path / "file")
     assert (back.kind, back.step) == (kind, 7)
     for key, value in back.net.state_dict().items():
         if "code_" not in key.rsplit(".", 1)[-1] and "initialised" not in key:

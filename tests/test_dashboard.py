@@ -228,5 +228,5 @@ def test_a_summary_and_an_estimate_stand_at_the_start(pairs, tmp_path, capfd):
     assert command("train", *arguments, f"hydra.run.dir={tmp_path}", "trainer.max_steps=26", "debug=limit") == 0
     printed = capfd.readouterr().out
     assert "encoders 0.0" in printed
-    assert "1 steps in an epoch, of 5 windows each on 1 device(s); 26 steps in all, 0 made" in printed
-    assert "s a step: the remaining 1 steps take about 0 seconds" in printed
+    assert "1 steps per epoch, each of 5 windows on 1 device(s); 26 steps in total, 0 completed" in printed
+    assert "s per step: the remaining 1 steps take about 0 seconds" in printed

@@ -168,7 +168,7 @@ def test_a_pairs_folder_that_is_not_one_says_what_to_do(tmp_path):
         PairsDataModule(str(root), short="shrink")
     with pytest.raises(ValueError, match=r"data\.crop='end'"):
         PairsDataModule(str(root), crop="end")
-    with pytest.raises(ValueError, match="none of 2 pairs can be trained on"):
+    with pytest.raises(ValueError, match="none of 2 pairs is usable for training"):
         PairsDataModule(str(root), num_samples=10**6, short="drop")
     (root / "wav/0.wav").unlink()
     with pytest.raises(ValueError, match=r"wav/0\.wav, named in"):

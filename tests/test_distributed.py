@@ -18,7 +18,7 @@ from conftest import TINY, TINY_NET, config
 from im2wav.checkpoint import load
 from im2wav.prior.transformer import LayerNorm
 from im2wav.train import train
-from im2wav.training.sharding import FullySharded, shard
+from im2wav.training.sharding import FSDP2Strategy, shard_modules
 
 ENVIRONMENT = {
     **os.environ,
@@ -196,7 +196,7 @@ def mesh():
 def test_mixed_precision_gathers_layers_in_bf16_and_leaves_the_rest_and_the_gradients_in_fp32(mesh):
     layers = [torch.nn.Linear(4, 4), LayerNorm(4)]
     net = torch.nn.Sequential(torch.nn.Embedding(3, 4), *layers)
-    shard([*layers, net], mesh, mixed=True)
+    shard_modules([*layers, net], mesh, mixed=True)
     seen = {}
     for name, part in net.named_children():  # before each forward pass, after FSDP has gathered
         part.register_forward_pre_hook(lambda part, args, name=name: seen.update({name: part.weight.dtype}))
@@ -209,7 +209,7 @@ def test_mixed_precision_gathers_layers_in_bf16_and_leaves_the_rest_and_the_grad
 
 
 def test_sharding_in_fp16_is_an_error():
-    strategy = FullySharded()
+    strategy = FSDP2Strategy()
     strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
     with pytest.raises(ValueError, match="16-mixed with trainer=fsdp: expected bf16-mixed, bf16-true or 32-true"):
         strategy.setup_environment()

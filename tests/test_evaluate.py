@@ -16,7 +16,7 @@ from conftest import ASSETS, IDS, command, config, write_mp4, write_wav
 from im2wav.cli import run
 from im2wav.data.imagehear_list import imagehear as lists
 from im2wav.evaluate import evaluate
-from im2wav.evaluation import imagehear, sounds
+from im2wav.evaluation import audio_files, imagehear
 from im2wav.evaluation.passt import audioset_labels
 from im2wav.evaluation.yamnet import PATH, Yamnet
 
@@ -42,7 +42,7 @@ def folders(tmp_path) -> tuple[Path, Path]:
         write_wav(reference / f"{name}.wav", wav, rate)
         write_wav(generated / f"{name}_00.wav", 0.5 * wav + 0.02 * random.standard_normal(len(wav)), rate)
     for path in reference.parent.rglob("*.wav"):  # as they are stored, the sounds have several rates
-        wav = sounds.read_audio(path, 16000)
+        wav = audio_files.read_audio(path, 16000)
         write_wav(path, wav.numpy())
     return generated, reference
 
@@ -60,19 +60,19 @@ def test_yamnet_hears_the_two_vggsound_clips(yamnet, shared):
         "20qZLse0acs_30000_40000": {"Animal": 0.51, "Dog": 0.48, "Domestic animals, pets": 0.47, "Howl": 0.45},
     }
     for name, tags in expected.items():
-        wav = sounds.read_audio(shared / "data/vggsound_examples/wav" / f"{name}.wav", 16000)
-        heard = yamnet.hear(wav)
-        top = heard.scores.topk(len(tags)).indices.tolist()
+        wav = audio_files.read_audio(shared / "data/vggsound_examples/wav" / f"{name}.wav", 16000)
+        outputs = yamnet.analyse(wav)
+        top = outputs.scores.topk(len(tags)).indices.tolist()
         assert [yamnet.labels[i] for i in top] == list(tags)
         for label, score in tags.items():
-            assert heard.scores[yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
+            assert outputs.scores[yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
 
 
 def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
     wav = 0.1 * torch.randn(15600, generator=torch.Generator().manual_seed(0))
-    heard = yamnet.hear(wav)
+    outputs = yamnet.analyse(wav)
     output = yamnet._net.get_tensor(yamnet._net.get_output_details()[0]["index"])[0]
-    assert np.abs(heard.scores.numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
+    assert np.abs(outputs.scores.numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
     assert len(yamnet.labels) == 521
     labels = audioset_labels()
     assert len(labels) == len(set(labels)) == 527
@@ -84,23 +84,23 @@ def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
 
 
 def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
-    monkeypatch.setattr(sounds, "TOGETHER", 3)
+    monkeypatch.setattr(audio_files, "TOGETHER", 3)
     folder = folders[0]
-    reading = sounds.Reading(16000, 1.5, -20.0)
-    chosen = sounds.SoundSet("generated", tuple(sounds.find_sounds(folder, "generated")))
+    reading = audio_files.Reading(16000, 1.5, -20.0)
+    chosen = audio_files.AudioFileSet("generated", tuple(audio_files.find_audio_files(folder, "generated")))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        found = sounds.judge(chosen, [yamnet], reading)
+        found = audio_files.judge(chosen, [yamnet], reading)
     finally:
         torch.set_num_threads(threads)
-    alone = [yamnet.hear(reading.level(reading.raw(sound))) for sound in chosen.sounds]
-    heard = found.heard["yamnet"]
-    assert torch.equal(heard.rows, torch.cat([one.rows for one in alone]))
-    assert heard.owner.tolist() == list(range(len(alone)))
-    assert torch.equal(heard.scores, torch.stack([one.scores for one in alone]))
-    assert torch.equal(heard.logits, torch.stack([one.logits for one in alone]))
-    assert torch.equal(found.levels, torch.stack([sounds.levels(reading.raw(sound)) for sound in chosen.sounds]))
+    alone = [yamnet.analyse(reading.level(reading.raw(sound))) for sound in chosen.files]
+    outputs = found.outputs["yamnet"]
+    assert torch.equal(outputs.rows, torch.cat([one.rows for one in alone]))
+    assert outputs.owner.tolist() == list(range(len(alone)))
+    assert torch.equal(outputs.scores, torch.stack([one.scores for one in alone]))
+    assert torch.equal(outputs.logits, torch.stack([one.logits for one in alone]))
+    assert torch.equal(found.levels, torch.stack([audio_files.levels(reading.raw(sound)) for sound in chosen.files]))
 
 
 def test_a_damaged_network_is_refused(tmp_path):
@@ -193,12 +193,12 @@ def break_empty(generated, reference):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_nan, r"2 sounds cannot be used: bird_02_00 \(broken audio\), bird_03_00"),
+        (break_nan, r"2 audio files cannot be used: bird_02_00 \(broken audio\), bird_03_00"),
         (break_rate, r"generated: 8 at 16000 Hz; reference: 8 at 22050 Hz.*resample=true"),
-        (break_names, r"1 generated sounds without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
-        (break_all_names, r"no generated sound has the name of a reference: generated are x0"),
+        (break_names, r"1 generated files without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
+        (break_all_names, r"no generated file has the name of a reference: generated are x0"),
         (break_file, r"1 files cannot be read: owl_03_00"),
-        (break_empty, r"generated=.* holds no sounds"),
+        (break_empty, r"generated=.* contains no audio files"),
     ],
 )
 def test_bad_sounds_are_named(folders, tmp_path, damage, message):
@@ -320,14 +320,14 @@ def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, 
     assert alone["codec"] == whole["codec"]  # 0.256 s are the window of this model
     assert "priors" not in alone
     assert alone["model"] == {"codec": whole["model"]["codec"]}
-    sounds = re.findall(r"data:audio/[^\"]+", (tmp_path / "codec" / "report.html").read_text())
-    assert len(sounds) == len(set(sounds)) == 4  # the best and the worst, each as it comes back and as it was
+    files = re.findall(r"data:audio/[^\"]+", (tmp_path / "codec" / "report.html").read_text())
+    assert len(files) == len(set(files)) == 4  # the best and the worst, each as it comes back and as it was
 
 
 def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
-    from im2wav.evaluation.codes import batches, codec_figures, prior_figures
+    from im2wav.evaluation.code_metrics import batches, codec_figures, prior_figures
     from im2wav.evaluation.figures import Plan
     from im2wav.prior import Conditions, Timing
 

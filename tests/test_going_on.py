@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or fed nonsense."""
+"""Runs that are killed, interrupted by a signal, or given non-finite data."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ import torch
 
 from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.train import train
-from im2wav.training.checkpoints import complaint, newest_complete
+from im2wav.training.checkpoints import checkpoint_error, find_newest_checkpoint
 
 LOGGED = ["trainer.log_every_n_steps=1", "callbacks.progress=null"]
 
@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(pairs, unbroken
     wait_for(tmp_path / "run/checkpoints/step_00000012.ckpt", process)  # epochs are of 8 steps: in the middle of one
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    newest = newest_complete(tmp_path / "run")
+    newest = find_newest_checkpoint(tmp_path / "run")
     assert newest is not None
     assert command("train", *arguments(pairs, tmp_path)) == 0
-    assert f"going on from {newest}" in capfd.readouterr().out
+    assert f"resuming from {newest}" in capfd.readouterr().out
     assert len(list((tmp_path / "run/csv").iterdir())) == 2
     assert len(losses(unbroken)) == 24
     same_losses(tmp_path / "run", unbroken, int(newest.stem[5:]))
@@ -114,7 +114,7 @@ def test_sigterm_saves_and_says_so(pairs, unbroken, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    step = int(output.split("told to stop: saved at step ")[1].split(",")[0])
+    step = int(output.split("saved a checkpoint at step ")[1].split(";")[0])
     assert command("train", *arguments(pairs, tmp_path)) == 0
     same_losses(tmp_path / "run", unbroken, step)
     same_end(unbroken, tmp_path / "run")
@@ -125,7 +125,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(pairs, trained, tmp_path, cap
     result = train(tiny_config("vqvae", pairs, tmp_path, *cfg, "trainer.max_steps=4"))
     steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert steps == ["step_00000002.ckpt", "step_00000003.ckpt", "step_00000004.ckpt"]  # pruned to three
-    assert complaint(tmp_path / "last.ckpt") is None
+    assert checkpoint_error(tmp_path / "last.ckpt") is None
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["kind"] == "vqvae"
     whole = (tmp_path / "checkpoints" / steps[2]).read_bytes()
     (tmp_path / "last.ckpt").unlink()
@@ -186,8 +186,8 @@ def test_a_bad_step_moves_nothing_and_is_written_down(pairs, tmp_path, monkeypat
 
 def test_too_many_bad_steps_end_the_training(pairs, tmp_path, monkeypatch):
     poisoned(monkeypatch, {2, 4, 5, 6})
-    overrides = ["data.windows_per_epoch=5", "callbacks.bad_steps.max_in_row=3"]
-    with pytest.raises(ValueError, match=r"3 steps in a row .*skipped_steps.csv"):
+    overrides = ["data.windows_per_epoch=5", "callbacks.skip_non_finite.max_in_row=3"]
+    with pytest.raises(ValueError, match=r"3 consecutive steps .*skipped_steps.csv"):
         train(tiny_config("vqvae", pairs, tmp_path, *overrides, "trainer.max_steps=9"))
 
 
@@ -205,18 +205,18 @@ def test_running_out_of_memory_names_the_options_that_help(pairs, trained, tmp_p
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    from im2wav.training.checkpoints import WholeFiles
+    from im2wav.training.checkpoints import AtomicCheckpointIO
 
     path = tmp_path / "a.ckpt"
-    WholeFiles().save_checkpoint({"kind": "vqvae"}, path)
+    AtomicCheckpointIO().save_checkpoint({"kind": "vqvae"}, path)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match=r"a\.ckpt"):
-        WholeFiles().save_checkpoint({"kind": "other"}, path)
-    assert complaint(path) is None
+        AtomicCheckpointIO().save_checkpoint({"kind": "other"}, path)
+    assert checkpoint_error(path) is None
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 

@@ -17,7 +17,7 @@ from im2wav.codec import losses as L
 from im2wav.data.windows import concatenated_crop
 from im2wav.decoding.decoder import Decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions, filter_logits, guide, uniforms
-from im2wav.official import convert
+from im2wav.official import convert_checkpoint
 from im2wav.prior import Conditions, Timing
 from im2wav.prior.conditioning import frame_of_position
 from test_decode import forced_logits
@@ -41,7 +41,7 @@ def golden(shared):
             return self(file, name).transpose(1, 2)
 
         def net(self, name):
-            return convert(self.folder / f"{name}.pth.tar")
+            return convert_checkpoint(self.folder / f"{name}.pth.tar")
 
         def has(self, file, name):
             return name in self.arrays(file).files
@@ -144,7 +144,7 @@ def same_but_for_ties(codec, level, after, before, wav):
 
 
 def load_codec_parameters(codec, golden, file, prefix):
-    from im2wav.official.weights import codec_name
+    from im2wav.official.conversion import codec_name
 
     state = codec.state_dict()
     for name in state:
@@ -155,7 +155,7 @@ def load_codec_parameters(codec, golden, file, prefix):
 
 
 def test_three_training_steps_of_the_codec(golden):
-    from im2wav.official.weights import codec_name
+    from im2wav.official.conversion import codec_name
 
     result = golden.net("vqvae")
     codec = AudioCodec(**result.config).train()
@@ -340,7 +340,7 @@ def test_guidance_formula(golden):
 @pytest.mark.parametrize("name", ["low", "up"])
 def test_loss_and_gradients_of_a_training_step(golden, name):
     """The first official step, with the picture (dropout in the maps off)."""
-    from im2wav.official.weights import prior_name
+    from im2wav.official.conversion import prior_name
 
     file, prior = f"{name}_train", golden.net(name).net.requires_grad_()
     names = {key: prior_name(key, True) for key in prior.state_dict()}

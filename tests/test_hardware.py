@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import command, config, tiny_config
-from im2wav.benchmarks.training import loss_of, official
+from im2wav.benchmarks.training import loss_of, official_net
 from im2wav.codec import AudioCodec
 from im2wav.codec.exact import exact_fp32
 from im2wav.data.datamodule import PairsDataModule
@@ -81,7 +81,7 @@ def test_memory_is_a_straight_line_in_the_batch():
 @pytest.mark.parametrize(("model", "checkpointing"), OFFICIAL)
 def test_memory_at_official_size_is_as_documented(model, checkpointing):
     def build(batch):
-        net = official(model, checkpointing=checkpointing)
+        net = official_net(model, checkpointing=checkpointing)
         return net, loss_of(net, batch, "cpu")
 
     fixed, each = OFFICIAL[model, checkpointing]
@@ -101,17 +101,21 @@ def test_a_global_batch_takes_as_few_passes_as_fit():
     assert fewest_passes(24, devices=2, passes=1, most=8) == 2
     assert fewest_passes(24, devices=1, passes=2, most=8) == 4
     assert fewest_passes(8, devices=1, passes=1, most=0) == 8  # one window at a time, whatever fits
-    with pytest.raises(ValueError, match=r"global_batch_size=8 does not divide over 3 device.*multiple of 3"):
+    with pytest.raises(ValueError, match=r"global_batch_size=8 is not divisible by 3 device.*multiple of 3"):
         fewest_passes(8, devices=3, passes=1, most=8)
 
 
 def test_precision_follows_the_device(monkeypatch):
-    assert hardware.pick_precision("auto", "cpu") == hardware.pick_precision("auto", "mps") == "32-true"
+    assert (
+        hardware.resolve_training_precision("auto", "cpu")
+        == hardware.resolve_training_precision("auto", "mps")
+        == "32-true"
+    )
     device(monkeypatch, cuda=True)
-    assert hardware.pick_precision("auto", hardware.pick_accelerator("auto")) == "bf16-mixed"
-    assert hardware.pick_precision("32-true", "cuda") == "32-true"
+    assert hardware.resolve_training_precision("auto", hardware.resolve_accelerator("auto")) == "bf16-mixed"
+    assert hardware.resolve_training_precision("32-true", "cuda") == "32-true"
     device(monkeypatch, cuda=True, bf16=False)
-    assert hardware.pick_precision("auto", hardware.pick_accelerator("gpu")) == "16-mixed"
+    assert hardware.resolve_training_precision("auto", hardware.resolve_accelerator("gpu")) == "16-mixed"
 
 
 @pytest.mark.parametrize("trainer", ["default", "gpu", "ddp", "fsdp"])
@@ -120,17 +124,17 @@ def test_training_on_cuda_is_in_bf16_with_tf32(monkeypatch, trainer):
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     cfg = config("train", "model=low_prior", f"trainer={trainer}", "paths.output=x")
-    hardware.prepare(cfg)
+    hardware.configure_precision(cfg)
     assert (cfg.trainer.precision, asked) == ("bf16-mixed", ["high"])
     given = config("train", "model=low_prior", f"trainer={trainer}", "trainer.precision=16-mixed", "paths.output=x")
-    hardware.prepare(given)
+    hardware.configure_precision(given)
     assert given.trainer.precision == "16-mixed"
 
 
 def test_training_on_an_apple_gpu_is_in_fp32(monkeypatch):
     device(monkeypatch, mps=True)
     cfg = config("train", "model=low_prior", "trainer=mps", "paths.output=x")
-    hardware.prepare(cfg)
+    hardware.configure_precision(cfg)
     assert (cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.precision) == ("mps", 1, "32-true")
 
 
@@ -179,7 +183,7 @@ def test_a_small_device_accumulates_to_the_same_global_batch(model, pairs, train
     monkeypatch.setattr(hardware, "device_memory", lambda trainer: 3 * RESERVE)
     with caplog.at_level(logging.INFO):
         split = weights_after("split", "data.batch_size=auto")
-    assert "2 windows on each of 1 device(s), 4 pass(es) a step, global batch 8" in caplog.text
+    assert "2 windows on each of 1 device(s), 4 pass(es) per step, global batch 8" in caplog.text
     assert seen[0].per_window > 0
     assert seen[0].state < seen[0].peak(1)
     if model != "vqvae":

@@ -12,27 +12,29 @@ import torch
 
 from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.loader import Draws, Share
+from im2wav.data.loader import BatchPartition, KeyStream
 from im2wav.train import train
 from test_data import make_pairs
 
 
 def test_every_row_comes_before_any_twice_and_the_seed_decides():
-    draws = Draws(5, 12, seed=3)
+    draws = KeyStream(5, 12, seed=3)
     keys = [draws[i] for i in range(24)]
     for epoch in (keys[:12], keys[12:]):
         rows = [key.row for key in epoch]
         assert sorted(rows[:5]) == sorted(rows[5:10]) == [0, 1, 2, 3, 4]
     assert len({key.place for key in keys}) == 24
     assert keys[:12] != keys[12:]
-    again = Draws(5, 12, seed=3)
+    again = KeyStream(5, 12, seed=3)
     assert [again[i] for i in reversed(range(24))] == keys[::-1]
-    assert [Draws(5, 12, seed=4)[i] for i in range(24)] != keys
-    assert [tuple(Draws(3, 3, 0, shuffle=False, place=0.5)[i]) for i in range(3)] == [(i, 0.5, 0.5) for i in range(3)]
+    assert [KeyStream(5, 12, seed=4)[i] for i in range(24)] != keys
+    assert [tuple(KeyStream(3, 3, 0, shuffle=False, place=0.5)[i]) for i in range(3)] == [
+        (i, 0.5, 0.5) for i in range(3)
+    ]
 
 
 def test_blending_changes_the_weights_alone():
-    plain, blended = (Draws(5, 12, seed=3, blend=blend) for blend in (False, True))
+    plain, blended = (KeyStream(5, 12, seed=3, blend=blend) for blend in (False, True))
     assert [plain[i][:2] for i in range(24)] == [blended[i][:2] for i in range(24)]
     assert {plain[i].mix for i in range(24)} == {0.5}
     assert len({blended[i].mix for i in range(24)}) == 24
@@ -42,7 +44,7 @@ def test_blending_changes_the_weights_alone():
 def test_devices_and_passes_share_one_global_batch(devices, passes):
     size = 24
     for step in range(3):
-        shares = [Share(size // devices // passes, devices, rank, passes) for rank in range(devices)]
+        shares = [BatchPartition(size // devices // passes, devices, rank, passes) for rank in range(devices)]
         taken = [i for part in range(passes) for share in shares for i in share.windows(step * passes + part)]
         assert taken == list(range(step * size, (step + 1) * size))
 
@@ -51,7 +53,7 @@ def test_devices_and_passes_share_one_global_batch(devices, passes):
 def test_validation_covers_every_row_with_as_many_batches_on_each_device(rows, devices):
     size, covered = 2, []
     for number in range(-(-rows // (size * devices))):
-        batches = [Share(size, devices, rank).windows_of(number, rows) for rank in range(devices)]
+        batches = [BatchPartition(size, devices, rank).windows_of(number, rows) for rank in range(devices)]
         assert len({len(batch) for batch in batches}) == 1
         covered += [i for batch in batches for i in batch]
     assert covered[:rows] == list(range(rows))
@@ -63,9 +65,9 @@ def test_a_global_batch_that_does_not_divide_is_refused(tmp_path):
         world_size, global_rank, accumulate_grad_batches = 2, 0, 3
 
     with pytest.raises(ValueError, match=r"data\.global_batch_size=8 .* 2 device.* =?.*choose a multiple of 6"):
-        Share.divide(8, 1, Trainer())
-    assert Share.divide(12, 1, Trainer()).batch_size == 2
-    assert Share.divide(None, 4, Trainer()).global_batch_size == 24
+        BatchPartition.divide(8, 1, Trainer())
+    assert BatchPartition.divide(12, 1, Trainer()).batch_size == 2
+    assert BatchPartition.divide(None, 4, Trainer()).global_batch_size == 24
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -112,7 +114,7 @@ def test_a_worker_that_dies_names_what_it_was_reading(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PairsFolder, "read_wav", deadly)
     data = PairsDataModule(str(root), num_samples=4096, batch_size=2, num_workers=2)
-    with pytest.raises(ValueError, match=r"died .* while it read '1' \(.*wav/1\.wav"):
+    with pytest.raises(ValueError, match=r"died .* while reading '1' \(.*wav/1\.wav"):
         list(data.train_dataloader())
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from im2wav.evaluation import metrics, statistics
+from im2wav.evaluation import metrics, set_statistics
 from im2wav.evaluation.distance import log_stft_distance
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.threads import map_in_threads
 
 torch.manual_seed(0)
 
@@ -34,8 +34,10 @@ def test_the_frechet_distance_of_two_gaussians_known_in_advance(n):
     x = whitened(n, 3, 0) * a
     y = whitened(n, 3, 1) * b + shift
     expected = shift.square().sum() + (a - b).square().sum()  # diagonal covariances commute
-    assert statistics.frechet_distance(x, y) == pytest.approx(expected.item(), rel=1e-9)
-    assert statistics.frechet(*statistics.moments(x), *statistics.moments(y)).item() == pytest.approx(expected.item())
+    assert set_statistics.frechet_distance(x, y) == pytest.approx(expected.item(), rel=1e-9)
+    assert set_statistics.frechet(*set_statistics.moments(x), *set_statistics.moments(y)).item() == pytest.approx(
+        expected.item()
+    )
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 40), (30, 40)])
@@ -51,7 +53,7 @@ def test_the_frechet_distance_agrees_with_scipys_sqrtm(n, d):
     whiff = 0.0 if n > d else 1e-9 * np.eye(d)
     root = sqrtm((s + whiff) @ (s2 + whiff))
     expected = ((m - m2) ** 2).sum() + np.trace(s + s2 - 2 * root.real)
-    assert statistics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    assert set_statistics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,9 @@ def test_the_bias_of_small_sets_is_the_published_one(d, n, published):
     spread = (1 / torch.arange(1, d + 1)) / (1 / torch.arange(1, d + 1)).sum()
     runs = 4 if n == 101 else 1
     found = [
-        statistics.frechet_distance(*(gaussian(n, torch.zeros(d), spread.sqrt(), 10 * run + side) for side in (0, 1)))
+        set_statistics.frechet_distance(
+            *(gaussian(n, torch.zeros(d), spread.sqrt(), 10 * run + side) for side in (0, 1))
+        )
         for run in range(runs)
     ]
     assert sum(found) / runs == pytest.approx(published, rel=0.1)
@@ -72,19 +76,21 @@ def test_the_distance_at_infinite_n_has_lost_most_of_the_bias():
     d = 16
     x, y = (gaussian(1500, torch.full((d,), m), torch.ones(d), seed) for m, seed in ((0.0, 0), (0.1, 1)))
     truth = d * 0.1**2
-    plain, far = statistics.frechet_distance(x[:300], y[:300]), statistics.frechet_infinity(x[:300], y[:300], 0)
+    plain, far = set_statistics.frechet_distance(x[:300], y[:300]), set_statistics.frechet_infinity(x[:300], y[:300], 0)
     assert abs(far.value - truth) < 0.5 * abs(plain - truth)
-    assert statistics.frechet_infinity(x[:6], y[:6]) is None
+    assert set_statistics.frechet_infinity(x[:6], y[:6]) is None
 
 
 def test_weights_are_repetitions():
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(30, 4, dtype=torch.float64)
     w = torch.tensor([2, 0, 1, 3, 1, 0, 1])
     repeated = x.repeat_interleave(w, 0)
-    assert statistics.frechet_distance(x, y, w) == pytest.approx(statistics.frechet_distance(repeated, y), rel=1e-9)
+    assert set_statistics.frechet_distance(x, y, w) == pytest.approx(
+        set_statistics.frechet_distance(repeated, y), rel=1e-9
+    )
     p = x.softmax(1)
-    one = statistics.inception_score(p, 1, weights=w[None].double())[0]
-    assert one.item() == pytest.approx(statistics.inception_score(repeated.softmax(1), 1)[0].item(), rel=1e-9)
+    one = set_statistics.inception_score(p, 1, weights=w[None].double())[0]
+    assert one.item() == pytest.approx(set_statistics.inception_score(repeated.softmax(1), 1)[0].item(), rel=1e-9)
 
 
 def test_mmd_of_shifted_samples_has_its_closed_form():
@@ -92,7 +98,7 @@ def test_mmd_of_shifted_samples_has_its_closed_form():
     s, shift, n, runs = 1.5, 2.0, 1000, 6
     expected = 2 * s / math.sqrt(s**2 + 2) * (1 - math.exp(-(shift**2) / (2 * (s**2 + 2))))
     found = [
-        statistics.kernel_distance(
+        set_statistics.kernel_distance(
             *(gaussian(n, torch.tensor([m]), torch.ones(1), 2 * run + i) for i, m in enumerate((0.0, shift))), s
         )
         for run in range(runs)
@@ -109,9 +115,9 @@ def test_the_kernel_distance_by_hand_and_without_bias():
     within_x, within_y = k(0, 1), (k(0, 2) + k(0, 5) + k(2, 5)) / 3
     across = sum(k(a, b) for a in (0, 1) for b in (0, 2, 5)) / 6
     expected = 100 * (within_x + within_y - 2 * across)
-    assert statistics.kernel_distance(x, y, 2.0)[0].item() == pytest.approx(expected, rel=1e-9)
-    assert statistics.median_distance(y) == pytest.approx(3.0)
-    same = [statistics.kernel_distance(torch.randn(20, 3), torch.randn(20, 3))[0].item() for _ in range(200)]
+    assert set_statistics.kernel_distance(x, y, 2.0)[0].item() == pytest.approx(expected, rel=1e-9)
+    assert set_statistics.median_distance(y) == pytest.approx(3.0)
+    same = [set_statistics.kernel_distance(torch.randn(20, 3), torch.randn(20, 3))[0].item() for _ in range(200)]
     assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(200)  # also below zero: no bias
     assert min(same) < 0 < max(same)
 
@@ -130,8 +136,8 @@ def test_kl_by_hand():
 
 def test_the_inception_score_of_known_sets():
     sure = torch.eye(4).repeat(5, 1)
-    assert statistics.inception_score(sure, 1)[0].item() == pytest.approx(4.0)
-    assert statistics.inception_score(torch.full((12, 4), 0.25), 3)[0].item() == pytest.approx(1.0)
+    assert set_statistics.inception_score(sure, 1)[0].item() == pytest.approx(4.0)
+    assert set_statistics.inception_score(torch.full((12, 4), 0.25), 3)[0].item() == pytest.approx(1.0)
 
 
 def test_accuracy_by_hand():
@@ -178,7 +184,7 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     inside, trials = 0, 400
     for trial in range(trials):
         values = torch.randn(60, generator=generator, dtype=torch.float64) + 1.0
-        low, high = statistics.bootstrap_interval(values, statistics.resamples(60, 300, trial))
+        low, high = set_statistics.bootstrap_interval(values, set_statistics.resamples(60, 300, trial))
         inside += low <= 1.0 <= high
     assert 0.90 <= inside / trials <= 0.98
 
@@ -249,15 +255,15 @@ def test_too_few_sounds_are_refused():
     with pytest.raises(ValueError, match="at least two"):
         metric.compute()
     with pytest.raises(ValueError, match="at least two"):
-        statistics.frechet_distance(torch.zeros(1, 4), torch.zeros(5, 4))
+        set_statistics.frechet_distance(torch.zeros(1, 4), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="at least two"):
-        statistics.median_distance(torch.zeros(1, 4))
+        set_statistics.median_distance(torch.zeros(1, 4))
 
 
 def test_a_kernel_in_blocks_is_the_whole_kernel(monkeypatch):
     """Pairs of a set with itself are looked at once, block by block; the resamples' counts go with them."""
     x, y = (gaussian(n, torch.zeros(5), torch.ones(5), n) for n in (23, 31))
-    u, v = statistics.resamples(23, 6, 0), statistics.resamples(31, 6, 1)
+    u, v = set_statistics.resamples(23, 6, 0), set_statistics.resamples(31, 6, 1)
     a, b, c = (torch.exp(-torch.cdist(p, q).square() / (2 * 1.3**2)) for p, q in ((x, x), (y, y), (x, y)))
 
     def within(kernel, w):
@@ -268,19 +274,19 @@ def test_a_kernel_in_blocks_is_the_whole_kernel(monkeypatch):
         100 * (within(a, p) + within(b, q) - 2 * (p @ c @ q) / (p.sum() * q.sum())).item()
         for p, q in zip(u, v, strict=True)
     ]
-    monkeypatch.setattr(statistics, "BLOCK", 4)
-    assert statistics.kernel_distance(x, y, 1.3, u, v).tolist() == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr(set_statistics, "BLOCK", 4)
+    assert set_statistics.kernel_distance(x, y, 1.3, u, v).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [12, 60])
 def test_dead_units_leave_the_frechet_distance_alone(n):
     x, y = (gaussian(n, torch.full((8,), m), torch.ones(8), seed) for m, seed in ((0.0, 0), (0.5, 1)))
     wide = [torch.cat([z, torch.full((n, 3), 0.7, dtype=torch.float64), z[:, :2]], 1) for z in (x, y)]  # singular
-    (m, s), (m2, s2) = (statistics.moments(z) for z in wide)
+    (m, s), (m2, s2) = (set_statistics.moments(z) for z in wide)
     root = torch.linalg.eigvals(s @ s2).real.clamp_min(0).sqrt().sum()
     expected = (m - m2).square().sum() + s.trace() + s2.trace() - 2 * root
-    assert statistics.frechet_distance(*wide) == pytest.approx(expected.item(), rel=1e-6)
-    assert statistics.frechet(m, s, m2, s2).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set_statistics.frechet_distance(*wide) == pytest.approx(expected.item(), rel=1e-6)
+    assert set_statistics.frechet(m, s, m2, s2).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_what_runs_side_by_side_comes_in_order_whatever_the_number_of_threads():
@@ -289,10 +295,10 @@ def test_what_runs_side_by_side_comes_in_order_whatever_the_number_of_threads():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(list(side_by_side(lambda x: (x.T @ x).logdet().item(), rows)))
+            found.append(list(map_in_threads(lambda x: (x.T @ x).logdet().item(), rows)))
             assert torch.get_num_threads() == threads
             with pytest.raises(ZeroDivisionError):
-                list(side_by_side(lambda x: 1 / x, [1, 0, 2]))
+                list(map_in_threads(lambda x: 1 / x, [1, 0, 2]))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -307,7 +313,7 @@ def test_threads_stop_where_the_work_is_given_up():
         time.sleep(0.005)
         return number
 
-    results = side_by_side(work, range(1000))
+    results = map_in_threads(work, range(1000))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     results.close()
     assert len(started) < 500

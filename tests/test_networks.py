@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import ASSETS, config, write_wav
-from im2wav.evaluation import vggish, weights
-from im2wav.evaluation.passt import Passt, PasstNet, log_mel
+from im2wav.evaluation import network_weights, vggish
+from im2wav.evaluation.passt import Passt, PasstNet, passt_log_mel
 from im2wav.evaluation.vggish import Vggish, VggishNet, examples, mel_matrix
 from im2wav.evaluation.wav2clip import Wav2Clip, Wav2ClipNet
 
@@ -39,7 +39,7 @@ def files(tmp_path_factory, clip_file):
         shapes = VggishNet()
     generator = torch.Generator().manual_seed(0)
     state = {name: small(tuple(value.shape), generator) for name, value in shapes.state_dict().items()}
-    torch.save(state, folder / weights.FILES["vggish"].name)
+    torch.save(state, folder / network_weights.FILES["vggish"].name)
     wav2clip = state_like(Wav2ClipNet(), 1) | {  # what the file holds besides
         "audio_encoder.spectrogram.window": torch.ones(512),
         "audio_encoder.fc.weight": torch.zeros(309, 512),
@@ -47,10 +47,10 @@ def files(tmp_path_factory, clip_file):
         "image_transform.sequential.0.weight": torch.zeros(512, 512),
     }
     wav2clip = {k: v.abs() + 0.5 if k.endswith("running_var") else v for k, v in wav2clip.items()}
-    torch.save(wav2clip, folder / weights.FILES["wav2clip"].name)
+    torch.save(wav2clip, folder / network_weights.FILES["wav2clip"].name)
     torch.manual_seed(2)
-    torch.save(PasstNet(WIDTH, 2, 1).state_dict(), folder / weights.FILES["passt"].name)
-    (folder / weights.FILES["clip"].name).symlink_to(clip_file[0])
+    torch.save(PasstNet(WIDTH, 2, 1).state_dict(), folder / network_weights.FILES["passt"].name)
+    (folder / network_weights.FILES["clip"].name).symlink_to(clip_file[0])
     return folder
 
 
@@ -119,27 +119,27 @@ def test_vggish_sees_log_mel_examples_of_a_second():
 
 def test_passt_sees_a_thousand_spectra_of_ten_seconds():
     wav = 0.3 * torch.randn(320000, generator=torch.Generator().manual_seed(0))
-    picture = log_mel(wav)
+    picture = passt_log_mel(wav)
     assert picture.shape == (128, 1000)
     assert PasstNet(WIDTH, 1, 1).patch_embed["proj"](picture[None, None]).shape[2:] == (12, 99)
-    assert log_mel(torch.zeros(320000)).unique().item() == pytest.approx((math.log(1e-5) + 4.5) / 5)
-    louder = log_mel(10 * wav) - picture
+    assert passt_log_mel(torch.zeros(320000)).unique().item() == pytest.approx((math.log(1e-5) + 4.5) / 5)
+    louder = passt_log_mel(10 * wav) - picture
     assert louder.median().item() == pytest.approx(math.log(100) / 5, abs=1e-3)
 
 
 def test_the_networks_hear(files):
     wav = 0.1 * torch.randn(65536, generator=torch.Generator().manual_seed(0))
-    heard = Vggish(files, check=False).hear(wav)
-    assert heard.rows.shape == (4, 128)
-    assert heard.rows.min() < 0  # no ReLU at the end
+    outputs = Vggish(files, check=False).analyse(wav)
+    assert outputs.rows.shape == (4, 128)
+    assert outputs.rows.min() < 0  # no ReLU at the end
     passt = Passt(files, check=False)
-    one, padded = passt.hear(wav.repeat(2)), passt.hear(torch.nn.functional.pad(wav.repeat(2), (0, 400000)))
+    one, padded = passt.analyse(wav.repeat(2)), passt.analyse(torch.nn.functional.pad(wav.repeat(2), (0, 400000)))
     assert one.rows.shape == (1, WIDTH)
     assert one.logits.shape == one.scores.shape == (527,)
     assert torch.equal(one.logits, padded.logits)  # ten seconds, the rest silence
     clip = Wav2Clip(files, check=False)
-    assert clip.hear(wav).rows.shape == (1, 512)
-    assert torch.allclose(clip.hear(wav).rows, clip.hear(3 * wav).rows, atol=1e-3)  # it normalises each sound
+    assert clip.analyse(wav).rows.shape == (1, 512)
+    assert torch.allclose(clip.analyse(wav).rows, clip.analyse(3 * wav).rows, atol=1e-3)  # it normalises each sound
 
 
 def test_the_paper_suite_through_the_command(files, tmp_path):
@@ -167,20 +167,20 @@ def test_the_paper_suite_through_the_command(files, tmp_path):
 
 
 def test_files_of_another_kind_are_refused(files, tmp_path):
-    name = weights.FILES["vggish"].name
-    with pytest.raises(ValueError, match=f"lacks {name}; get it from"):
+    name = network_weights.FILES["vggish"].name
+    with pytest.raises(ValueError, match=f"lacks {name}; download it from"):
         Vggish(tmp_path, check=False)
     (tmp_path / name).write_text("no weights")
     with pytest.raises(ValueError, match=r"expected 10086976"):
         Vggish(tmp_path)
-    with pytest.raises(ValueError, match="cannot be read as weights"):
+    with pytest.raises(ValueError, match="cannot be read as a state dict"):
         Vggish(tmp_path, check=False)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(ValueError, match="does not fit the network"):
+    with pytest.raises(ValueError, match="does not match the network"):
         Vggish(tmp_path, check=False)
     torch.save([1], tmp_path / name)
-    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         Vggish(tmp_path, check=False)
-    torch.save({"a": torch.zeros(1)}, tmp_path / weights.FILES["passt"].name)
-    with pytest.raises(ValueError, match="does not hold a PaSST"):
+    torch.save({"a": torch.zeros(1)}, tmp_path / network_weights.FILES["passt"].name)
+    with pytest.raises(ValueError, match="is not a PaSST checkpoint"):
         Passt(tmp_path, check=False)

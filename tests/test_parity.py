@@ -14,7 +14,7 @@ from torch import nn
 from golden.archive import Group, pack, read, unpack
 from im2wav.decoding.decoder import Decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions, filter_logits, uniforms
-from im2wav.official import convert
+from im2wav.official import convert_checkpoint
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.prior.conditioning import ClipMap, TimingTables, frame_of_position
 from test_decode import forced_logits
@@ -40,7 +40,7 @@ def official(golden, tmp_path_factory):
             model["prior.x_out.weight"] = model["prior.x_emb.weight"]
         path = tmp_path_factory.mktemp("official") / f"{name}.pth.tar"
         torch.save({"hps": about["hps"], "model": model, "step": 3}, path)
-        return convert(path).net
+        return convert_checkpoint(path).net
 
     return make
 

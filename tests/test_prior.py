@@ -141,12 +141,15 @@ def test_official_sizes_have_the_official_numbers_of_parameters():
         (lambda: Prior(16, 65, SIZES), "blocks=8"),
         (lambda: Prior(16, 64, {**SIZES, "heads": 3}), "heads=3"),
         (lambda: low_prior()(torch.zeros(3, 65, dtype=torch.long), conditions()), "65 codes"),
-        (lambda: low_prior()(torch.zeros(3, 4, dtype=torch.long), Conditions(torch.zeros(3, 1, 7))), "another encoder"),
+        (
+            lambda: low_prior()(torch.zeros(3, 4, dtype=torch.long), Conditions(torch.zeros(3, 1, 7))),
+            "use the image encoder",
+        ),
         (
             lambda: low_prior()(torch.zeros(3, 4, dtype=torch.long), Conditions(torch.zeros(3, 1, 6))),
-            "timing is needed",
+            "requires conditions.timing",
         ),
-        (lambda: up_prior()(torch.zeros(3, 4, dtype=torch.long), conditions()), "codes_low is needed"),
+        (lambda: up_prior()(torch.zeros(3, 4, dtype=torch.long), conditions()), "conditions.codes_low"),
         (
             lambda: up_prior()(
                 torch.zeros(3, 4, dtype=torch.long),
@@ -156,7 +159,7 @@ def test_official_sizes_have_the_official_numbers_of_parameters():
         ),
         (
             lambda: up_prior()(torch.zeros(3, 4, dtype=torch.long), conditions(coarse=True).null_like()),
-            "cannot be guided",
+            "guidance is not available",
         ),
         (lambda: sample_codes(low_prior(), conditions(), uniforms([1, 2, 3], 65, "low"), SamplingOptions()), "context"),
     ],

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from im2wav.data.manifest import COLUMNS, NUMBERS, SPLITS, Manifest, Strings
+from im2wav.data.manifest import COLUMNS, NUMBERS, SPLITS, Manifest, StringColumn
 from im2wav.data.splits import fraction_of, split_rows
 from im2wav.inference.inputs import Input, name_inputs, text_input
 from im2wav.inference.outputs import Outputs
 from im2wav.inference.sliding_windows import plan_windows, window_starts
 from im2wav.prepare.clip_reader import Decoded
-from im2wav.prepare.packing import Unpacker, pack
+from im2wav.prepare.packing import Unpacker, pack_frames
 from im2wav.prepare.sources import Source, Sources
 from im2wav.prepare.workers import Failed
 
@@ -90,7 +90,7 @@ def test_unpacking_gives_each_clip_its_frames_in_order(sizes, rows, random):
         messages.append(random.choice(streams).pop(0))  # a clip's messages stay in order, clips are mixed
     found = {}
     unpacker = Unpacker(lambda key, end, embeddings: found.update({key: (end, embeddings)}))
-    for batch in pack(messages, rows, 1):
+    for batch in pack_frames(messages, rows, 1):
         assert batch.squares.shape == (rows, 3, 1, 1)
         assert sum(count for _, count in batch.runs) <= rows
         unpacker(batch, batch.squares.flatten(1).numpy().astype(np.float16))
@@ -120,7 +120,7 @@ def manifest(rows: list[tuple[str, str]], first: int = 0) -> Manifest:
     values["id"] = [str(first + i) for i in range(len(rows))]
     values["group"], values["sound"] = ([row[i] for row in rows] for i in (0, 1))
     numbers = dict.fromkeys(NUMBERS, np.ones(len(rows), np.int64))
-    return Manifest({name: numbers.get(name, Strings.pack(values[name])) for name in COLUMNS})
+    return Manifest({name: numbers.get(name, StringColumn.pack_frames(values[name])) for name in COLUMNS})
 
 
 @few

@@ -162,7 +162,7 @@ def test_a_prior_without_a_tokenizer_names_the_key(pairs, tmp_path):
 
 def test_schedule_by_hand():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup(optimizer, steps=2, decay_steps=6, floor=0.1)
+    schedule = warmup(optimizer, steps=2, decay_steps=6, min_factor=0.1)
     rates = []
     for _ in range(8):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -174,7 +174,7 @@ def test_schedule_by_hand():
 
 def test_a_schedule_that_cannot_be_is_refused_before_anything_is_written(pairs, tmp_path):
     cfg = tiny_config("vqvae", pairs, tmp_path, "scheduler=cosine", "trainer.max_steps=2")
-    with pytest.raises(ValueError, match=r"model.scheduler.decay_steps=2: expected more than .*steps=100"):
+    with pytest.raises(ValueError, match=r"model.scheduler.decay_steps=2: must be larger than .*steps=100"):
         train(cfg)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

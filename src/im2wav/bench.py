@@ -1,4 +1,4 @@
-"""`python -m im2wav.bench measure=machine|...`: speed, as ratios to limits that are measured in the same run."""
+"""`python -m im2wav.bench measure=machine|...`: benchmarks, as ratios to limits that are measured in the same run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as text, columns aligned."""
-    cells = [("what", "figure", "limit", "ratio", "bar", "")]
+def format_rows(rows: list[Row]) -> str:
+    """Format rows as aligned text."""
+    cells = [("benchmark", "value", "limit", "ratio", "target", "")]
     for row in rows:
-        mark = {True: "holds", False: "MISSED", None: ""}[row.holds]
+        mark = {True: "met", False: "MISSED", None: ""}[row.holds]
         bar = "" if row.bar is None else f"{'>=' if row.at_least else '<='} {row.bar:g} {mark}"
         limit = "" if row.limit is None else f"{row.limit:.4g} {row.unit} ({row.limit_name})"
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
@@ -34,7 +34,7 @@ def table(rows: list[Row]) -> str:
 
 
 def bench(cfg: DictConfig) -> list[Row]:
-    """Run one measurement, print its table and, where asked, write it as JSON."""
+    """Run a benchmark, print its table and, if `out` is set, write it as JSON."""
     import torch
 
     from im2wav.decoding.linear import pick_device
@@ -49,7 +49,7 @@ def bench(cfg: DictConfig) -> list[Row]:
         device = f"{torch.get_num_threads()} CPU threads"
     log.info("%s; torch %s, Python %s", device, torch.__version__, platform.python_version())
     rows: list[Row] = instantiate(cfg.measure)
-    log.info("%s", table(rows))
+    log.info("%s", format_rows(rows))
     if cfg.out:
         facts = {"device": device, "torch": torch.__version__, "measure": OmegaConf.to_container(cfg.measure)}
         results = [{**dataclasses.asdict(row), "ratio": row.ratio, "holds": row.holds} for row in rows]
@@ -59,7 +59,7 @@ def bench(cfg: DictConfig) -> list[Row]:
 
 @command("bench")
 def main(cfg: DictConfig) -> None:
-    """Entry; exit code 1 where a bar is missed."""
+    """Run the command; exit code 1 if a target is missed."""
     if any(row.holds is False for row in run(bench, cfg)):
         raise SystemExit(1)
 

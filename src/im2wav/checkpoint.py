@@ -1,4 +1,4 @@
-"""A path -> a bare net in eval mode, with what its file says of its origin."""
+"""Load and save single networks with their metadata."""
 
 import json
 from collections.abc import Mapping
@@ -15,49 +15,49 @@ from im2wav.codec import AudioCodec
 from im2wav.files import atomic_path, state_sha256
 from im2wav.prior import Prior
 
-# the nets that a checkpoint may ask for: a name from a file is never imported
+# networks that a checkpoint can name; names from files are never imported
 NETS: dict[str, type[nn.Module]] = {"im2wav.codec.AudioCodec": AudioCodec, "im2wav.prior.Prior": Prior}
 
-MAPPED_TOGETHER = 2**24  # bytes of tensors that share a mapping of their file
+MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A net and its origin."""
+    """A network and its metadata."""
 
     net: nn.Module
     kind: str  # vqvae, low_prior or up_prior
-    config: Mapping[str, Any]  # of the net: the arguments that build it
-    data: Mapping[str, Any] = field(default_factory=dict)  # identity of the data set that it was trained on
-    codec_sha256: str | None = None  # of a prior: the codec whose codes it speaks
-    bandwidth: Mapping[str, float] | None = None  # of a codec: what its losses were divided by
+    config: Mapping[str, Any]  # arguments of the network
+    data: Mapping[str, Any] = field(default_factory=dict)  # identity of the training data
+    codec_sha256: str | None = None  # hash of the codec of a prior
+    bandwidth: Mapping[str, float] | None = None  # loss normalisation of a codec
 
 
 def net_sha256(net: nn.Module) -> str:
-    """Hash of a net's weights and buffers."""
+    """Hash of the weights and buffers of a network."""
     return state_sha256(net.state_dict())
 
 
 def load(path: str | Path, kind: str | None = None) -> Loaded:
-    """Load a net; of a training checkpoint the averaged weights (EMA) where the run kept them.
+    """Load a network in eval mode; uses the EMA weights of training checkpoints if available.
 
     Args:
         path: a .ckpt file of a training run or a .safetensors file.
-        kind: vqvae, low_prior or up_prior, to refuse any other.
+        kind: expected kind: vqvae, low_prior or up_prior; None: any.
 
     Raises:
-        ValueError: no such file, not a checkpoint of ours, or of another kind.
+        ValueError: the file does not exist, is not a checkpoint of im2wav, or has another kind.
     """
     path = Path(path)
     expected = f"a {kind} checkpoint" if kind else "a checkpoint of im2wav"
     if not path.is_file():
-        hint = f"; train one with `python -m im2wav.train model={kind}`, or give its path" if kind else ""
+        hint = f"; train one with `python -m im2wav.train model={kind}`, or set its path" if kind else ""
         raise ValueError(f"{path} does not exist, expected {expected}{hint}")
     try:
         about, state = (_read_safetensors if path.suffix == ".safetensors" else _read_training)(path)
         found, config = about["kind"], {k: v for k, v in about["config"].items() if not k.startswith("_")}
         build = NETS[about["config"]["_target_"]]
-    except Exception as error:  # torch.load raises whatever the broken file provokes
+    except Exception as error:  # torch.load raises many types of errors for broken files
         reason = (str(error).splitlines() or [""])[0][:120]
         raise ValueError(f"{path} is not {expected} ({type(error).__name__}: {reason})") from error
     if kind and found != kind:
@@ -79,26 +79,26 @@ def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The weights are memory-mapped: read once, where they are used.
+    """Memory-map the weights.
 
-    A mapping lives as long as any of its tensors, and its pages count as memory in use; so the file is mapped anew
-    every few tensors, and who lets go of tensors one after the other (`Decoder(consume=True)`) frees memory as fast.
+    A mapping is released after all its tensors are released. A new mapping every few tensors allows callers that
+    release tensors one by one (`Decoder(consume=True)`) to free memory early.
     """
     with safe_open(path, "pt") as file:
         about, names = json.loads(file.metadata()["im2wav"]), list(file.keys())
     state: dict[str, Tensor] = {}
     while names:
         with safe_open(path, "pt") as file:
-            room = MAPPED_TOGETHER
-            while names and room > 0:
+            remaining = MAPPED_TOGETHER
+            while names and remaining > 0:
                 name = names.pop()
                 state[name] = file.get_tensor(name)
-                room -= state[name].nbytes
+                remaining -= state[name].nbytes
     return about, state
 
 
 def save(loaded: Loaded, path: Path) -> Path:
-    """Write a net as one .safetensors file that says in its header what it is.
+    """Save a network as a .safetensors file with its metadata in the header.
 
     Raises:
         ValueError: the file cannot be written.
@@ -118,33 +118,33 @@ def save(loaded: Loaded, path: Path) -> Path:
 
 
 def load_net(path: str | Path, kind: str | None = None) -> nn.Module:
-    """The net of a checkpoint, bare, in eval mode. See `load`."""
+    """Load the network of a checkpoint in eval mode, see `load`."""
     return load(path, kind).net
 
 
 def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:
-    """Refuse nets that do not belong together.
+    """Check that codec and priors are compatible.
 
     Raises:
-        ValueError: a prior that speaks the codes of another codec, or priors of different image encoders.
+        ValueError: a prior was trained with another codec, or the priors with different image encoders.
     """
     sha256 = net_sha256(codec.net)
     for name, prior in (("low", low), ("up", up)):
         if prior.codec_sha256 not in (None, sha256):
             raise ValueError(
                 f"the {name} prior was trained on the codes of another VQ-VAE (sha256 "
-                f"{prior.codec_sha256[:12]}…, this one is {sha256[:12]}…): give the one of its own run"
+                f"{prior.codec_sha256[:12]}…, this one is {sha256[:12]}…): use the VQ-VAE of its run"
             )
     for name in ("encoder", "weights_sha256", "fps"):
         one, other = (x.data.get(name) for x in (low, up))
         if one != other:
             raise ValueError(
                 f"the low prior was trained with {name}={one}, the up prior with {name}={other}: "
-                "both must see the same embeddings"
+                "both priors must use the same embeddings"
             )
     hops: Any = codec.net.hop_lengths
     windows = [x.net.context_length * hops[level] for x, level in ((low, "low"), (up, "up"))]
     if windows[0] != windows[1]:
         raise ValueError(
-            f"the low prior's window is {windows[0]} samples, the up prior's {windows[1]}: they must be equal"
+            f"the low prior has windows of {windows[0]} samples, the up prior of {windows[1]}: they must be equal"
         )

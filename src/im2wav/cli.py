@@ -52,10 +52,10 @@ def register_resolvers() -> None:
 
 
 def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None = None) -> Any:
-    """Run an entry's task; whatever the user can mend ends in one line on stderr and exit code 2.
+    """Run a command's task; an error that the user can correct is one line on stderr and exit code 2.
 
-    IM2WAV_TRACEBACK=1 shows where an error came from. In a launcher's worker, where somebody else writes the line, it
-    becomes a `failure`.
+    IM2WAV_TRACEBACK=1 shows the traceback. In a launcher's worker, where the launcher writes the line, the error is
+    raised as a `failure`.
     """
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
@@ -78,10 +78,10 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
 
 def rewrite(command: str, arguments: list[str]) -> list[str]:
-    """Arguments as Hydra takes them; what its grammar cannot express is here and nowhere else.
+    """Translate arguments to what Hydra accepts. All exceptions to its grammar are here.
 
-    - `+experiment=NAME` becomes `experiment=NAME`: a defaults list holds a group (and refuses the +) or does not (and
-      wants the +), and both ways of writing it are common.
+    - `+experiment=NAME` becomes `experiment=NAME`: Hydra rejects the + if the defaults list holds the
+      group, and requires it otherwise. Both spellings are common.
     - `model=DIR` and `data=DIR` of `evaluate` become `model_dir=DIR` and `data_dir=DIR`: the folder of configs has
       groups of these names, and Hydra would look for a config called DIR.
     - `evaluate` without `mode=` gets the mode that the given options belong to.
@@ -117,7 +117,7 @@ def show_help(command: str, overrides: list[str]) -> None:
 
 
 def one_line(error: Exception, command: str) -> str:
-    """What Hydra or OmegaConf refuses, in one line: what was given and what is allowed."""
+    """Format an error of Hydra or OmegaConf in one line: what was given and what is allowed."""
     text = " ".join(str(error).partition("Config search path")[0].split())
     cause = " ".join(str(error.__cause__ or "").partition("\n")[0].split())
     if text.startswith("Error merging override "):
@@ -132,7 +132,7 @@ def one_line(error: Exception, command: str) -> str:
 def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     """Make a function of a config the command NAME: `hydra.main` with our help and one-line errors.
 
-    Whatever Hydra refuses is one line on stderr and exit code 2. HYDRA_FULL_ERROR=1 shows where it came from.
+    An error of Hydra is one line on stderr and exit code 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
     import hydra
 

@@ -120,7 +120,7 @@ class Evaluate:
     device: str = device_option()
     paired: bool = option(True, "false: no file has a reference of its own; only the sets are compared")
     max_retrieval: int = option(
-        500, "retrieval searches the training recordings if there are at most so many; 0: off", minimum=0
+        500, "maximum number of training recordings that retrieval searches; with more it is off", minimum=0
     )
     sampler: Any = group()
     paths: Any = group()

@@ -1,6 +1,6 @@
-"""`python -m im2wav.convert official=DIR out=DIR`: official Im2Wav checkpoints -> safetensors that im2wav uses.
+"""`python -m im2wav.convert official=DIR out=DIR`: convert official Im2Wav checkpoints to safetensors files.
 
-`python -m im2wav.convert pickles=PATH wavs=DIR out=DIR` turns official CLIP pickles into a pairs folder.
+`python -m im2wav.convert pickles=PATH wavs=DIR out=DIR` converts official CLIP pickles to a pairs folder.
 """
 
 import logging
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def convert(cfg: DictConfig) -> Any:
-    """Convert models, embeddings, or both; returns what was written."""
+    """Convert models, embeddings, or both; returns the paths of the written files."""
     if not cfg.official and not cfg.pickles:
         raise ValueError(
-            "give official=DIR (a folder with official checkpoints) or pickles=PATH (official CLIP pickles)"
+            "set official=DIR (a folder with official checkpoints) or pickles=PATH (official CLIP pickles)"
         )
     written: dict[str, Any] = {}
     if cfg.official:
@@ -37,7 +37,7 @@ def convert(cfg: DictConfig) -> Any:
 
 @command("convert")
 def main(cfg: DictConfig) -> None:
-    """Entry."""
+    """Run the command."""
     run(convert, cfg)
 
 

@@ -30,8 +30,8 @@ def inspect(cfg: DictConfig) -> Survey:
     from im2wav.prepare.survey import draw_rows, survey, survey_page, survey_text
 
     folder = open_folder(cfg.data.root, cfg.data.chunks)
-    audible = np.flatnonzero(folder.pairs.column("samples") > 0)
-    measured = audible if cfg.full else draw_rows(audible, cfg.listen_to, cfg.seed)
+    with_audio = np.flatnonzero(folder.pairs.column("samples") > 0)
+    measured = with_audio if cfg.full else draw_rows(with_audio, cfg.listen_to, cfg.seed)
     splits = split_rows(folder.pairs, cfg.data.split, cfg.data.shares)
     found = survey(folder, splits, cfg.data.num_samples, measured)
     log.info("%s", survey_text(found))
@@ -44,7 +44,7 @@ def inspect(cfg: DictConfig) -> Survey:
 
 @command("inspect")
 def main(cfg: DictConfig) -> None:
-    """Entry."""
+    """Run the command."""
     run(inspect, cfg)
 
 

@@ -1,6 +1,7 @@
 """`python -m im2wav.train model=vqvae|low_prior|up_prior`: train one model on a pairs folder."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,20 +22,20 @@ def is_first_process() -> bool:
 
 
 def find_checkpoint(cfg: DictConfig) -> str | None:
-    """The checkpoint to go on from, and no silent overwriting of a finished run.
+    """Find the checkpoint to resume from; a finished run is never overwritten silently.
 
     Raises:
         ValueError: the folder of this run already holds another checkpoint, `ckpt_path` does not exist, or
             `resume=auto` finds none that is complete.
     """
-    from im2wav.training.checkpoints import newest_complete
+    from im2wav.training.checkpoints import find_newest_checkpoint
 
     output = Path(cfg.paths.output)
     last = output / "last.ckpt"
     if cfg.resume == "auto" and not cfg.overwrite and not cfg.trainer.fast_dev_run:
-        newest = newest_complete(output)
+        newest = find_newest_checkpoint(output)
         if newest is not None:
-            log.info("going on from %s", newest)
+            log.info("resuming from %s", newest)
             return str(newest)
     path = last if cfg.ckpt_path == "last" else cfg.ckpt_path and Path(cfg.ckpt_path)
     if path and not path.is_file():
@@ -42,14 +43,14 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
     ours = path and path.resolve().is_relative_to(output.resolve())
     if last.is_file() and not (cfg.overwrite or cfg.trainer.fast_dev_run or ours) and is_first_process():
         raise ValueError(
-            f"{last.parent} already holds a trained model: give resume=auto to go on "
-            "with it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
+            f"{last.parent} already holds a trained model: give resume=auto to "
+            "resume it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
         )
     return str(path) if path else None
 
 
 def check_resume(path: str, module: Any, datamodule: Any) -> None:
-    """Refuse to go on from a checkpoint of another model, other codes or other embeddings.
+    """Reject a checkpoint of another model, other codes or other embeddings.
 
     Raises:
         ValueError: it is one.
@@ -73,7 +74,7 @@ def check_resume(path: str, module: Any, datamodule: Any) -> None:
 
 
 def start_from(weights: str, module: Any) -> None:
-    """Begin with the weights of a .safetensors file: no optimiser, no step count, as converted checkpoints have none.
+    """Begin with the weights of a .safetensors file: no optimizer, no step count, as converted checkpoints have none.
 
     Raises:
         ValueError: a file of another kind of model, or one that does not fit the configuration.
@@ -110,7 +111,7 @@ def load_tokenizer(cfg: DictConfig, module: Any) -> Any:
 
 
 def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
-    """Module, data module and the checkpoint to go on from; whatever does not fit is refused before sounds are read.
+    """Build module, data module and checkpoint path; incompatible ones are rejected before audio is read.
 
     Raises:
         ValueError: see the functions above.
@@ -120,7 +121,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, str | None]:
     resume = find_checkpoint(cfg)
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
-    module.configure_optimizers()  # a schedule that cannot be is refused before a logger has begun a run
+    module.configure_optimizers()  # an invalid schedule is rejected before a logger starts a run
     if resume is not None and resume.endswith(".safetensors"):
         start_from(resume, module)
         resume = None
@@ -142,9 +143,9 @@ def plugins() -> list[Any]:
     """Whole checkpoint files; and of SLURM only the ranks, since our own callback obeys its signals."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-    from im2wav.training.checkpoints import WholeFiles
+    from im2wav.training.checkpoints import AtomicCheckpointIO
 
-    return [WholeFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
+    return [AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])]
 
 
 def half_weights(precision: str) -> Any:
@@ -191,8 +192,10 @@ def worker_of() -> str | None:
 
 
 def check_launcher(trainer: Any) -> None:
-    """Refuse what cannot work: Lightning starts the processes of further devices by calling the command once more,
-    which inside a worker of joblib, submitit or ray is not the user's command.
+    """Reject several devices inside a launcher's worker.
+
+    Lightning starts the processes of further devices by running the command again. Inside a worker of joblib, submitit
+    or ray this is not the user's command.
 
     Raises:
         ValueError: several devices inside such a launcher.
@@ -246,13 +249,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     from im2wav.files import write_atomic
     from im2wav.training.dashboard import Dashboard
-    from im2wav.training.facts import origin
-    from im2wav.training.hardware import prepare, size_batch
-    from im2wav.training.loggers import WANDB_ID, own_run
+    from im2wav.training.facts import run_provenance
+    from im2wav.training.hardware import configure_precision, size_batch
+    from im2wav.training.loggers import WANDB_ID, finish_wandb_run
 
+    warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")  # priors sample dropout there
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    prepare(cfg)
+    configure_precision(cfg)
     module, datamodule, resume = build(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c]
     for callback in callbacks:
@@ -267,14 +271,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             text = OmegaConf.to_yaml(cfg, resolve=True)
             write_atomic(Path(cfg.paths.output) / "config.yaml", text.encode())
-        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **origin(cfg.data.root)}
+        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **run_provenance(cfg.data.root)}
         for logger in loggers:
             logger.log_hyperparams(facts)
     rows = len(datamodule.windows["train"])
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
         part.compile(dynamic=False)  # training batches have one size
-    with own_run(), explained(cfg):
+    with finish_wandb_run(), explained(cfg):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if cfg.test and trainer.global_step and not cfg.trainer.fast_dev_run:

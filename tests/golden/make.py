@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from golden.archive import write
-from im2wav.official.weights import read
+from im2wav.official.conversion import read
 
 Tensors = dict[str, tuple[np.ndarray, float]]
 
@@ -134,12 +134,12 @@ def rows_of_the_tables(low: Any, timing: np.ndarray) -> dict[str, list[int]]:
 
 def main(folder: Path, target: Path) -> None:
     """Write the golden file."""
-    from im2wav.official import convert
+    from im2wav.official import convert_checkpoint
 
     files = {name: read(folder / f"{name}.pth.tar") for name in ("vqvae", "low", "up")}
     timing = np.load(folder / "low_eval.npz")["y"][0, 0, :3]
     position = "prior.pos_emb.pos_emb"
-    low_rows = rows_of_the_tables(convert(folder / "low.pth.tar"), timing)
+    low_rows = rows_of_the_tables(convert_checkpoint(folder / "low.pth.tar"), timing)
     low_rows[position] = list(range(POSITIONS["low"]))
     maps = ("y_emb.clip_map", "y_emb.video_map", "prior.x_out")
     earlier = tuple(f"prior.transformer._attn_mods.{i}." for i in range(5))

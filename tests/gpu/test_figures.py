@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conftest import TINY, TINY_NET, config
-from im2wav.benchmarks.decode import decode
-from im2wav.benchmarks.training import training
+from im2wav.benchmarks.decoding_speed import measure_decoding
+from im2wav.benchmarks.training import measure_training
 from im2wav.decoding import Decoder, SamplingOptions
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior, Timing
@@ -92,7 +92,7 @@ def test_one_sound_alone_and_among_eight(figure):
 
 def test_codes_per_second(figure):
     """Official size, random weights."""
-    rows = decode(device="cuda", precisions=["bf16"], rounds=3, batches=[1, 8, 64], whole=True)
+    rows = measure_decoding(device="cuda", precisions=["bf16"], rounds=3, batches=[1, 8, 64], whole=True)
     for row in rows:
         figure(row.name, row.value, row.unit, f"{row.ratio:.3g} of {row.limit_name}" if row.ratio else "")
     assert all(row.value > 0 for row in rows)
@@ -107,5 +107,5 @@ def test_training_throughput_and_memory(model, checkpointing, figure):
     total = torch.cuda.get_device_properties(0).total_memory / 1e9
     if model == "up_prior" and not checkpointing and total < 23:
         pytest.skip("needs 23 GB")
-    for row in training("cuda", [model], 2, "bf16", checkpointing, 3, ["throughput"]):
+    for row in measure_training("cuda", [model], 2, "bf16", checkpointing, 3, ["throughput"]):
         figure(row.name, row.value, row.unit, f"{row.ratio:.3g} of {row.limit_name}" if row.ratio else "")

@@ -110,7 +110,7 @@ def test_a_dry_run_measures_and_writes_nothing(source, tmp_path, capfd):
     out = tmp_path / "pairs"
     assert command("embed", *arguments(source, out, "dry_run=true", "dry_run_inputs=3")) == 0
     text = capfd.readouterr().out
-    assert "35 of 35 inputs are to do" in text
+    assert "35 of 35 inputs remain" in text
     assert "measured on 3 inputs" in text
     assert not out.exists()
 

@@ -8,7 +8,7 @@ from torch import nn
 from im2wav.prepare import embedder
 from im2wav.prepare.clip_reader import Decoded
 from im2wav.prepare.embedder import Embedder, HostCopy
-from im2wav.prepare.packing import pack
+from im2wav.prepare.packing import pack_frames
 
 
 def needs_cuda(test):
@@ -28,7 +28,7 @@ def embed(clips, rows):
     model._trainer = Trainer()
     messages = [(number, message) for number, clip in clips.items() for message in (clip, Decoded(b"", 0, "", ""))]
     model.on_predict_start()
-    for number, batch in enumerate(pack(messages, rows, 2)):
+    for number, batch in enumerate(pack_frames(messages, rows, 2)):
         model.predict_step(model.transfer_batch_to_device(batch, torch.device("cpu"), 0), number)
     model.on_predict_end()
     return found
@@ -73,6 +73,6 @@ def test_waiting_for_a_copy_does_not_wait_for_later_work():
 @needs_cuda
 def test_packed_batches_are_pinned_on_request():
     frames = np.ones((3, 3, 2, 2), np.uint8)
-    (batch,) = pack([(0, frames), (0, Decoded(b"", 0, "", ""))], 4, 2, pinned=True)
+    (batch,) = pack_frames([(0, frames), (0, Decoded(b"", 0, "", ""))], 4, 2, pinned=True)
     assert batch.squares.is_pinned()
     assert batch.squares[3:].sum() == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from im2wav.prepare.clip_reader import Decoded
-from im2wav.prepare.packing import Unpacker, pack
+from im2wav.prepare.packing import Unpacker, pack_frames
 from im2wav.prepare.workers import Failed, Workers
 
 
@@ -77,7 +77,7 @@ def test_packing_and_unpacking_give_each_clip_its_own_frames(rows):
         found[clip] = embeddings
 
     unpack = Unpacker(finish)
-    for batch in pack(messages, rows, 2):
+    for batch in pack_frames(messages, rows, 2):
         assert batch.squares.shape == (rows, 3, 2, 2)
         unpack(batch, batch.squares.flatten(1).numpy().astype(np.float16))
     assert found.pop(3) is None

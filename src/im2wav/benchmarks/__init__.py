@@ -1,4 +1,4 @@
-"""Speed, each figure as a ratio to a limit that is measured in the same run."""
+"""Benchmarks; results are ratios to limits measured in the same run."""
 
 from im2wav.benchmarks.row import Row
 

@@ -1,7 +1,7 @@
-"""Memory, and the time to the first code: measured in fresh processes, as a user meets them.
+"""Memory and time to the first code, measured in new processes.
 
-The parent writes a prior as .safetensors; the children (this file, run as a program) load it, make a decoder that takes
-the weights over, and draw a code.
+The parent saves a prior as .safetensors. The child processes (this file, run as a script) load it, build a decoder that
+consumes the weights, and sample a code.
 """
 
 import json
@@ -18,26 +18,26 @@ from im2wav.training.timing import best_time
 
 
 def memory_held(name: str) -> int:
-    """Bytes of memory that this process holds (`VmRSS`) or ever held (`VmHWM`). Linux."""
+    """Current (`VmRSS`) or peak (`VmHWM`) resident memory of this process in bytes. Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {name}: memory can only be measured on Linux")
 
 
-def draw_one(path: str, precision: str, compile: bool) -> dict[str, float]:
-    """Load a prior, draw a code, and say what memory it took: `held`, and `needed` for weights once and caches."""
-    from im2wav.benchmarks.decode import begin, fresh_prior
+def measure_first_code(path: str, precision: str, compile: bool) -> dict[str, float]:
+    """Load a prior and sample a code; returns peak memory `held`, and `needed` for one copy of weights and cache."""
+    from im2wav.benchmarks.decoding_speed import random_prior, start_decoding
     from im2wav.checkpoint import load_net
     from im2wav.decoding import Decoder
 
-    if path == "warm":  # the libraries take their own memory at their first use
-        net: Any = fresh_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
+    if path == "warm":  # the first use of the libraries allocates memory
+        net: Any = random_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
     else:
         net = load_net(path, "low_prior")
     before = memory_held("VmRSS")
     decoder = Decoder(net, precision, consume=True, compile=compile)
-    decoding = begin(decoder, net)
+    decoding = start_decoding(decoder, net)
     decoding.step()
     caches = sum(cache.buffer.nbytes for cache in decoding.caches) + decoding.condition.nbytes
     rest = sum(p.nbytes for p in net.parameters() if not p.is_meta)
@@ -47,21 +47,21 @@ def draw_one(path: str, precision: str, compile: bool) -> dict[str, float]:
     }
 
 
-def child(*arguments: str) -> str:
-    """What this file prints as a program.
+def run_child(*arguments: str) -> str:
+    """Run this file as a script and return its output.
 
     Raises:
-        ValueError: it failed.
+        ValueError: the process failed.
     """
     command = [sys.executable, "-m", __name__, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise ValueError(f"drawing a code in a process of its own failed: {run.stderr.strip().splitlines()[-1]}")
+        raise ValueError(f"sampling a code in a separate process failed: {run.stderr.strip().splitlines()[-1]}")
     return run.stdout
 
 
-def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
-    """Peak memory against one copy of the weights and the caches; seconds from starting Python to the first code."""
+def measure_footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
+    """Peak memory compared with one copy of weights and cache; seconds from the start of Python to the first code."""
     from im2wav.checkpoint import Loaded, save
 
     config = {
@@ -72,21 +72,21 @@ def footprint(prior: Any, precision: str, compile: bool) -> list[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = str(save(Loaded(prior, "low_prior", config), Path(folder) / "low_prior.safetensors"))
-        memory = json.loads(child(precision, "packed", "warm", path))
+        memory = json.loads(run_child(precision, "packed", "warm", path))
         ways = ("packed", "compiled")[: 1 + compile]
-        # the better of two: files are in memory then, and kernels on disk
-        times = [best_time(partial(child, precision, way, path), repeats=2, warm_up=0) for way in ways]
+        # the better of two runs: files are in the page cache, kernels on disk
+        times = [best_time(partial(run_child, precision, way, path), repeats=2, warm_up=0) for way in ways]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         alone = f"importing torch alone: {time.perf_counter() - start:.1f} s"
     held, needed = (memory[name] / 2**20 for name in ("held", "needed"))
     return [
-        Row(f"peak memory, {precision}", held, "MiB", needed, "weights once and caches", 1.1, False),
-        Row(f"start to first code, {precision}", times[0], "s", 6.0, "promised", 1.0, False, alone),
+        Row(f"peak memory, {precision}", held, "MiB", needed, "one copy of weights and cache", 1.1, False),
+        Row(f"start to first code, {precision}", times[0], "s", 6.0, "target", 1.0, False, alone),
         *(Row(f"start to first code, {precision}, compiled", t, "s") for t in times[1:]),
     ]
 
 
 if __name__ == "__main__":
-    found = [draw_one(path, sys.argv[1], sys.argv[2] == "compiled") for path in sys.argv[3:]]
+    found = [measure_first_code(path, sys.argv[1], sys.argv[2] == "compiled") for path in sys.argv[3:]]
     sys.stdout.write(json.dumps(found[-1]))

@@ -1,4 +1,4 @@
-"""What fewer bytes cost: how well a prior of lower precision foretells real codes, beside fp32."""
+"""Quality of lower precisions: bits per code and greedy codes compared with fp32."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from im2wav.prior import Conditions, Timing
 
 @torch.inference_mode()
 def logits_along(decoder: Decoder, conditions: Conditions, codes: Tensor) -> Tensor:
-    """Logits [R, n, K] of the engine, drawn step by step along codes [B, n] that are known."""
+    """Teacher-forced logits [R, n, K] of the decoding engine for given codes [B, n]."""
     decoding = decoder.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), SamplingOptions())
     steps = []
     for t in range(codes.shape[1]):
@@ -29,16 +29,16 @@ def logits_along(decoder: Decoder, conditions: Conditions, codes: Tensor) -> Ten
     return torch.stack(steps, 1)
 
 
-def bits_and_guesses(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
-    """Bits per code under the condition, and the code [B, n] that greedy guided sampling would draw at each place."""
+def bits_and_greedy_codes(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
+    """Bits per code, and the greedy guided code [B, n] at each position."""
     logits = logits_along(decoder, conditions, codes)
-    told = logits[: len(codes)]
-    bits = F.cross_entropy(told.flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
+    conditional = logits[: len(codes)]
+    bits = F.cross_entropy(conditional.flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
     scale = SamplingOptions().guidance_scale
     return bits, (guide(logits, scale) if decoder.can_be_guided else logits).argmax(2)
 
 
-def quality(
+def measure_quality(
     run: str,
     pairs: str,
     device: str = "cpu",
@@ -47,16 +47,16 @@ def quality(
     split: str = "train",
     items: int = 16,
 ) -> list[Row]:
-    """Bits per code on real codes, and the share of greedy codes that agree with fp32, for both levels of a run.
+    """Benchmark bits per code on real codes, and the fraction of greedy codes equal to fp32, for both levels.
 
     Args:
-        run: folder of a model: of a run, or as `convert` or `save_pretrained` wrote it.
+        run: model folder: runs, or written by `convert` or `save_pretrained`.
         pairs: a pairs folder.
         device: cpu or cuda.
-        precisions: to be compared with fp32.
-        compile: see `Decoder`; the fp32 that they are compared with is never compiled.
-        split: of the pairs, train or valid.
-        items: how many pairs, the first ones.
+        precisions: precisions to compare with fp32.
+        compile: see `Decoder`; the fp32 baseline is never compiled.
+        split: split of the pairs, train or valid.
+        items: number of pairs.
 
     Raises:
         ValueError: a missing checkpoint or folder.
@@ -72,10 +72,10 @@ def quality(
     rows: list[Row] = []
     for level, prior in priors.items():
         given = Conditions(batch.clip.to(device), timing, codes["low"] if level == "up" else None)
-        bits, greedy = bits_and_guesses(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
+        bits, greedy = bits_and_greedy_codes(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
         rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
         for p in precisions:
-            value, guesses = bits_and_guesses(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
+            value, guesses = bits_and_greedy_codes(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
             agree = (guesses == greedy).float().mean().item()
             p = f"{p}, compiled" if compile else p
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))

@@ -1,21 +1,21 @@
-"""One line of a benchmark's table."""
+"""A row of the benchmark table."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """A measured figure beside its limit.
+    """A measured value and its limit.
 
     Attributes:
-        name: what was measured.
-        value: the figure.
-        unit: of the figure and of the limit.
-        limit: what the machine, or the reference way, reaches in the same run; None where there is none.
-        limit_name: what the limit is.
-        bar: the ratio value / limit that is promised; None where nothing is.
-        at_least: whether a larger ratio is better.
-        note: what stands between the figure and its limit.
+        name: name of the benchmark.
+        value: measured value.
+        unit: unit of value and limit.
+        limit: value of the machine or of a baseline in the same run, or None.
+        limit_name: description of the limit.
+        bar: target of the ratio value / limit, or None.
+        at_least: whether the ratio must be at least the target; at most otherwise.
+        note: comment.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the bar is met; None without one."""
+        """Whether the target is met; None without a target."""
         if self.bar is None or self.ratio is None:
             return None
         return self.ratio >= self.bar if self.at_least else self.ratio <= self.bar

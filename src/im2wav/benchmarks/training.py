@@ -1,5 +1,4 @@
-"""Training steps at official size: throughput as a share of the matmul peak, fast attention against its
-specification, and memory by batch."""
+"""Training steps at official size: MFU, fast compared with dense attention, and memory by batch size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,11 +22,11 @@ CARDS = (8, 12, 24, 80)  # GB
 LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def official(model: str, **options: Any) -> nn.Module:
-    """A net of official size with fresh weights; `options` are of the transformer.
+def official_net(model: str, **options: Any) -> nn.Module:
+    """Build a network of official size with random weights; `options` are options of the transformer.
 
     Raises:
-        ValueError: no such model.
+        ValueError: unknown model.
     """
     if model == "vqvae":
         return AudioCodec()
@@ -40,7 +39,7 @@ def official(model: str, **options: Any) -> nn.Module:
 
 
 def loss_of(net: nn.Module, batch: int, device: str) -> Callable[[], Tensor]:
-    """The training loss of a random batch, as a function."""
+    """Return a function that computes the training loss of a random batch."""
     if isinstance(net, AudioCodec):
         wav, objective = torch.randn(batch, 1, WINDOW, device=device) * 0.1, CodecLoss()
         return lambda: objective(wav, net(wav), Bandwidth())[0]
@@ -54,13 +53,13 @@ def loss_of(net: nn.Module, batch: int, device: str) -> Callable[[], Tensor]:
 
 
 def autocast(device: str, precision: str) -> Any:
-    """bf16-mixed, or nothing."""
+    """Autocast context for bf16, else a null context."""
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @contextmanager
 def dense_attention() -> Iterator[None]:
-    """Attention by its specification, a mask."""
+    """Replace the fast attention by dense masked attention."""
     transformer.attend = attention.attend_dense
     try:
         yield
@@ -69,16 +68,18 @@ def dense_attention() -> Iterator[None]:
 
 
 def step_flops(model: str, batch: int) -> int:
-    """Operations of a training step over a batch, counted without computing anything."""
+    """FLOPs of a training step, counted on fake tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        net = official(model)
+        net = official_net(model)
         forward = forward_flops(net, loss_of(net, batch, "cpu"))
         return 3 * (forward + (batch * prior_flops(net) if isinstance(net, Prior) else 0))
 
 
-def throughput(model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int) -> list[Row]:
-    """Operations per second of whole training steps, and how far that is from the matmul peak."""
-    net = official(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
+def measure_throughput(
+    model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int
+) -> list[Row]:
+    """FLOP/s of training steps relative to the matmul peak (MFU)."""
+    net = official_net(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
     loss = loss_of(net, batch, device)
     flops = step_flops(model, batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
@@ -97,7 +98,7 @@ def throughput(model: str, batch: int, device: str, precision: str, checkpointin
     again = ", checkpointing" if checkpointing and model != "vqvae" else ""
     name = f"{model}, batch {batch}, {precision}{again}"
     bar = 0.4 if device != "cpu" and model != "vqvae" and not checkpointing else None
-    note = "small convolutions and spectrograms: memory and kernel starts" if model == "vqvae" else ""
+    note = "limited by memory and kernel launches of small convolutions and spectrograms" if model == "vqvae" else ""
     rows = [Row(f"{name}: MFU", flops / seconds / 1e9, "GFLOP/s", peak / 1e9, "matmul", bar, note=note)]
     rows.append(Row(f"{name}: windows", batch / seconds, "1/s"))
     if device != "cpu":
@@ -105,9 +106,9 @@ def throughput(model: str, batch: int, device: str, precision: str, checkpointin
     return rows
 
 
-def against_dense(device: str, precision: str, repeats: int) -> Row:
-    """Forward and backward of the low prior, fast and by the specification."""
-    net = official("low_prior").to(device).train()
+def compare_with_dense(device: str, precision: str, repeats: int) -> Row:
+    """Forward and backward pass of the low prior with fast and with dense attention."""
+    net = official_net("low_prior").to(device).train()
     loss = loss_of(net, 1, device)
 
     def work() -> None:
@@ -120,17 +121,17 @@ def against_dense(device: str, precision: str, repeats: int) -> Row:
     with dense_attention():
         dense = best_time(work, device, repeats, warm_up=1)
     name = f"low_prior, forward and backward, {precision}"
-    return Row(name, fast, "s", dense, "the same under dense masks", bar=0.5, at_least=False)
+    return Row(name, fast, "s", dense, "dense masked attention", bar=0.5, at_least=False)
 
 
-def memory(model: str, precision: str) -> list[Row]:
-    """Memory of a training step: its state, and its peak as a function of the batch, with what fits on which GPU."""
+def measure_memory(model: str, precision: str) -> list[Row]:
+    """Memory of a training step: state, peak by batch size, and the largest batch on several GPUs."""
     rows: list[Row] = []
     for checkpointing in (False, True) if model != "vqvae" else (False,):
         options = {"checkpointing": True} if checkpointing else {}
 
         def build(batch: int, options: dict[str, Any] = options) -> tuple[nn.Module, Callable[[], Tensor]]:
-            net = official(model, **options)
+            net = official_net(model, **options)
             return net, loss_of(net, batch, "cpu")
 
         found = step_memory(build, precision=LIGHTNING[precision])
@@ -143,7 +144,7 @@ def memory(model: str, precision: str) -> list[Row]:
     return rows
 
 
-def training(
+def measure_training(
     device: str = "cpu",
     models: Sequence[str] = MODELS,
     batch: int = 1,
@@ -152,10 +153,10 @@ def training(
     repeats: int = 2,
     parts: Sequence[str] = ("throughput", "dense", "memory"),
 ) -> list[Row]:
-    """All figures, or some `parts` of them.
+    """Benchmark training steps, or some `parts`.
 
     Raises:
-        ValueError: no such model or part.
+        ValueError: unknown model or part.
     """
     unknown = set(parts) - {"throughput", "dense", "memory"}
     if unknown:
@@ -163,10 +164,10 @@ def training(
     rows: list[Row] = []
     if "memory" in parts:
         for model in models:
-            rows += memory(model, precision)
+            rows += measure_memory(model, precision)
     if "dense" in parts:
-        rows.append(against_dense(device, precision, repeats))
+        rows.append(compare_with_dense(device, precision, repeats))
     if "throughput" in parts:
         for model in models:
-            rows += throughput(model, batch, device, precision, checkpointing, repeats)
+            rows += measure_throughput(model, batch, device, precision, checkpointing, repeats)
     return rows

@@ -1,6 +1,6 @@
-"""The codec: a wave becomes two independent streams of codes, each of which decodes back to a wave alone.
+"""The codec encodes audio as two independent streams of codes. Each stream decodes to audio on its own.
 
-Level `up` is fine (hop 8 at official size), level `low` coarse (hop 32).
+Level `up` is fine (hop length 8 in the official model), level `low` is coarse (hop length 32).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from im2wav.codec.conv import Decoder, Encoder
+from im2wav.codec.conv import LevelDecoder, LevelEncoder
 from im2wav.codec.exact import exact_fp32
 from im2wav.codec.quantizer import Codebook
 
@@ -18,7 +18,7 @@ LEVELS = ("up", "low")
 
 @dataclass(frozen=True)
 class CodecOutput:
-    """What one pass through the codec gives; each dict is keyed by level."""
+    """Output of a forward pass; each dict is keyed by level."""
 
     wav: dict[str, Tensor]  # reconstructions, [B, 1, N]
     codes: dict[str, Tensor]  # [B, N / hop]
@@ -27,20 +27,20 @@ class CodecOutput:
 
 
 class AudioCodec(nn.Module):
-    """VQ-VAE with two levels; each level has an encoder, a codebook and a decoder of its own.
+    """VQ-VAE with two levels. Each level has its own encoder, codebook and decoder.
 
     Args:
-        strides: two groups of even strides. Level `up` uses the first group, level `low` both, one after the other.
+        strides: two groups of even strides. Level `up` uses the first group, level `low` uses both in sequence.
         width: channels of the convolutions.
-        depth: residual blocks after each stride.
-        code_dim: width of a code.
-        codebook_size: codes of a level.
-        dilation_growth: ratio between the dilations of neighbouring residual blocks.
+        depth: number of residual blocks after each stride.
+        code_dim: dimension of a code vector.
+        codebook_size: number of codes per level.
+        dilation_growth: ratio of the dilations of consecutive residual blocks.
         expansion: channels inside a residual block, as a multiple of `width`.
-        codebook: further options of `Codebook`.
+        codebook: additional options of `Codebook`.
 
     Raises:
-        ValueError: not two groups of even strides.
+        ValueError: `strides` is not two groups of even numbers.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class AudioCodec(nn.Module):
         self.hop_lengths = {level: prod(prod(group) for group in strides[: i + 1]) for i, level in enumerate(LEVELS)}
         stack = {"depth": depth, "growth": dilation_growth, "hidden": int(expansion * width)}
         groups = {level: strides[: i + 1] for i, level in enumerate(LEVELS)}
-        self.encoders = nn.ModuleDict({k: Encoder(g, width, code_dim, **stack) for k, g in groups.items()})
+        self.encoders = nn.ModuleDict({k: LevelEncoder(g, width, code_dim, **stack) for k, g in groups.items()})
         self.codebooks = nn.ModuleDict({k: Codebook(codebook_size, code_dim, **(codebook or {})) for k in groups})
-        self.decoders = nn.ModuleDict({k: Decoder(g, width, code_dim, **stack) for k, g in groups.items()})
+        self.decoders = nn.ModuleDict({k: LevelDecoder(g, width, code_dim, **stack) for k, g in groups.items()})
 
     def _check(self, wav: Tensor) -> None:
         hop = self.hop_lengths["low"]
@@ -73,16 +73,16 @@ class AudioCodec(nn.Module):
             raise ValueError(f"wav of shape {tuple(wav.shape)}: expected [B, 1, N] with N a multiple of {hop} samples")
 
     def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
-        """Encode a wave [B, 1, N] to codes by level, [B, N / hop] each.
+        """Encode audio [B, 1, N] to codes [B, N / hop], keyed by level.
 
-        fp32 weights are computed with in full fp32 precision, also on GPUs (no TF32).
+        fp32 weights use full fp32 precision on GPUs as well (no TF32).
 
         Args:
-            wav: mono; N is a multiple of the low level's hop.
-            levels: which levels to encode; each has an encoder of its own, so fewer levels take less time.
+            wav: mono audio; N is a multiple of the hop length of level `low`.
+            levels: levels to encode. Each level has its own encoder, so fewer levels take less time.
 
         Raises:
-            ValueError: not mono, N is not a multiple of the low level's hop, or an unknown level.
+            ValueError: audio is not mono, N is not a multiple of the low hop length, or a level is unknown.
         """
         self._check(wav)
         unknown = set(levels) - set(LEVELS)
@@ -92,10 +92,10 @@ class AudioCodec(nn.Module):
             return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in levels}  # type: ignore[operator]
 
     def decode(self, codes: Tensor | Mapping[str, Tensor], level: str) -> Tensor:
-        """Codes of one level [B, T] (or the dict that `encode` gives) -> wave [B, 1, T * hop].
+        """Decode the codes [B, T] of one level, or the dict returned by `encode`, to audio [B, 1, T * hop].
 
         Raises:
-            ValueError: no such level.
+            ValueError: unknown level.
         """
         if level not in LEVELS:
             raise ValueError(f"level={level!r}: expected one of {LEVELS}")
@@ -105,7 +105,7 @@ class AudioCodec(nn.Module):
             return self.decoders[level](self.codebooks[level].decode(codes))  # type: ignore[operator]
 
     def forward(self, wav: Tensor) -> CodecOutput:
-        """Encode, quantise and decode a wave [B, 1, N] at both levels; in training also move the codebooks."""
+        """Encode, quantise and decode audio [B, 1, N] at both levels; update the codebooks in training mode."""
         self._check(wav)
         wav = wav.to(next(self.parameters()).dtype)
         quantised = {level: self.codebooks[level](self.encoders[level](wav)) for level in LEVELS}

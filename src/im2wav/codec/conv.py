@@ -8,7 +8,7 @@ from im2wav.layers import UpsampleStack, check_strides, resnet
 
 
 class DownsampleStack(nn.Module):
-    """For each stride a strided convolution and a residual stack, then a 3-tap convolution.
+    """A strided convolution and a residual stack per stride, then a convolution with kernel size 3.
 
     [B, in_dim, T] -> [B, out_dim, T / prod(strides)].
     """
@@ -23,14 +23,14 @@ class DownsampleStack(nn.Module):
         self.out = nn.Conv1d(width, out_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Lower the rate of x [B, in_dim, T] by the product of the strides."""
+        """Downsample x [B, in_dim, T] by the product of the strides."""
         for stage in self.stages:
             x = stage(x)
         return self.out(x)
 
 
-class Encoder(nn.Sequential):
-    """Wave [B, 1, N] -> latents [B, code_dim, N / hop]: one DownsampleStack for each group of strides."""
+class LevelEncoder(nn.Sequential):
+    """Audio [B, 1, N] -> latents [B, code_dim, N / hop]: one `DownsampleStack` per group of strides."""
 
     def __init__(self, groups: Sequence[Sequence[int]], width: int, code_dim: int, **stack):
         super().__init__(
@@ -38,8 +38,8 @@ class Encoder(nn.Sequential):
         )
 
 
-class Decoder(nn.Module):
-    """Quantised latents [B, code_dim, N / hop] -> wave [B, 1, N]; the encoder's groups in reverse, no output squash."""
+class LevelDecoder(nn.Module):
+    """Quantised latents [B, code_dim, N / hop] -> audio [B, 1, N]: the encoder's groups reversed, no activation."""
 
     def __init__(self, groups: Sequence[Sequence[int]], width: int, code_dim: int, **stack):
         super().__init__()
@@ -49,5 +49,5 @@ class Decoder(nn.Module):
         self.out = nn.Conv1d(code_dim, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Latents [B, code_dim, T] -> wave [B, 1, T * hop]."""
+        """Decode latents [B, code_dim, T] to audio [B, 1, T * hop]."""
         return self.out(self.blocks(x))

@@ -1,4 +1,4 @@
-"""Full fp32 precision for codes: a code is the index of the nearest vector, and rounding decides ties."""
+"""Full fp32 precision for encoding: rounding can change the index of the nearest code vector."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def exact_fp32(device: torch.device) -> Iterator[None]:
-    """Compute fp32 matrix products and convolutions on a CUDA device without TF32; elsewhere change nothing.
+    """Disable TF32 for matrix products and convolutions on CUDA devices; a no-op on other devices.
 
-    cuDNN uses TF32 for fp32 convolutions by default, and training allows it for matrix products. Codes of the same
-    audio would then depend on the GPU, and `im2wav.tokenize` and training could disagree.
+    cuDNN uses TF32 for fp32 convolutions by default, and training enables it for matrix products. With TF32, the codes
+    of the same audio depend on the GPU, and `im2wav.tokenize` and training could produce different codes.
     """
     if device.type != "cuda":
         yield

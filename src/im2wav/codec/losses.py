@@ -1,7 +1,7 @@
-"""Reconstruction losses of the codec. Waves are [B, 1, N]; every loss is a scalar.
+"""Reconstruction losses of the codec. Audio is [B, 1, N]; every loss is a scalar.
 
-Source: Jukebox (Dhariwal et al., 2020) with the weights of Im2Wav. Each loss is divided by the same quantity of the
-training sounds themselves (`Bandwidth`), which makes the terms comparable and keeps quiet collections trainable.
+Source: Jukebox (Dhariwal et al., 2020) with the weights of Im2Wav. Each loss is divided by the same
+statistic of the training audio (`Bandwidth`), which makes the terms comparable and independent of the loudness.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ MULTISPECTRAL = ((2048, 240, 1200), (1024, 120, 600), (512, 50, 240))
 
 
 def magnitude(wav: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
-    """Magnitude spectrogram of wav [B, 1, N]: [B, n_fft // 2 + 1, frames]; Hann window, centred, reflected edges."""
+    """Magnitude spectrogram [B, n_fft // 2 + 1, frames] of wav [B, 1, N]: Hann window, centred, reflection padding."""
     hann = torch.hann_window(window, device=wav.device, dtype=wav.dtype)
     return torch.stft(wav.squeeze(1), n_fft, hop, window, hann, return_complex=True).abs()
 
@@ -29,30 +29,30 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def spectral_distance(target: Tensor, output: Tensor, stft: tuple[int, int, int] = SPECTRAL) -> Tensor:
-    """Norm of the difference of the magnitude spectrograms, for each item [B]."""
+    """Norm of the difference of the magnitude spectrograms per item, [B]."""
     return _norm(magnitude(target, *stft) - magnitude(output, *stft))
 
 
 def multispectral_distance(target: Tensor, output: Tensor) -> Tensor:
-    """Mean of `spectral_distance` over three resolutions, for each item [B]."""
+    """Mean of `spectral_distance` over three resolutions per item, [B]."""
     return torch.stack([spectral_distance(target, output, stft) for stft in MULTISPECTRAL]).mean(0)
 
 
 def spectral_convergence(target: Tensor, output: Tensor, epsilon: float = 2e-3) -> Tensor:
-    """`spectral_distance` relative to the target's norm, for each item [B]; 0 where the target is silent."""
+    """`spectral_distance` divided by the norm of the target per item, [B]; 0 for silent targets."""
     size = _norm(magnitude(target, *SPECTRAL))
     return torch.where(size > epsilon, spectral_distance(target, output) / size.clamp_min(epsilon), 0.0)
 
 
 def linf(residual: Tensor, k: int) -> Tensor:
-    """Mean of the k largest squared residuals of each item, averaged over items: [B, 1, N] -> scalar."""
+    """Mean of the k largest squared residuals per item, averaged over the batch: [B, 1, N] -> scalar."""
     squared = residual.square().flatten(1)
     return squared.topk(min(k, squared.shape[1]), dim=1).values.mean()
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """How large the training sounds are, by the measures that the losses use."""
+    """Statistics of the training audio that normalise the losses."""
 
     l1: float = 1.0  # mean of |x|
     l2: float = 1.0  # variance of x
@@ -60,10 +60,10 @@ class Bandwidth:
 
     @classmethod
     def measure(cls, windows: Iterable[Tensor]) -> "Bandwidth":
-        """Measure over windows of the training sounds, each [1, N].
+        """Compute the statistics from windows [1, N] of the training audio.
 
         Raises:
-            ValueError: there is no window, or all of them are silent.
+            ValueError: there are no windows, or all windows are silent.
         """
         count, norms = 0, []
         total = absolute = squared = torch.zeros((), dtype=torch.float64)
@@ -73,25 +73,25 @@ class Bandwidth:
             total, absolute, squared = total + x.sum(), absolute + x.abs().sum(), squared + x.square().sum()
             norms.append(_norm(magnitude(wav[None], *SPECTRAL)).item())
         if not count or not squared:
-            raise ValueError("the training sounds are silent or absent: the losses cannot be normalised by them")
+            raise ValueError("the training audio is silent or missing: cannot normalise the losses")
         variance = squared / count - (total / count) ** 2
         return cls(l1=float(absolute / count), l2=float(variance), spec=sum(norms) / len(norms))
 
     def to_dict(self) -> dict[str, float]:
-        """As plain numbers, for checkpoints."""
+        """Convert to a plain dict for checkpoints."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class CodecLoss:
-    """The training objective: a weighted sum over both levels.
+    """Training objective: a weighted sum of losses over both levels.
 
     Attributes:
         commit: weight of the commitment loss.
-        spectral: weight of the distance at one resolution (0 in Im2Wav).
-        multispectral: weight of the mean distance at three resolutions.
-        linf: weight of the largest residuals, relative to the squared error (weight 1).
-        linf_k: how many of the largest residuals of an item count.
+        spectral: weight of the spectral distance at one resolution (0 in Im2Wav).
+        multispectral: weight of the spectral distance averaged over three resolutions.
+        linf: weight of the largest residuals relative to the squared error, whose weight is 1.
+        linf_k: number of largest residuals per item.
     """
 
     commit: float = 0.02
@@ -101,7 +101,7 @@ class CodecLoss:
     linf_k: int = 2048
 
     def __call__(self, target: Tensor, output: CodecOutput, bandwidth: Bandwidth) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its named parts, for target [B, 1, N]."""
+        """Return the total loss and its named terms for target [B, 1, N]."""
         parts: dict[str, Tensor] = {}
         for level, wav in output.wav.items():
             residual = wav.float() - target

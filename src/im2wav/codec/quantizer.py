@@ -1,4 +1,4 @@
-"""A codebook learnt by exponential moving averages, with random restarts of dead codes.
+"""Codebook trained by exponential moving averages (EMA), with random restarts of dead codes.
 
 Source: van den Oord et al. 2017 (VQ-VAE), with the restarts of Jukebox (Dhariwal et al., 2020).
 """
@@ -19,27 +19,28 @@ def _distributed() -> bool:
 
 @dataclass(frozen=True)
 class Quantised:
-    """What a codebook says of latents [B, C, T]."""
+    """Output of a codebook for latents [B, C, T]."""
 
     codes: Tensor  # [B, T], int64
-    latents: Tensor  # [B, C, T], straight-through in training, detached otherwise
-    commit_loss: Tensor  # mean squared distance between latent and code, with gradient to the encoder
-    metrics: dict[str, Tensor]  # scalars, without gradient
+    latents: Tensor  # [B, C, T], straight-through gradient in training, detached otherwise
+    commit_loss: Tensor  # mean squared error between latents and codes; its gradient reaches the encoder
+    metrics: dict[str, Tensor]  # scalars without gradient
 
 
 class Codebook(nn.Module):
-    """`size` vectors of width `dim`, kept in buffers and moved towards the latents that choose them.
+    """`size` code vectors of dimension `dim`, stored in buffers and updated by the EMA of the latents assigned to them.
 
-    Buffers: `codebook` [size, dim]; `code_sum` [size, dim] and `code_usage` [size], moving averages over training
-    steps of the sum and of the number of latents that chose each code; `initialised`, a flag.
+    Buffers: `codebook` [size, dim]; `code_sum` [size, dim] and `code_usage` [size], EMAs over training steps of
+    the sum and of the number of latents assigned to each code; `initialised`, a flag.
 
     Args:
         size: number of codes.
-        dim: width of a code.
-        decay: of the moving averages, for each step.
-        restart_threshold: a code whose `code_usage` (latents a step) is lower is replaced by a random latent.
-        reset_usage_on_restart: give a restarted code the usage `restart_threshold`, so that it has time to find
-            latents. False is the official behaviour: the old, low usage stays and the code is drawn anew at each step.
+        dim: dimension of a code vector.
+        decay: EMA decay per training step.
+        restart_threshold: codes with a `code_usage` (latents per step) below it are replaced by random latents.
+        reset_usage_on_restart: set the usage of a restarted code to `restart_threshold`, so that latents can be
+            assigned to it before the next restart. False is the official behaviour: the usage stays low and the code
+            is replaced again at every step.
     """
 
     codebook: Tensor
@@ -62,10 +63,10 @@ class Codebook(nn.Module):
         self.register_buffer("code_sum", torch.zeros(size, dim))
         self.register_buffer("code_usage", torch.zeros(size))
         self.register_buffer("initialised", torch.tensor(False))
-        self._seen_initialised = False  # `initialised`, once it was read as true: reading it makes the host wait
+        self._seen_initialised = False  # caches `initialised`, whose value is on the GPU
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
-        """Keep fp32 buffers where the module is cast to a half type: averages in bf16 would stand still."""
+        """Keep the buffers in fp32 when the module is cast to half precision, where EMA updates would round to zero."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self._buffers.items():
@@ -78,7 +79,7 @@ class Codebook(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""
+        """Find the nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""
         book = self.codebook.t()
         distance = x.square().sum(1, keepdim=True) - 2 * (x @ book) + book.square().sum(0, keepdim=True)
         least, codes = distance.min(1)
@@ -94,9 +95,9 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.codebook).transpose(1, 2)
 
     def forward(self, latents: Tensor) -> Quantised:
-        """Quantise latents [B, dim, T]; in training also move the codebook, after the codes were chosen.
+        """Quantise latents [B, dim, T]; in training mode, update the codebook after the codes are assigned.
 
-        Computed in fp32; the latents come back in the dtype that they came in.
+        Computes in fp32 and returns latents in the input dtype.
         """
         dtype = latents.dtype
         with torch.autocast(latents.device.type, enabled=False):
@@ -124,13 +125,13 @@ class Codebook(nn.Module):
         return (x - x.mean()).norm() / x.numel() ** 0.5
 
     def random_rows(self, x: Tensor) -> Tensor:
-        """Draw `size` of the latents x [M, dim] of all processes, the same ones on each: [size, dim].
+        """Sample `size` of the latents x [M, dim] of all processes, the same on every process: [size, dim].
 
-        The draw is the one that a single process would make of the latents of all ranks, one rank after the other.
+        The sample equals that of a single process with the concatenated latents of all ranks.
         """
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
         total = x.shape[0] * world
-        repeats = -(-self.size // total)  # too few: repeat them, apart by a little noise
+        repeats = -(-self.size // total)  # too few latents: repeat them and add a little noise
         spread = 0.01 / self.dim**0.5 if repeats > 1 else 0.0
         noise = spread * torch.randn_like(self.codebook) if spread else torch.zeros_like(self.codebook)
         drawn = torch.randperm(total * repeats, device=x.device)[: self.size]
@@ -141,7 +142,7 @@ class Codebook(nn.Module):
         mine = (drawn % total) - rank * x.shape[0]
         held = (mine >= 0) & (mine < x.shape[0])
         rows = torch.where(held[:, None], x[mine.clamp(0, x.shape[0] - 1)], 0.0)
-        dist.all_reduce(rows)  # each row is held by one rank, the others add zeros
+        dist.all_reduce(rows)  # one rank holds each row, the others add zeros
         return rows + noise
 
     @torch.no_grad()
@@ -154,7 +155,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        # `bincount` would make the host wait for its length; sums of ones are exact up to 2^24
+        # `bincount` would synchronise with the GPU; sums of ones in fp32 are exact up to 2^24
         counts = x.new_zeros(self.size).index_add_(0, codes, x.new_ones(len(codes)))
         sums = torch.zeros_like(self.code_sum).index_add_(0, codes, x)
         if _distributed():
@@ -171,12 +172,12 @@ class Codebook(nn.Module):
             usage = torch.where(alive, self.code_usage, self.code_usage.clamp_min(self.restart_threshold))
             self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, rows * usage[:, None]))
             self.code_usage.copy_(usage)
-        sound = sums.isfinite().all()  # one NaN would stay in the averages for ever; the same answer on each process
+        is_finite = sums.isfinite().all()  # a NaN would stay in the EMA forever; the result is equal on all processes
         for buffer, old in zip((self.codebook, self.code_sum, self.code_usage), before, strict=True):
-            buffer.copy_(torch.where(sound, buffer, old))
-        share = counts / counts.sum()
+            buffer.copy_(torch.where(is_finite, buffer, old))
+        probabilities = counts / counts.sum()
         return {
-            "entropy": -(share * (share + 1e-8).log()).sum(),
+            "entropy": -(probabilities * (probabilities + 1e-8).log()).sum(),
             "codes_in_batch": (counts >= self.restart_threshold).sum().to(x),
             "codes_alive": alive.sum().to(x),
             "codes_restarted": (~alive).sum().to(x),

@@ -46,7 +46,7 @@ class CodesFolder:
 
     @property
     def grid(self) -> int:
-        """Windows begin at multiples of this number of samples, so that they begin with a code of every level."""
+        """Windows start at multiples of this number of samples, which are code boundaries of all levels."""
         return max(self.info.hops.values())
 
     def path(self, pair: Pair, level: str) -> Path:

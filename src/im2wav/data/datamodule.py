@@ -1,4 +1,4 @@
-"""Pairs on disk -> batches of aligned windows of sound and image embeddings."""
+"""DataModule: batches of aligned windows of audio and image embeddings from a pairs folder or shards."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from im2wav.data.codes import codes_folder
-from im2wav.data.loader import Batches, Draws, Share, WindowLoader
+from im2wav.data.loader import BatchDataset, BatchPartition, KeyStream, WindowLoader
 from im2wav.data.shards import ShardsFolder, open_folder
 from im2wav.data.splits import fraction_of, split_rows
-from im2wav.data.windows import CROP, SHORT, Batch, Windows
+from im2wav.data.windows import CROP, SHORT, Batch, WindowDataset
 
 log = logging.getLogger(__name__)
 CODES = ("fresh", "cache")
@@ -30,33 +30,33 @@ def _batch_size(value: int | str) -> int:
 
 
 class PairsDataModule(pl.LightningDataModule):
-    """Batches from a pairs folder, or from shards.
+    """Batches of windows from a pairs folder or from shards.
 
     Args:
         root: the pairs folder, or the folder of shards.
-        num_samples: length of a window.
-        batch_size: windows in a batch of one device, where `global_batch_size` is None. `auto` is 8; on a GPU,
-            `im2wav.train` replaces it by the largest batch that fits the memory.
-        global_batch_size: windows in a step of the optimiser, divided over devices and accumulated passes.
-        short: what becomes of sounds shorter than the window: `loop` them, `pad` with silence, or `drop` them.
-        crop: where in a recording a window lies: `random`, always at its `start` (for overfitting on purpose), or as
-            in the `official` code, where all recordings are one and its windows are shifted by up to half their
-            length; that wants recordings no shorter than a window (`short=drop`).
-        blend: mix stereo sounds with a random weight in training, as the official code's aug_blend; else evenly.
-        windows_per_epoch: how many windows make an epoch; as many as there are pairs where None.
-        split: what decides which pairs are for training: the manifest's `column`, or a hash of the sound's `group`.
-        shares: of train, valid and test, with split=group.
-        train_fraction: the share of the training pairs that is used; smaller ones are parts of larger ones.
-        codes: `fresh`, computed for each batch by the tokenizer, or from the `cache` that `im2wav.tokenize` wrote.
-        chunks: of shards, where the large files are if not in `root`: a folder or a URL such as s3://bucket/folder.
-        num_workers: processes that read.
-        seed: of the order and of the crops.
+        num_samples: length of a window in samples.
+        batch_size: windows per device and forward pass, used if `global_batch_size` is None. `auto` is 8; on a GPU,
+            `im2wav.train` replaces it by the largest batch that fits in memory.
+        global_batch_size: windows per optimizer step, divided among devices and accumulated passes.
+        short: audio shorter than the window: `loop` it, `pad` it with silence, or `drop` it.
+        crop: position of a window in a recording: `random`, `start` (for deliberate overfitting), or `official`:
+            windows of the concatenated recordings, shifted by up to half their length. `official` requires
+            `short=drop`.
+        blend: mix stereo audio with a random weight in training (aug_blend of the official code), else evenly.
+        windows_per_epoch: windows per epoch; None: the number of pairs.
+        split: source of the splits: the `column` of the manifest, or a hash of the `group`.
+        shares: fractions of train, valid and test with split=group.
+        train_fraction: fraction of the training pairs to use; a smaller set is a subset of a larger one.
+        codes: `fresh`: encode each batch with the tokenizer; `cache`: read the codes written by `im2wav.tokenize`.
+        chunks: location of the chunks of shards if not in `root`: a folder or a URL such as s3://bucket/folder.
+        num_workers: number of DataLoader workers.
+        seed: seed of the order and of the crops.
 
     Attributes:
-        levels: the codec levels that the tokenizer encodes; all where None.
+        levels: codec levels to encode; None: all.
 
     Raises:
-        ValueError: not a pairs folder, no pair to train on, or an option out of range.
+        ValueError: not a pairs folder, no training pairs, or an option out of range.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class PairsDataModule(pl.LightningDataModule):
         if codes not in CODES:
             raise ValueError(f"data.codes={codes!r}: expected one of {CODES}")
         if crop == "official" and short != "drop":
-            raise ValueError(
-                f"data.crop=official with data.short={short}: the official code drops short sounds, use drop"
-            )
+            raise ValueError(f"data.crop=official with data.short={short}: the official crop requires data.short=drop")
         self.folder = open_folder(root, chunks)
         if blend and (codes == "cache" or isinstance(self.folder, ShardsFolder)):
-            raise ValueError("data.blend=true needs two channels: cached codes and shards have one, use blend=false")
+            raise ValueError(
+                "data.blend=true needs two channels: cached codes and shards have one; use data.blend=false"
+            )
         self.num_samples, self.short, self.codes = num_samples, short, codes
         self.batch_size, self.global_batch_size = _batch_size(batch_size), global_batch_size
         self.num_workers, self.seed = num_workers, seed
@@ -102,19 +102,19 @@ class PairsDataModule(pl.LightningDataModule):
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
-            name: Windows(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")
+            name: WindowDataset(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")
             for name, taken in rows.items()
         }
         if not len(self.windows["train"]):
             raise ValueError(
-                f"{Path(root) / 'manifest.csv'}: none of {len(samples)} pairs can be trained on "
-                f"(split=train, with a sound{f' of {num_samples} samples' if short == 'drop' else ''}"
+                f"{Path(root) / 'manifest.csv'}: none of {len(samples)} pairs is usable for training "
+                f"(split=train, with audio{f' of {num_samples} samples' if short == 'drop' else ''}"
                 f"{f', data.train_fraction={train_fraction}' if train_fraction < 1 else ''})"
             )
 
     @property
     def tokenizer(self) -> Any:
-        """A frozen codec; once set, batches carry its codes."""
+        """Frozen codec; if set, batches contain its codes."""
         return self._tokenizer
 
     @tokenizer.setter
@@ -128,43 +128,43 @@ class PairsDataModule(pl.LightningDataModule):
             windows.codes = cache
 
     def loader(self, split: str, shuffle: bool = False) -> WindowLoader:
-        """A loader over one split; unshuffled, it gives one window of each pair, in the middle or at the start.
+        """Build the loader of a split. Unshuffled, it yields one window per pair, at the middle or at the start.
 
         Raises:
-            ValueError: the global batch does not divide over the devices.
+            ValueError: the global batch size is not divisible by the number of devices.
         """
-        share = Share.divide(self.global_batch_size, self.batch_size, self.trainer)
+        partition = BatchPartition.divide(self.global_batch_size, self.batch_size, self.trainer)
         windows = self.windows[split]
         rows = length = len(windows)
-        if shuffle:  # whole steps, at least one
-            length = (self.windows_per_epoch or rows) // share.global_batch_size * share.global_batch_size
-            length = max(length, share.global_batch_size)
+        if shuffle:  # complete steps, at least one
+            length = (self.windows_per_epoch or rows) // partition.global_batch_size * partition.global_batch_size
+            length = max(length, partition.global_batch_size)
         place = 0.0 if self.crop == "start" else None if shuffle else 0.5
-        draws = Draws(rows, length, self.seed, shuffle, place, self.blend and shuffle)
+        keys = KeyStream(rows, length, self.seed, shuffle, place, self.blend and shuffle)
         return WindowLoader(
-            Batches(windows, draws, share, ends=not shuffle),
-            resumed=self._count_again if shuffle and self.trainer else None,
+            BatchDataset(windows, keys, partition, ends=not shuffle),
+            resumed=self._restore_progress if shuffle and self.trainer else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _count_again(self, state: Mapping[str, int]) -> None:
-        """Bring Lightning's counts of passes to whole steps and to the number of passes that a step has now.
+    def _restore_progress(self, state: Mapping[str, int]) -> None:
+        """Convert Lightning's batch counters to complete steps and to the current number of passes per step.
 
-        What a run had accumulated when it was stopped within a step is lost, so the step is made again.
+        Gradients accumulated within an interrupted step are lost, so the step is repeated.
         """
         assert self.trainer is not None
         passes = self.trainer.accumulate_grad_batches
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         counts: Any
         for counts in (progress.total, progress.current):
-            open_ = counts.processed - counts.completed  # 1 where saved before the end of the pass
+            open_ = counts.processed - counts.completed  # 1 if saved before the end of the pass
             counts.ready = counts.started = counts.processed = counts.processed // state["passes"] * passes
             counts.completed = counts.processed - open_
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say which file a worker was reading when it died; PyTorch may notice it anywhere."""
+        """Log which file a worker was reading when it died; PyTorch may raise the error anywhere."""
         loader = self.trainer.train_dataloader if self.trainer else None
         if isinstance(exception, RuntimeError) and isinstance(loader, WindowLoader):
             explained = loader.explained(exception)
@@ -172,11 +172,11 @@ class PairsDataModule(pl.LightningDataModule):
                 log.error("%s", explained)
 
     def train_dataloader(self) -> WindowLoader:
-        """Shuffled windows of the training pairs."""
+        """Loader of shuffled training windows."""
         return self.loader("train", shuffle=True)
 
     def val_dataloader(self) -> WindowLoader | list:
-        """One window of each validation pair; empty where the manifest has none."""
+        """Loader with one window per validation pair; empty without validation pairs."""
         return self.loader("valid") if len(self.windows["valid"]) else []
 
     def test_dataloader(self) -> WindowLoader | list:
@@ -184,14 +184,14 @@ class PairsDataModule(pl.LightningDataModule):
         return self.loader("test") if len(self.windows["test"]) else []
 
     def training_windows(self, at_most: int = 256) -> Iterator[Tensor]:
-        """Windows [1, N] of the training sounds, spread over all of them, for measuring the collection."""
+        """Yield evenly distributed training windows [1, N] to measure statistics of the data."""
         windows = self.windows["train"]
         step = max(1, len(windows) // at_most)
         for row in range(0, len(windows), step):
             yield windows[(row, 0.5)].wav
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Add codes of `levels`, where the cache did not: computed in exact fp32 on the batch's device."""
+        """Encode `levels` in exact fp32 on the device of the batch, unless the codes are cached."""
         if self.tokenizer is None or batch.codes is not None:
             return batch
         tokenizer = self.tokenizer.to(batch.wav.device)
@@ -200,7 +200,7 @@ class PairsDataModule(pl.LightningDataModule):
             return batch._replace(codes=tokenizer.encode(batch.wav.float(), **levels))
 
     def identity(self) -> Mapping[str, Any]:
-        """What a checkpoint records of the data: encoder, frame rate, sample rate, seconds of a typical recording."""
+        """Metadata for checkpoints: encoder, frame rate, sample rate, median duration of the recordings."""
         info = self.folder.info
         lengths = np.sort(np.maximum(self.windows["train"].pairs.column("samples"), self.num_samples))
         return {

@@ -1,6 +1,6 @@
-"""ImageHear: the list of the 101 photographs of 30 classes that Im2Wav was evaluated on. They do not ship with it.
+"""ImageHear: list of the 101 photos of 30 classes used to evaluate Im2Wav. The photos are not included.
 
-The list is the official repository's (Data/meta.py) and people4.jpg, which is in its folder but not in its list.
+The list is from the official repository (Data/meta.py), plus people4.jpg, which is only in its folder.
 """
 
 import json
@@ -11,7 +11,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class ImageHearClass:
-    """A class: its photographs, and its labels in two data sets. Classes share labels."""
+    """A class with its photos and its labels in two data sets. Several classes can have the same label."""
 
     name: str
     images: tuple[str, ...]  # file names
@@ -21,12 +21,12 @@ class ImageHearClass:
 
 @dataclass(frozen=True)
 class ImageHear:
-    """The list.
+    """The ImageHear list.
 
     Attributes:
         classes: the classes in alphabetical order.
         audioset_general: AudioSet labels too general to count as an answer ("Music"), ignored in the official accuracy.
-        sha256: of each photograph, by file name.
+        sha256: hash of each photo, by file name.
     """
 
     classes: tuple[ImageHearClass, ...]
@@ -35,13 +35,13 @@ class ImageHear:
 
     @property
     def class_of(self) -> dict[str, ImageHearClass]:
-        """The class of each photograph, by file name."""
+        """Class of each photo, by file name."""
         return {image: entry for entry in self.classes for image in entry.images}
 
 
 @cache
 def imagehear() -> ImageHear:
-    """The packaged list."""
+    """Read the list of the package."""
     content = json.loads(files("im2wav.data").joinpath("imagehear.json").read_text(encoding="utf-8"))
     kinds = ("images", "vggsound", "audioset")
     classes = (ImageHearClass(name, *(tuple(c[kind]) for kind in kinds)) for name, c in content["classes"].items())
@@ -49,7 +49,7 @@ def imagehear() -> ImageHear:
 
 
 def imagehear_sha256() -> str:
-    """Hash of the packaged list."""
+    """Hash of the list of the package."""
     from hashlib import sha256
 
     return sha256(files("im2wav.data").joinpath("imagehear.json").read_bytes()).hexdigest()

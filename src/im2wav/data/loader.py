@@ -1,9 +1,9 @@
-"""Which windows make a batch, on which device, and a loader that goes on where it stopped.
+"""Assignment of windows to batches and devices, and a resumable DataLoader.
 
-A run reads one endless stream of windows that the seed alone determines. A global batch (one step of the optimiser) is
-a stretch of it, and devices and accumulated passes share that stretch: neither their number nor the number of workers
-changes what a step sees. A batch has a number, and from the number follows everything that is in it, so that going on
-means starting at another number; nothing is replayed.
+A run reads an infinite stream of windows that depends on the seed only. A global batch (one optimizer step) is a slice
+of the stream, divided among devices and accumulated passes, so that the windows of a step do not depend on the number
+of devices, passes or workers. The batch number determines the content of a batch: resuming starts at another number and
+replays nothing.
 """
 
 import os
@@ -17,22 +17,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
-from im2wav.data.windows import Batch, Key, Windows, collate
+from im2wav.data.windows import Batch, Key, WindowDataset, collate
 
 
-class Draws:
-    """The endless stream of keys, from which window i can be had without those before it.
+class KeyStream:
+    """Infinite stream of window keys with random access.
 
-    It falls into epochs of `length` keys. Within one, every row comes once before any comes twice, each time at another
-    place.
+    It consists of epochs of `length` keys. Within an epoch, all rows occur once before any row occurs again, each time
+    at a different position.
 
     Args:
-        rows: what there is to draw from.
-        length: keys in an epoch.
-        seed: of order, places and mixing weights.
-        shuffle: whether rows come in random order.
-        place: the same place for all keys; None to draw them.
-        blend: whether the weight of the left channel is drawn too (0.5 otherwise).
+        rows: number of rows to sample from.
+        length: number of keys per epoch.
+        seed: seed of order, positions and mixing weights.
+        shuffle: whether the rows are in random order.
+        place: fixed position of all windows; None: random.
+        blend: whether the weight of the left channel is random (0.5 otherwise).
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Draws:
                 orders.append(order[:count])
                 places.append(torch.rand(count, generator=generator, dtype=torch.float64))
             mixes = torch.full((self.length,), 0.5, dtype=torch.float64)
-            if self.blend:  # drawn last, so that rows and places are the same with and without
+            if self.blend:  # sampled last, so that rows and positions do not depend on `blend`
                 mixes = torch.rand(self.length, generator=generator, dtype=torch.float64)
             self._epoch = epoch, torch.cat(orders), torch.cat(places), mixes
         return self._epoch[1:]
@@ -65,14 +65,14 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one device takes of each global batch.
+class BatchPartition:
+    """Partition of each global batch among devices and accumulated passes.
 
     Attributes:
-        batch_size: windows on one device at a time.
-        devices: how many there are.
-        rank: which of them this one is.
-        passes: forward and backward passes of each device before the optimiser steps (accumulate_grad_batches).
+        batch_size: windows per device and pass.
+        devices: number of devices.
+        rank: rank of this device.
+        passes: forward and backward passes per optimizer step (accumulate_grad_batches).
     """
 
     batch_size: int
@@ -81,11 +81,11 @@ class Share:
     passes: int = 1
 
     @classmethod
-    def divide(cls, global_batch_size: int | None, batch_size: int, trainer: Any = None) -> "Share":
-        """Divide a global batch over the trainer's devices and passes; without a size, each takes `batch_size`.
+    def divide(cls, global_batch_size: int | None, batch_size: int, trainer: Any = None) -> "BatchPartition":
+        """Divide a global batch among the devices and passes of a trainer; if None, each pass has `batch_size` windows.
 
         Raises:
-            ValueError: it does not divide.
+            ValueError: the global batch size is not divisible.
         """
         devices, rank, passes = (
             (trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches) if trainer else (1, 0, 1)
@@ -94,87 +94,87 @@ class Share:
             return cls(batch_size, devices, rank, passes)
         if global_batch_size < 1 or global_batch_size % (devices * passes):
             raise ValueError(
-                f"data.global_batch_size={global_batch_size} does not divide over {devices} device(s) times "
-                f"trainer.accumulate_grad_batches={passes}: choose a multiple of {devices * passes}"
+                f"data.global_batch_size={global_batch_size} is not divisible by {devices} device(s) times "
+                f"trainer.accumulate_grad_batches={passes}: use a multiple of {devices * passes}"
             )
         return cls(global_batch_size // (devices * passes), devices, rank, passes)
 
     @property
     def global_batch_size(self) -> int:
-        """Windows in a step of the optimiser."""
+        """Windows per optimizer step."""
         return self.batch_size * self.devices * self.passes
 
     def windows(self, number: int) -> range:
-        """The places in the stream that this device's batch `number` takes."""
+        """Stream indices of batch `number` of this device."""
         step, part = divmod(number, self.passes)
         start = step * self.global_batch_size + (part * self.devices + self.rank) * self.batch_size
         return range(start, start + self.batch_size)
 
     def windows_of(self, number: int, rows: int) -> list[int]:
-        """The same where the stream ends after `rows`; devices get equally many, and wrap around for that."""
+        """Stream indices if the stream ends after `rows`; wraps around so that all devices get the same number."""
         size = self.batch_size * self.devices
         each = -(-min(size, rows - number * size) // self.devices)
         start = number * size + self.rank * each
         return [i % rows for i in range(start, start + each)]
 
 
-class Failure(str):
-    """What a worker hands over instead of a batch where a file cannot be read."""
+class ReadFailure(str):
+    """Error message returned by a worker instead of a batch."""
 
 
-class Batches(Dataset):
-    """Whole batches by their number.
+class BatchDataset(Dataset):
+    """Dataset of complete batches.
 
     Args:
-        windows: where the windows are read.
-        draws: which window comes when.
-        share: which of them belong to this device.
-        ends: whether the stream ends after one round over the rows, as in validation.
+        windows: dataset of windows.
+        keys: stream of window keys.
+        partition: windows of this device.
+        ends: whether the stream ends after one pass over the rows, as in validation.
     """
 
-    def __init__(self, windows: Windows, draws: Draws, share: Share, ends: bool = False):
-        self.windows, self.draws, self.share, self.ends = windows, draws, share, ends
-        # what each worker is reading: its process, batch and item; seen by all processes
-        self.board = torch.zeros(1024, 3, dtype=torch.int64).share_memory_()
+    def __init__(self, windows: WindowDataset, keys: KeyStream, partition: BatchPartition, ends: bool = False):
+        self.windows, self.keys, self.partition, self.ends = windows, keys, partition, ends
+        # what each worker is reading (pid, batch, item), in shared memory
+        self.progress = torch.zeros(1024, 3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         if self.ends:
-            return -(-self.draws.rows // (self.share.batch_size * self.share.devices))
-        return self.draws.length // self.share.global_batch_size * self.share.passes
+            return -(-self.keys.rows // (self.partition.batch_size * self.partition.devices))
+        return self.keys.length // self.partition.global_batch_size * self.partition.passes
 
     def numbers(self, number: int) -> list[int]:
-        """The places in the stream that make a batch."""
+        """Stream indices of a batch."""
         if self.ends:
-            return self.share.windows_of(number, self.draws.rows)
-        return list(self.share.windows(number))
+            return self.partition.windows_of(number, self.keys.rows)
+        return list(self.partition.windows(number))
 
-    def __getitem__(self, number: int) -> Batch | Failure:
+    def __getitem__(self, number: int) -> Batch | ReadFailure:
         worker = get_worker_info()
-        slot = self.board[worker.id % len(self.board)] if worker else torch.zeros(3, dtype=torch.int64)
+        slot = self.progress[worker.id % len(self.progress)] if worker else torch.zeros(3, dtype=torch.int64)
         numbers, items = self.numbers(number), []
         try:
             for i, place in enumerate(numbers):
                 slot[:] = torch.tensor([os.getpid(), number, i])
-                items.append(self.windows[self.draws[place]])
+                items.append(self.windows[self.keys[place]])
         except (ValueError, OSError) as error:
             if worker is None:
                 raise
-            return Failure(error)  # raised in a worker it would come out as a whole traceback
+            return ReadFailure(error)  # an exception in a worker would print a full traceback
         return collate(items)._replace(number=torch.tensor(numbers))
 
     def read_by(self, pids: set[int]) -> list[str]:
-        """The pairs that these workers were reading."""
+        """Descriptions of the pairs that these workers were reading."""
         found = []
-        for pid, number, item in self.board.tolist():
+        for pid, number, item in self.progress.tolist():
             if pid in pids:
-                found.append(self.windows.describe(self.draws[self.numbers(number)[item]]))
+                found.append(self.windows.describe(self.keys[self.numbers(number)[item]]))
         return found
 
 
-class Numbers(DistributedSampler):
-    """Numbers of batches from `start` on.
+class BatchNumberSampler(DistributedSampler):
+    """Batch numbers from `start`.
 
-    By its type Lightning sees that the devices' shares have been seen to, and puts no sampler of its own around it.
+    A subclass of `DistributedSampler`, so that Lightning does not wrap it in a distributed sampler.
     """
 
     def __init__(self, count: int):
@@ -187,46 +187,46 @@ class Numbers(DistributedSampler):
         return iter(range(self.start, self.start + self.count))
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
 class WindowLoader(DataLoader):
-    """A DataLoader over `Batches` that knows how far it has been read; Lightning keeps its state in checkpoints.
+    """Resumable DataLoader over `BatchDataset`; Lightning saves its state in checkpoints.
 
-    Each iteration goes on where the last one ended.
+    Each iteration continues after the last batch of the previous one.
 
     Args:
-        dataset: the batches.
-        sampler: for Lightning, which builds the loader anew where all batches are to be the same ones.
-        resumed: called with the state of the loader that this one goes on from.
-        options: of the DataLoader.
+        dataset: dataset of batches.
+        sampler: set by Lightning when it rebuilds the loader for `overfit_batches`.
+        resumed: called with the loaded state when resuming.
+        options: options of the DataLoader.
 
     Raises:
-        ValueError: while iterating: a file cannot be read, or a worker died; names the pair.
+        ValueError: during iteration: a file cannot be read, or a worker died.
     """
 
     def __init__(
         self,
-        dataset: Batches,
+        dataset: BatchDataset,
         sampler: Any = None,
         resumed: Callable[[dict[str, int]], None] | None = None,
         **options: Any,
     ):
-        options |= {"batch_size": None, "collate_fn": _as_it_is}
-        super().__init__(dataset, sampler=sampler or Numbers(len(dataset)), **options)
+        options |= {"batch_size": None, "collate_fn": _identity}
+        super().__init__(dataset, sampler=sampler or BatchNumberSampler(len(dataset)), **options)
         self.resumed, self.read = resumed, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        dataset: Batches = self.dataset  # type: ignore[assignment]
-        passes = 1 if dataset.ends else dataset.share.passes
+        dataset: BatchDataset = self.dataset  # type: ignore[assignment]
+        passes = 1 if dataset.ends else dataset.partition.passes
         if dataset.ends:
             self.read = 0
-        if isinstance(self.sampler, Numbers):
+        if isinstance(self.sampler, BatchNumberSampler):
             self.sampler.start = self.read = -(-self.read // passes) * passes
         try:
             for batch in super().__iter__():
-                if isinstance(batch, Failure):
+                if isinstance(batch, ReadFailure):
                     raise ValueError(str(batch))
                 self.read += 1
                 yield batch
@@ -234,25 +234,25 @@ class WindowLoader(DataLoader):
             raise self.explained(error) from error
 
     def explained(self, error: BaseException) -> BaseException:
-        """The error itself, or where it says that a worker died one that names what the worker was reading."""
+        """Return the error or, if a worker died, an error that names the pairs it was reading."""
         dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", str(error))
         if not dead:
             return error
         read = self.dataset.read_by({int(pid) for pid in dead[1].split(",")})  # type: ignore[attr-defined]
         return ValueError(
-            f"a worker that reads data died ({dead[2].strip()}) while it read {', '.join(read) or 'nothing'}: "
-            "is the file broken, or the memory full? data.num_workers=0 shows more"
+            f"a DataLoader worker died ({dead[2].strip()}) while reading {', '.join(read) or 'nothing'}: "
+            "check the file and the available memory; data.num_workers=0 shows the original error"
         )
 
     def state_dict(self) -> dict[str, int]:
-        """How far this loader was read: whole steps of the optimiser, and what else a loader of another size needs."""
-        share: Share = self.dataset.share  # type: ignore[attr-defined]
-        steps = self.read // share.passes
-        return {"windows": steps * share.global_batch_size, "passes": share.passes}
+        """Return the progress in windows of complete optimizer steps, which is independent of the number of devices."""
+        partition: BatchPartition = self.dataset.partition  # type: ignore[attr-defined]
+        steps = self.read // partition.passes
+        return {"windows": steps * partition.global_batch_size, "passes": partition.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there, be it on other devices."""
-        share: Share = self.dataset.share  # type: ignore[attr-defined]
-        self.read = state["windows"] // share.global_batch_size * share.passes
+        """Resume from a state, possibly with another number of devices."""
+        partition: BatchPartition = self.dataset.partition  # type: ignore[attr-defined]
+        self.read = state["windows"] // partition.global_batch_size * partition.passes
         if self.resumed is not None:
             self.resumed(state)

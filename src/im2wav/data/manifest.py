@@ -37,20 +37,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Strings:
+class StringColumn:
     """A column of strings: their concatenated UTF-8 bytes, and where each ends."""
 
     text: bytes
     ends: np.ndarray  # int64 [rows + 1], the first one 0
 
     @classmethod
-    def pack(cls, values: Sequence[str]) -> "Strings":
+    def pack(cls, values: Sequence[str]) -> "StringColumn":
         """From a list of strings."""
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
         return cls(b"".join(encoded), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
 
     @classmethod
-    def join(cls, parts: "Sequence[Strings]") -> "Strings":
+    def join(cls, parts: "Sequence[StringColumn]") -> "StringColumn":
         """Concatenate columns."""
         starts = np.cumsum([0, *(len(part.text) for part in parts)], dtype=np.int64)
         ends = [part.ends[1:] + start for part, start in zip(parts, starts, strict=False)]
@@ -67,11 +67,11 @@ class Manifest(Sequence[Pair]):
     """A sequence of `Pair`s, each created when it is accessed.
 
     Args:
-        columns: `Strings` or int64 arrays of all rows, by name.
+        columns: `StringColumn` or int64 arrays of all rows, by name.
         rows: which rows, in which order; all if None.
     """
 
-    def __init__(self, columns: Mapping[str, Strings | np.ndarray], rows: np.ndarray | None = None):
+    def __init__(self, columns: Mapping[str, StringColumn | np.ndarray], rows: np.ndarray | None = None):
         self._columns = columns
         self._rows = np.arange(len(columns["samples"])) if rows is None else rows
 
@@ -97,9 +97,9 @@ class Manifest(Sequence[Pair]):
                     raise ValueError(f"{path}: a row of {len(short)} fields, expected {len(header)}: {short[:3]}")
                 for name, index in place.items():
                     values = [""] * len(rows) if index is None else [row[index] for row in rows]
-                    parts[name].append(_numbers(path, name, values) if name in NUMBERS else Strings.pack(values))
+                    parts[name].append(_numbers(path, name, values) if name in NUMBERS else StringColumn.pack(values))
         empty = np.zeros(0, np.int64)
-        return cls({n: np.concatenate([empty, *p]) if n in NUMBERS else Strings.join(p) for n, p in parts.items()})
+        return cls({n: np.concatenate([empty, *p]) if n in NUMBERS else StringColumn.join(p) for n, p in parts.items()})
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,7 +124,7 @@ class Manifest(Sequence[Pair]):
     def strings(self, name: str) -> Iterator[str]:
         """The values of any other column."""
         column = self._columns[name]
-        assert isinstance(column, Strings)
+        assert isinstance(column, StringColumn)
         return (column[row] for row in self._rows.tolist())
 
     def take(self, rows: np.ndarray) -> "Manifest":

@@ -44,7 +44,7 @@ class DatasetInfo:
         """Read `root`/dataset.json.
 
         Raises:
-            ValueError: absent, or of another format.
+            ValueError: the file is missing or has another format version.
         """
         path = root / "dataset.json"
         if not path.is_file():

@@ -82,12 +82,12 @@ class ShardsFolder(PairsFolder):
             raise ValueError(f"{where}: {pair.id!r} cannot be read: {type(error).__name__}: {error}") from error
 
     def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
-        """As `PairsFolder.read_wav`; shards have one channel."""
+        """Like `PairsFolder.read_wav`; shards have one channel."""
         samples = self._read("wav", pair, start, length if length >= 0 else pair.samples - start)
         return torch.from_numpy(samples.astype(np.float32) / 32768)
 
     def read_clip(self, pair: Pair, frames: np.ndarray | None = None) -> Tensor:
-        """As `PairsFolder.read_clip`."""
+        """Like `PairsFolder.read_clip`."""
         first, last = (0, pair.frames - 1) if frames is None else (int(frames.min()), int(frames.max()))
         found = self._read("clip", pair, first, last - first + 1)
         return torch.from_numpy((found if frames is None else found[frames - first]).astype(np.float32))

@@ -11,7 +11,7 @@ WAYS = ("column", "group")
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
-def lot(text: str, purpose: str) -> float:
+def hash_fraction(text: str, purpose: str) -> float:
     """A deterministic pseudo-random number in [0, 1) from a text; different for each purpose."""
     digest = hashlib.blake2b(f"{purpose}\n{text}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -43,27 +43,27 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
         try:
             found = np.fromiter(map(SPLITS.index, pairs.strings("split")), np.int8, len(pairs))
         except ValueError:
-            strange = next(split for split in pairs.strings("split") if split not in SPLITS)
-            raise ValueError(f"the manifest has rows with split={strange!r}: expected one of {SPLITS}") from None
+            unknown = next(split for split in pairs.strings("split") if split not in SPLITS)
+            raise ValueError(f"the manifest has rows with split={unknown!r}: expected one of {SPLITS}") from None
         return {split: np.flatnonzero(found == i) for i, split in enumerate(SPLITS)}
     shares = dict(SHARES if shares is None else shares)
     if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
     borders = np.cumsum([shares[split] for split in SPLITS])
-    lots = np.array([lot(group, "split") for group in groups(pairs)])
-    number = np.minimum(np.searchsorted(borders, lots, side="right"), len(SPLITS) - 1)
+    positions = np.array([hash_fraction(group, "split") for group in groups(pairs)])
+    number = np.minimum(np.searchsorted(borders, positions, side="right"), len(SPLITS) - 1)
     return {split: np.flatnonzero(number == i) for i, split in enumerate(SPLITS)}
 
 
 def fraction_of(pairs: Manifest, rows: np.ndarray, fraction: float) -> np.ndarray:
-    """About that fraction of the rows; a smaller fraction is always a subset of a larger one.
+    """Select about a fraction of the rows; a smaller fraction is a subset of a larger one.
 
     Raises:
-        ValueError: not a fraction above 0 and at most 1.
+        ValueError: the fraction is not > 0 and <= 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"data.train_fraction={fraction}: must be above 0 and at most 1")
     if fraction == 1:
         return rows
-    chosen = [lot(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]
+    chosen = [hash_fraction(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]
     return rows[np.array(chosen, dtype=bool)]

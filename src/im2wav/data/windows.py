@@ -1,4 +1,4 @@
-"""Windows of sound with the frames that belong to them."""
+"""Windows of audio with the video frames of the same time."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -18,40 +18,40 @@ CROP = ("random", "start", "official")
 
 
 class Batch(NamedTuple):
-    """What a model is given. N samples, F frames, D width of the image embedding."""
+    """Model inputs. N samples, F frames, D dimension of the image embedding."""
 
     wav: Tensor  # [B, 1, N] in [-1, 1]
     clip: Tensor  # [B, F, D], unit norm
     timing: dict[str, Tensor]  # total, offset, duration: [B] each, in samples
     id: list[str]
-    codes: dict[str, Tensor] | None = None  # by level [B, N / hop], once a tokenizer is set
-    number: Tensor | None = None  # [B], place of each window in the run's stream, whatever the devices
+    codes: dict[str, Tensor] | None = None  # by level [B, N / hop], if a tokenizer is set
+    number: Tensor | None = None  # [B], index of each window in the stream of the run
     dropped: Tensor | None = None  # [B] booleans: items whose image is dropped in training (condition dropout)
 
 
 class Key(NamedTuple):
-    """Which window."""
+    """Position of a window."""
 
     row: int
-    place: float  # in [0, 1): where in the recording
-    mix: float = 0.5  # weight of the left channel, where there are two
+    place: float  # relative position in the recording, in [0, 1)
+    mix: float = 0.5  # weight of the left channel of stereo audio
 
 
 def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -> tuple[int, int]:
-    """The official crop: window `item`, moved by `shift` samples, of all recordings one after the other.
+    """Official crop: window `item` of the concatenated recordings, shifted by `shift` samples.
 
-    The window belongs to the recording that holds its middle, and is moved by half its length where it would cross
-    the recording's border. Source: Jukebox, data/files_dataset.py.
+    The window belongs to the recording that contains its centre. A window that crosses the border of the recording is
+    moved by half its length. Source: Jukebox, data/files_dataset.py.
 
     Args:
-        item: number of the window; unshifted it begins at item * length.
+        item: index of the window; without shift it starts at item * length.
         shift: samples, from -length / 2 to length / 2 - 1.
-        ends: where each recording ends, in samples from the start of the first one.
-        length: of a window.
+        ends: end of each recording in samples from the start of the first recording.
+        length: length of a window in samples.
 
     Returns:
-        Number of the recording and the window's offset in it. Where the official code fails (a middle beyond the last
-        recording) it is the end of the last one.
+        Index of the recording and offset of the window in it. If the centre is after the last recording, where the
+        official code fails, it is the last window of the last recording.
     """
     offset = item * length + shift
     number = min(bisect_left(ends, offset + length // 2), len(ends) - 1)
@@ -63,8 +63,8 @@ def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -
     return number, min(offset, max(end - length, start)) - start
 
 
-def filled_up(wav: Tensor, length: int, short: str) -> Tensor:
-    """A sound [N] that is shorter than `length`, repeated (`loop`) or followed by silence up to it; else as it is."""
+def extend_wav(wav: Tensor, length: int, short: str) -> Tensor:
+    """Extend audio [N] that is shorter than `length` by repetition (`loop`) or silence (`pad`)."""
     missing = length - len(wav)
     if missing <= 0:
         return wav
@@ -73,16 +73,16 @@ def filled_up(wav: Tensor, length: int, short: str) -> Tensor:
     return torch.nn.functional.pad(wav, (0, missing))
 
 
-class Windows(Dataset):
-    """Windows of `num_samples`, addressed by (row, place) with place in [0, 1): where in the recording they lie.
+class WindowDataset(Dataset):
+    """Dataset of windows of `num_samples` samples; keys are (row, place), with place in [0, 1) the relative position.
 
-    With `concatenated` a row is a window of all recordings one after the other, and the place shifts it by up to half
-    its length, as the official code has it. Otherwise a row is a recording.
+    A row is a recording. With `concatenated`, a row is a window of the concatenated recordings and the place shifts it
+    by up to half its length, as in the official code.
 
-    Frames belong to a window by time: frame k of a window is the one shown at its start plus k / fps.
+    Frame k of a window is the video frame shown at the start of the window plus k / fps.
 
     Attributes:
-        codes: cached codes; once set, windows carry them and begin where a code does.
+        codes: cached codes; if set, windows contain codes and start at code boundaries.
     """
 
     def __init__(self, folder: PairsFolder, pairs: Manifest, num_samples: int, short: str, concatenated: bool = False):
@@ -96,20 +96,20 @@ class Windows(Dataset):
         return len(self.pairs)
 
     def locate(self, row: int, place: float) -> tuple[Pair, int]:
-        """The recording and the offset in it that a key stands for."""
+        """Return the recording and the offset of a key."""
         if self.ends is not None:
             shift = int(place * self.num_samples) - self.num_samples // 2
             number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)  # type: ignore[arg-type]
             pair = self.pairs[number]
         else:
             pair = self.pairs[row]
-            room = max(pair.samples - self.num_samples, 0)
-            offset = min(int(place * (room + 1)), room)
+            largest = max(pair.samples - self.num_samples, 0)
+            offset = min(int(place * (largest + 1)), largest)
         grid = self.codes.grid if self.codes else 1
         return pair, int(offset) // grid * grid
 
     def describe(self, key: Key) -> str:
-        """The pair and the files that a key stands for."""
+        """Return the pair and the files of a key for error messages."""
         pair, _ = self.locate(key.row, key.place)
         return f"{pair.id!r} ({self.folder.root / pair.wav}, {self.folder.root / pair.clip})"
 
@@ -117,7 +117,7 @@ class Windows(Dataset):
         row, place, mix = Key(*key)
         pair, offset = self.locate(row, place)
         wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
-        wav = filled_up(wav, self.num_samples, self.short)
+        wav = extend_wav(wav, self.num_samples, self.short)
         timing = {"total": float(max(pair.samples, self.num_samples)), "offset": float(offset)}
         timing["duration"] = float(self.num_samples)
         clip = self.folder.read_clip(pair, self._frames(pair, offset))
@@ -136,7 +136,7 @@ class Windows(Dataset):
 
 
 def collate(items: list[Batch]) -> Batch:
-    """Stack items to a batch."""
+    """Collate items into a batch."""
     return Batch(
         wav=torch.stack([item.wav for item in items]),
         clip=torch.stack([item.clip for item in items]),

@@ -1,1 +1,1 @@
-"""Figures over sounds, and pages that show them."""
+"""Metrics of generated audio, and reports."""

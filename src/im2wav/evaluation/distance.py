@@ -1,4 +1,4 @@
-"""How far apart two waveforms are."""
+"""Distances between waveforms."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def best_cosine(kernels: Tensor, signals: Tensor) -> Tensor:
     """Cosine of log-mel spectrograms over the best alignment: kernels [K, L, M], signals [S, T >= L, M] -> [S, K].
 
-    The kernel slides over the signal; at each place the two are compared as vectors.
+    The kernel slides over the signal and is compared as a vector at each position.
     """
     kernels, signals = kernels.transpose(1, 2), signals.transpose(1, 2)
     products = torch.nn.functional.conv1d(signals, kernels)  # [S, K, alignments]
@@ -32,16 +32,16 @@ def si_sdr(target: Tensor, output: Tensor) -> Tensor:
     return 10 * (projection.square().sum(-1).clamp_min(1e-12) / noise).log10()
 
 
-def log_stft_distance(target: Tensor, output: Tensor, floor: float = 1e-5) -> Tensor:
-    """Mean absolute difference of log-magnitude spectrograms in dB, over three resolutions: waves [B, N] -> [B].
+def log_stft_distance(target: Tensor, output: Tensor, minimum: float = 1e-5) -> Tensor:
+    """Mean absolute difference of log-magnitude spectrograms in dB, over three resolutions: waveforms [B, N] -> [B].
 
-    Windows of 2048, 1024 and 512 samples, a quarter of which is the hop; magnitudes under `floor` count as it.
+    Windows of 2048, 1024 and 512 samples, with a hop of a quarter; magnitudes are clamped to at least `minimum`.
     """
     distances = []
     for size in (2048, 1024, 512):
         window = torch.hann_window(size, device=target.device, dtype=target.dtype)
         logs = [
-            20 * torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp_min(floor).log10()
+            20 * torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp_min(minimum).log10()
             for x in (target, output)
         ]
         distances.append((logs[0] - logs[1]).abs().mean((1, 2)))

@@ -1,4 +1,4 @@
-"""Figures with intervals: what the networks heard in a set of sounds, as numbers that can be compared."""
+"""Metrics with confidence intervals, computed from the network outputs of a set of audio files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2wav.evaluation import imagehear, statistics
+from im2wav.evaluation import imagehear, set_statistics
+from im2wav.evaluation.audio_files import Judged
 from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
-from im2wav.evaluation.network import Heardings, Network
+from im2wav.evaluation.network import Network, SetOutputs
 from im2wav.evaluation.retrieval import retrieval_values
-from im2wav.evaluation.sounds import Judged
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.threads import map_in_threads
 
 PERCENTILE = "95 %, percentile bootstrap over items"
 NORMAL = "95 %, 1.96 standard deviations of bootstrap resamples over items"
@@ -21,17 +21,17 @@ FITTED = "95 %, 1.96 standard deviations of the fit's intercept over resampled p
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its interval, and from how many sounds it comes."""
+    """A value with its confidence interval and number of samples."""
 
     value: float
     low: float
     high: float
     interval: str
-    n: int  # sounds judged
+    n: int  # number of audio files
     n_reference: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; numbers that are not finite become None, which JSON can hold."""
+        """Convert to a plain dict; non-finite numbers become None for JSON."""
         values = asdict(self)
         for name in ("value", "low", "high"):
             values[name] = round(values[name], 9) if abs(values[name]) < float("inf") else None
@@ -43,15 +43,15 @@ Row = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Plan:
-    """How figures are computed.
+    """Options of the metrics.
 
     Attributes:
-        seed: of resamples and of random halves.
-        resamples: of means and kernel distances.
-        resamples_fd: of Fréchet distances, which are expensive.
-        labels: item -> its label; may lack items.
-        images: item -> embedding of its image, where CS is to be computed.
-        recordings: name -> label of the recordings that retrieval searches; empty where it is not computed.
+        seed: seed of resamples and random halves.
+        resamples: number of resamples of means and kernel distances.
+        resamples_fd: number of resamples of Fréchet distances, which are expensive.
+        labels: item -> label; may be incomplete.
+        images: item -> image embedding, required for CS.
+        recordings: name -> label of the recordings for retrieval; empty: no retrieval.
     """
 
     seed: int = 0
@@ -62,49 +62,49 @@ class Plan:
     recordings: Mapping[str, str] = field(default_factory=dict)
 
     def weights(self, units: int, count: int, stream: int = 0) -> Tensor:
-        """Bootstrap counts [count, units]; another stream gives independent ones."""
-        return statistics.resamples(units, count, self.seed * 1_000_003 + stream)
+        """Bootstrap counts [count, units]; different streams are independent."""
+        return set_statistics.resamples(units, count, self.seed * 1_000_003 + stream)
 
 
 def unit_numbers(items: Sequence[str]) -> Tensor:
-    """Number of each sound's item [S]: sounds of one item are resampled together."""
+    """Item index of each file [S]: files of the same item are resampled together."""
     number = {item: i for i, item in enumerate(sorted(set(items)))}
     return torch.tensor([number[item] for item in items])
 
 
 def mean_figure(values: Tensor, items: Sequence[str], plan: Plan, n_reference: int | None = None) -> Figure:
-    """Mean of values [S] with its percentile interval."""
+    """Mean of values [S] with a percentile interval."""
     units = unit_numbers(items)
     weights = plan.weights(int(units.max()) + 1, plan.resamples)[:, units]
-    low, high = statistics.bootstrap_interval(values, weights)
+    low, high = set_statistics.bootstrap_interval(values, weights)
     return Figure(values.double().mean().item(), low, high, PERCENTILE, len(values), n_reference)
 
 
 def normal_figure(value: float, spread: float, n: int, n_reference: int | None, how: str = NORMAL) -> Figure:
-    """A figure whose interval is 1.96 standard deviations to both sides."""
+    """A figure with an interval of +-1.96 standard deviations."""
     return Figure(value, value - 1.96 * spread, value + 1.96 * spread, how, n, n_reference)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The embeddings of a set and the items that its sounds belong to."""
+    """Embeddings of a set and the items of its files."""
 
-    heard: Heardings
+    outputs: SetOutputs
     items: Sequence[str]
 
     @property
     def units(self) -> Tensor:
-        """Number of each row's item, [M]."""
-        return unit_numbers(self.items)[self.heard.owner]
+        """Item index of each row, [M]."""
+        return unit_numbers(self.items)[self.outputs.owner]
 
 
 def side(judged: Judged, network: Network) -> Side:
-    """A set as a network hears it."""
-    return Side(judged.heard[network.name], judged.set.targets)
+    """Embeddings of a set by one network."""
+    return Side(judged.outputs[network.name], judged.set.targets)
 
 
 def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Bootstrap counts of the rows of two sets; sets of the same items are resampled together."""
+    """Bootstrap counts of the rows of two sets; sets with the same items are resampled together."""
     streams = (0, 0) if sorted(set(one.items)) == sorted(set(other.items)) else (0, 1)
     drawn = []
     for side, stream in zip((one, other), streams, strict=True):
@@ -120,8 +120,8 @@ def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
         for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
-    value, *drawn = side_by_side(
-        lambda counts: statistics.frechet_distance(one.heard.rows, other.heard.rows, *counts),
+    value, *drawn = map_in_threads(
+        lambda counts: set_statistics.frechet_distance(one.outputs.rows, other.outputs.rows, *counts),
         [(None, None), *resampled],
     )
     spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
@@ -129,52 +129,52 @@ def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
 
 
 def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
-    """FD at infinite N, where there are sounds enough, and KAD of two sets: both without the bias of small sets."""
+    """FD extrapolated to infinite N (if the sets are large enough) and KAD: both without small-sample bias."""
     counts, row = (len(one.items), len(other.items)), {}
-    far = statistics.frechet_infinity(one.heard.rows, other.heard.rows, plan.seed)
+    far = set_statistics.frechet_infinity(one.outputs.rows, other.outputs.rows, plan.seed)
     if far is not None:
         row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
-    sigma = statistics.median_distance(other.heard.rows)
+    sigma = set_statistics.median_distance(other.outputs.rows)
     drawn = joint_weights(one, other, min(plan.resamples, 200), plan)
-    # the sets as they are come first, so that one kernel serves both
+    # the unweighted sets come first, so that the kernel is computed once
     weights = [torch.cat([torch.ones_like(w[:1]), w]) for w in drawn]
-    value, *resampled = statistics.kernel_distance(one.heard.rows, other.heard.rows, sigma, *weights)
+    value, *resampled = set_statistics.kernel_distance(one.outputs.rows, other.outputs.rows, sigma, *weights)
     row["kad"] = normal_figure(value.item(), torch.stack(resampled).std().item(), *counts)
     return row
 
 
-def variety(heard: Heardings, items: Sequence[str], plan: Plan) -> Row:
-    """Inception score: over ten parts from 1,000 sounds on, else over the whole set."""
-    units, probabilities = unit_numbers(items), heard.logits.double().softmax(-1)
+def inception_figures(outputs: SetOutputs, items: Sequence[str], plan: Plan) -> Row:
+    """Inception score: over ten splits with >= 1,000 files, else over the whole set."""
+    units, probabilities = unit_numbers(items), outputs.logits.double().softmax(-1)
     splits = 10 if len(items) >= 1000 else 1
-    value = statistics.inception_score(probabilities, splits)[0].item()
+    value = set_statistics.inception_score(probabilities, splits)[0].item()
     weights = plan.weights(int(units.max()) + 1, min(plan.resamples, 200))[:, units]
-    drawn = statistics.inception_score(probabilities, splits, weights=weights)
+    drawn = set_statistics.inception_score(probabilities, splits, weights=weights)
     return {"is": normal_figure(value, drawn.std().item(), len(items), None)}
 
 
 def paired_figures(
-    network: Network, heard: Heardings, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
+    network: Network, outputs: SetOutputs, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
 ) -> dict[str, Tensor]:
-    """What can be said of each sound beside the reference of the item that it is judged for: name -> [S]."""
-    reference = other.heard[network.name]
+    """Metrics of each file against the reference of its item: name -> [S]."""
+    reference = other.outputs[network.name]
     place = {item: i for i, item in enumerate(other.set.targets)}
-    partner = torch.tensor([place[item] for item in judged_for])
+    index = torch.tensor([place[item] for item in judged_for])
     masked = imagehear.general_mask(network.labels)
-    top = reference.scores.masked_fill(masked, -torch.inf).argmax(1)[partner]
+    top = reference.scores.masked_fill(masked, -torch.inf).argmax(1)[index]
     wanted = torch.nn.functional.one_hot(top, len(network.labels)).bool()
     return {
-        "kl": divergence(heard.logits, reference.logits[partner]),
-        "kl_sigmoid": divergence(heard.logits, reference.logits[partner], "sigmoid"),
-        "agree@1": hits(heard.scores, wanted, 1, masked),
-        "agree@5": hits(heard.scores, wanted, 5, masked),
+        "kl": divergence(outputs.logits, reference.logits[index]),
+        "kl_sigmoid": divergence(outputs.logits, reference.logits[index], "sigmoid"),
+        "agree@1": hits(outputs.scores, wanted, 1, masked),
+        "agree@5": hits(outputs.scores, wanted, 5, masked),
     }
 
 
-def recognised(
-    network: Network, heard: Heardings, judged_for: Sequence[str], plan: Plan
+def recognition_values(
+    network: Network, outputs: SetOutputs, judged_for: Sequence[str], plan: Plan
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Whether the label of the item is heard: name -> (which sounds have an answer [S] bool, their values)."""
+    """Whether the label of the item is recognised: name -> (mask of files with a known label [S], values)."""
     labels = plan.labels or {}
     names = [imagehear.audioset_names(labels.get(item, ""), network.labels) for item in judged_for]
     wanted = wanted_classes(names, network.labels)
@@ -183,21 +183,21 @@ def recognised(
     if known.any():
         masked = imagehear.general_mask(network.labels)
         for top in (1, 5):
-            found[f"acc@{top}"] = (known, hits(heard.scores[known], wanted[known], top, masked))
+            found[f"acc@{top}"] = (known, hits(outputs.scores[known], wanted[known], top, masked))
     classes = [imagehear.class_of(labels.get(item, "")) for item in judged_for]
     of_class = torch.tensor([c is not None for c in classes])
     if of_class.any():
         order = imagehear.class_names()
         target = torch.tensor([order.index(c) for c in classes if c is not None])
         groups = imagehear.class_groups(network.labels)
-        found["acc_30way"] = (of_class, group_hits(heard.scores[of_class], groups, target))
+        found["acc_30way"] = (of_class, group_hits(outputs.scores[of_class], groups, target))
     return found
 
 
-def image_scores(heard: Heardings, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
-    """CS of each sound with the image of the item that it is judged for, [S]."""
+def image_scores(outputs: SetOutputs, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
+    """CLIP score (CS) of each file with the image of its item, [S]."""
     embeddings = torch.stack([images[item] for item in judged_for])
-    return CosineScore().values(heard.rows, embeddings)
+    return CosineScore().values(outputs.rows, embeddings)
 
 
 def set_row(
@@ -208,15 +208,15 @@ def set_row(
     judged_for: Callable[[str], str] = lambda item: item,
     paired: bool = True,
 ) -> Row:
-    """All figures of one set.
+    """All metrics of a set.
 
     Args:
-        judged: the set.
-        networks: that heard it.
-        plan: how figures are computed.
-        reference: what it is compared with.
-        judged_for: item of a sound -> the item that it is compared with; any other item gives the shuffled baseline.
-        paired: whether sounds belong to single references.
+        judged: network outputs of the set.
+        networks: the networks.
+        plan: options of the metrics.
+        reference: network outputs of the references.
+        judged_for: item -> item of the reference; a permutation gives the shuffled baseline.
+        paired: whether each file has its own reference.
     """
     items, row = judged.set.targets, {}
     wanted = [judged_for(item) for item in items]
@@ -227,7 +227,7 @@ def set_row(
         row[name] = mean_figure(values, picked, plan, n_reference)
 
     for network in networks:
-        heard, suffix = judged.heard[network.name], f"/{network.name}"
+        outputs, suffix = judged.outputs[network.name], f"/{network.name}"
         if reference is not None and "distance" in network.uses and not shuffled:
             one, other = side(judged, network), side(reference, network)
             row["fd" + suffix] = fd_figure(one, other, plan)
@@ -237,14 +237,14 @@ def set_row(
                 row["fd_half" + suffix] = fd_figure(side(parts[0][0], network), side(parts[1][1], network), plan)
         if "classes" in network.uses:
             if reference is not None and paired and reference is not judged:
-                for name, values in paired_figures(network, heard, items, reference, plan, wanted).items():
-                    add(name + suffix, values, n_reference=len(reference.set.sounds))
+                for name, values in paired_figures(network, outputs, items, reference, plan, wanted).items():
+                    add(name + suffix, values, n_reference=len(reference.set.files))
             if not shuffled:
-                row |= {name + suffix: figure for name, figure in variety(heard, items, plan).items()}
-            for name, (of, values) in recognised(network, heard, wanted, plan).items():
+                row |= {name + suffix: figure for name, figure in inception_figures(outputs, items, plan).items()}
+            for name, (of, values) in recognition_values(network, outputs, wanted, plan).items():
                 add(name + suffix, values, of)
-        if "picture" in network.uses and plan.images:
-            add("cs" + suffix, image_scores(heard, wanted, plan.images))
+        if "image" in network.uses and plan.images:
+            add("cs" + suffix, image_scores(outputs, wanted, plan.images))
     if judged.nearest and paired:
         found = retrieval_values(judged.nearest, items, plan.recordings, plan.labels or {}, shuffled)
         for name, (of, values) in found.items():
@@ -256,29 +256,29 @@ def set_row(
 
 
 def shuffled_items(items: Sequence[str], seed: int) -> dict[str, str]:
-    """Item -> another item, each taken once: the shuffled baseline. Empty with fewer than two items."""
+    """Cyclic permutation of the items for the shuffled baseline; empty with fewer than two items."""
     units = sorted(set(items))
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
     return {units[a]: units[b] for a, b in zip(order, [*order[1:], *order[:1]], strict=True)} if len(units) > 1 else {}
 
 
 def part(judged: Judged, numbers: Tensor) -> Judged:
-    """Some of the sounds of a set."""
+    """Subset of the files of a set."""
     picked = numbers.tolist()
-    heard = {}
-    for name, found in judged.heard.items():
-        place = torch.full((len(judged.set.sounds),), -1)
+    outputs = {}
+    for name, found in judged.outputs.items():
+        place = torch.full((len(judged.set.files),), -1)
         place[numbers] = torch.arange(len(numbers))
         keep = place[found.owner] >= 0
-        heard[name] = Heardings(
+        outputs[name] = SetOutputs(
             found.rows[keep], place[found.owner[keep]], found.logits[numbers], found.scores[numbers]
         )
-    sounds = tuple(judged.set.sounds[i] for i in picked)
-    return Judged(replace(judged.set, sounds=sounds), heard, judged.levels[numbers])
+    files = tuple(judged.set.files[i] for i in picked)
+    return Judged(replace(judged.set, files=files), outputs, judged.levels[numbers])
 
 
 def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
-    """Two random halves by item, without a common item; None with fewer than four."""
+    """Split a set into two random halves by item; None with fewer than four items."""
     units = unit_numbers(judged.set.targets)
     count = int(units.max()) + 1
     if count < 4:
@@ -290,9 +290,9 @@ def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
 
 
 def real_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
-    """The real-real baseline: one random half of the references against the other, and recognition in all of them.
+    """Real-real baseline: one random half of the references against the other, and recognition of all references.
 
-    The plain Fréchet distance is left out: with half as many sounds its bias is another. `fd_half` is comparable.
+    The Fréchet distance is omitted because its bias depends on the number of files; `fd_half` is comparable.
     """
     row = set_row(reference, networks, plan)
     parts = halves(reference, plan.seed)

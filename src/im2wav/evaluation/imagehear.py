@@ -1,4 +1,4 @@
-"""Scoring by ImageHear, the benchmark of Im2Wav: which sounds count as right for a class or a label.
+"""Scoring for ImageHear, the benchmark of Im2Wav: AudioSet classes that count as correct for a class or label.
 
 Source: Sheffer and Adi, 2022, and the lists of the official repository. A class has several AudioSet labels and
 classes share labels, so a hit is a label in the class's set; the 30-way score asks which class scores highest.
@@ -26,7 +26,7 @@ def image_classes() -> dict[str, str]:
 
 
 def class_of(label: str) -> str | None:
-    """The class that a label names: a class itself, or one of the VGGSound labels that belong to it."""
+    """ImageHear class of a label: the class itself, or a VGGSound label of the class."""
     wanted = label.strip().lower()
     for entry in imagehear().classes:
         if wanted == entry.name.lower() or wanted in (x.lower() for x in entry.vggsound):
@@ -35,7 +35,7 @@ def class_of(label: str) -> str | None:
 
 
 def audioset_names(label: str, known: Sequence[str]) -> list[str]:
-    """AudioSet classes that count as right for a label: those of its ImageHear class, else the one of its name."""
+    """AudioSet classes that count as correct for a label: those of its ImageHear class, else the class of its name."""
     found = class_of(label)
     if found is not None:
         return next(list(entry.audioset) for entry in imagehear().classes if entry.name == found)
@@ -44,23 +44,23 @@ def audioset_names(label: str, known: Sequence[str]) -> list[str]:
 
 
 def class_groups(labels: Sequence[str]) -> Tensor:
-    """Which of a tagger's classes belong to each of the 30: bool [30, C]."""
+    """Tagger classes of each of the 30 ImageHear classes: bool [30, C]."""
     return wanted_classes([entry.audioset for entry in imagehear().classes], labels)
 
 
 def general_mask(labels: Sequence[str]) -> Tensor:
-    """Classes too general to count as an answer (`Music`, `Animal`): bool [C]."""
+    """Classes that are too general to count (`Music`, `Animal`): bool [C]."""
     return wanted_classes([imagehear().audioset_general], labels)[0]
 
 
-def shares(per_class: int) -> dict[str, int]:
-    """How many sounds each image is to have, so that each class has `per_class`: image name -> number.
+def images_per_class(per_class: int) -> dict[str, int]:
+    """Number of audio files per image for `per_class` files per class: image name -> number.
 
     Raises:
-        ValueError: fewer than one sound a class.
+        ValueError: fewer than one file per class.
     """
     if per_class < 1:
-        raise ValueError(f"per_class={per_class}: expected 1 or more (120 in the paper)")
+        raise ValueError(f"per_class={per_class}: must be >= 1 (120 in the paper)")
     counts = {}
     for entry in imagehear().classes:
         each, rest = divmod(per_class, len(entry.images))
@@ -68,8 +68,8 @@ def shares(per_class: int) -> dict[str, int]:
     return {image: count for image, count in counts.items() if count}
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """The 101 images in a folder, by file name.
+def find_imagehear_images(folder: Path) -> dict[str, Path]:
+    """Find the 101 images in a folder, by file name.
 
     Raises:
         ValueError: the folder or some of the images are missing.

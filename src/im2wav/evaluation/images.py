@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.sounds import listed
-from im2wav.evaluation.weights import checked_file
+from im2wav.evaluation.audio_files import format_names
+from im2wav.evaluation.network_weights import checked_file
 from im2wav.files import IMAGE_SUFFIXES
 from im2wav.media.encoder import ClipEncoder
 from im2wav.media.reading import read_frames, read_image
@@ -26,7 +26,7 @@ def embed_images(
     missing = [item for item in items if item not in images]
     if missing:
         raise ValueError(
-            f"CS compares audio with images, but {len(missing)} of {len(items)} have none: {listed(missing)}; "
+            f"CS compares audio with images, but {len(missing)} of {len(items)} have none: {format_names(missing)}; "
             "give images=DIR with images named like the audio files"
         )
     path, _ = checked_file(weights_dir, "clip", check)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.figures import Plan, paired_figures, recognised
+from im2wav.evaluation.audio_files import Judged
+from im2wav.evaluation.figures import Plan, paired_figures, recognition_values
 from im2wav.evaluation.metrics import GroupAccuracy, wanted_classes
 from im2wav.evaluation.network import Network
-from im2wav.evaluation.sounds import Judged
 
 
 def tagger_of(networks: Sequence[Network]) -> Network | None:
@@ -20,21 +20,21 @@ def tagger_of(networks: Sequence[Network]) -> Network | None:
 
 def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | None) -> list[dict[str, Any]]:
     """A row for each audio file: its item, label, figures, top tags and nearest recording."""
-    heard, targets = judged.heard[network.name], judged.set.targets
+    outputs, targets = judged.outputs[network.name], judged.set.targets
     labels = plan.labels or {}
     rows: list[dict[str, Any]] = [
-        {"name": sound.name, "item": sound.target, "label": labels.get(sound.target, "")} for sound in judged.set.sounds
+        {"name": file.name, "item": file.target, "label": labels.get(file.target, "")} for file in judged.set.files
     ]
     if reference is not None:
-        for name, values in paired_figures(network, heard, targets, reference, plan, targets).items():
+        for name, values in paired_figures(network, outputs, targets, reference, plan, targets).items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = round(value, 6)
-    for name, (of, values) in recognised(network, heard, targets, plan).items():
+    for name, (of, values) in recognition_values(network, outputs, targets, plan).items():
         answers = iter(values.tolist())
         for row, known in zip(rows, of.tolist(), strict=True):
             row[name] = round(next(answers), 6) if known else ""
     masked = imagehear.general_mask(network.labels)
-    best = heard.scores.masked_fill(masked, -torch.inf).topk(3, dim=1)
+    best = outputs.scores.masked_fill(masked, -torch.inf).topk(3, dim=1)
     for row, level, values, places in zip(
         rows, judged.levels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
     ):
@@ -51,15 +51,15 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
     All 30 classes where the labels are ImageHear's. Labels with the same AudioSet classes count as one.
 
     Returns:
-        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties shared); None
+        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties split); None
         with fewer than two labels.
     """
     labels = plan.labels or {}
-    said = [labels.get(target, "") for target in judged.set.targets]
-    if all(imagehear.class_of(label) for label in said):
-        said, names = [imagehear.class_of(label) or "" for label in said], imagehear.class_names()
+    item_labels = [labels.get(target, "") for target in judged.set.targets]
+    if all(imagehear.class_of(label) for label in item_labels):
+        item_labels, names = [imagehear.class_of(label) or "" for label in item_labels], imagehear.class_names()
     else:
-        names = sorted(set(said))
+        names = sorted(set(item_labels))
     groups: dict[tuple[str, ...], str] = {}
     place: dict[str, str] = {}
     for name in names:
@@ -69,12 +69,12 @@ def confusion(judged: Judged, network: Network, plan: Plan) -> dict[str, Any] | 
     if len(groups) < 2:
         return None
     order = list(groups.values())
-    keep = torch.tensor([label in place for label in said])
-    target = torch.tensor([order.index(place[label]) for label in said if label in place])
+    keep = torch.tensor([label in place for label in item_labels])
+    target = torch.tensor([order.index(place[label]) for label in item_labels if label in place])
     if not len(target):
         return None
     metric = GroupAccuracy(wanted_classes([list(classes) for classes in groups], network.labels))
-    metric.update(judged.heard[network.name].scores[keep], target)
+    metric.update(judged.outputs[network.name].scores[keep], target)
     return {"labels": order, "table": [[round(x, 6) for x in row] for row in metric.table.tolist()]}
 
 
@@ -84,7 +84,7 @@ def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network)
     for number, row in enumerate(rows):
         by_label.setdefault(row["label"] or "(no label)", []).append(number)
     masked = imagehear.general_mask(network.labels)
-    scores = judged.heard[network.name].scores.masked_fill(masked, 0.0)
+    scores = judged.outputs[network.name].scores.masked_fill(masked, 0.0)
     found = []
     for label, numbers in sorted(by_label.items()):
         line: dict[str, Any] = {"label": label, "count": len(numbers)}
@@ -106,5 +106,5 @@ def ranked(rows: Sequence[Mapping[str, Any]], judged: Judged, network: Network, 
         return torch.tensor([row["kl"] for row in rows], dtype=torch.float64).argsort(stable=True)
     labels = plan.labels or {}
     names = [imagehear.audioset_names(labels.get(t, ""), network.labels) for t in judged.set.targets]
-    own = judged.heard[network.name].scores.masked_fill(~wanted_classes(names, network.labels), 0.0).amax(1)
+    own = judged.outputs[network.name].scores.masked_fill(~wanted_classes(names, network.labels), 0.0).amax(1)
     return own.argsort(descending=True, stable=True)

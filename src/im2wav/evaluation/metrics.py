@@ -1,6 +1,6 @@
-"""Metrics as torchmetrics classes: fed batch by batch, summed over processes, independent of order and batch size.
+"""Metrics as torchmetrics classes, independent of batch order and batch size.
 
-Letters: B items of a batch, D width of an embedding, C classes, N samples, T codes.
+Letters: B batch, D dimension of an embedding, C classes, N samples, T codes.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from im2wav.evaluation import statistics
+from im2wav.evaluation import set_statistics
 from im2wav.evaluation.distance import log_stft_distance, si_sdr
 
 
 class ItemMean(Metric):
-    """Mean over items of a figure that each item has by itself; a subclass says which, in `values`."""
+    """Mean over items of a metric that subclasses compute per item in `values`."""
 
     full_state_update = False
     total: Tensor
@@ -30,7 +30,7 @@ class ItemMean(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def values(self, *items: Any) -> Tensor:
-        """The figure of each item, [B]."""
+        """Metric of each item, [B]."""
         raise NotImplementedError
 
     def update(self, *items: Any) -> None:
@@ -40,18 +40,18 @@ class ItemMean(Metric):
         self.count += values.numel()
 
     def compute(self) -> Tensor:
-        """The mean; NaN where nothing was added."""
+        """Return the mean; NaN without items."""
         return self.total / self.count
 
 
 def divergence(logits: Tensor, reference: Tensor, convention: str = "softmax") -> Tensor:
-    """KL divergence of each item's classes from its reference's: sum_c p log(p / q), [B].
+    """KL divergence of the class distribution of each item from its reference: sum_c p log(p / q), [B].
 
-    p is of the reference, q of the generated sound, from logits [B, C]. `softmax` is the field's "KL" on VGGSound;
-    `sigmoid` takes the classes as independent and, as the usual code does, leaves out the terms of (1 - p).
+    p is from the reference, q from the generated audio, given logits [B, C]. `softmax` is the usual KL on VGGSound;
+    `sigmoid` treats classes as independent and omits the terms of (1 - p), like the usual implementation.
 
     Raises:
-        ValueError: no such convention.
+        ValueError: unknown convention.
     """
     logs = {"softmax": lambda x: x.log_softmax(-1), "sigmoid": F.logsigmoid}
     if convention not in logs:
@@ -68,18 +68,18 @@ class KLDivergence(ItemMean):
         self.convention = convention
 
     def values(self, logits: Tensor, reference: Tensor) -> Tensor:
-        """Logits [B, C] of generated sounds and of their references -> [B]."""
+        """Logits [B, C] of generated and reference audio -> [B]."""
         return divergence(logits, reference, self.convention)
 
 
 def hits(scores: Tensor, wanted: Tensor, top: int = 1, masked: Tensor | None = None) -> Tensor:
-    """Whether a wanted class is among the `top` highest scores of each item: [B] of 0 and 1.
+    """Whether a correct class is among the `top` highest scores of each item: [B] of 0 and 1.
 
     Args:
         scores: [B, C].
-        wanted: bool [B, C].
-        top: how many classes count.
-        masked: bool [C], classes that never count (AudioSet's general ones).
+        wanted: correct classes, bool [B, C].
+        top: number of highest scores.
+        masked: bool [C], excluded classes (general AudioSet classes).
     """
     if masked is not None:
         scores = scores.masked_fill(masked, -torch.inf)
@@ -88,14 +88,14 @@ def hits(scores: Tensor, wanted: Tensor, top: int = 1, masked: Tensor | None = N
 
 
 class Accuracy(ItemMean):
-    """Share of items with a wanted class among the `top` highest scores; `masked` classes never count."""
+    """Fraction of items with a correct class among the `top` highest scores, excluding `masked` classes."""
 
     def __init__(self, top: int = 1, masked: Tensor | None = None, **options: Any):
         super().__init__(**options)
         self.top, self.masked = top, masked
 
     def values(self, scores: Tensor, wanted: Tensor) -> Tensor:
-        """Scores [B, C] and wanted classes, bool [B, C] -> [B]."""
+        """Scores [B, C] and correct classes, bool [B, C] -> [B]."""
         return hits(scores, wanted, self.top, self.masked)
 
 
@@ -105,12 +105,12 @@ def group_scores(scores: Tensor, groups: Tensor) -> Tensor:
 
 
 def group_hits(scores: Tensor, groups: Tensor, target: Tensor) -> Tensor:
-    """Whether each item's own group scores highest, [B]; a tie of n groups counts 1 / n.
+    """Whether the correct group of each item has the highest score, [B]; a tie of n groups counts 1 / n.
 
     Args:
         scores: [B, C].
-        groups: bool [K, C], which classes belong to each group.
-        target: [B], the number of the item's group.
+        groups: bool [K, C], classes of each group.
+        target: [B], index of the correct group.
     """
     best = group_scores(scores, groups)
     top = best == best.amax(1, keepdim=True)
@@ -118,7 +118,7 @@ def group_hits(scores: Tensor, groups: Tensor, target: Tensor) -> Tensor:
 
 
 class GroupAccuracy(Metric):
-    """`group_hits`, averaged over all items, and as a table of which group is heard for which (ties shared)."""
+    """Mean of `group_hits`, and the confusion matrix of the groups (ties split)."""
 
     full_state_update = False
     table: Tensor
@@ -136,12 +136,12 @@ class GroupAccuracy(Metric):
         self.table.index_add_(0, target, top / top.sum(1, keepdim=True))
 
     def compute(self) -> dict[str, Tensor]:
-        """`accuracy`, and `table` [K, K] of counts: rows are what it was, columns what was heard."""
+        """`accuracy`, and `table` [K, K] of counts: rows are correct groups, columns predicted groups."""
         return {"accuracy": self.table.diagonal().sum() / self.table.sum(), "table": self.table}
 
 
 class CosineScore(ItemMean):
-    """100 times the mean cosine of two embeddings: CS with CLIP and Wav2CLIP."""
+    """Mean cosine similarity of two embeddings times 100: CLIP score (CS) with CLIP and Wav2CLIP."""
 
     def values(self, one: Tensor, other: Tensor) -> Tensor:
         """Embeddings [B, D] and [B, D] -> [B]."""
@@ -152,7 +152,7 @@ class SiSdr(ItemMean):
     """Mean scale-invariant signal-to-distortion ratio, dB."""
 
     def values(self, target: Tensor, output: Tensor) -> Tensor:
-        """Waves [B, N] -> [B]."""
+        """Waveforms [B, N] -> [B]."""
         return si_sdr(target, output)
 
 
@@ -160,12 +160,12 @@ class LogStftDistance(ItemMean):
     """Mean distance of log-magnitude spectrograms at three resolutions, dB."""
 
     def values(self, target: Tensor, output: Tensor) -> Tensor:
-        """Waves [B, N] -> [B]."""
+        """Waveforms [B, N] -> [B]."""
         return log_stft_distance(target, output)
 
 
 class BitsPerCode(ItemMean):
-    """Mean bits that a prior needs for a code: the negative log-likelihood to base 2."""
+    """Mean bits per code of a prior: negative log-likelihood to base 2."""
 
     def values(self, logits: Tensor, codes: Tensor) -> Tensor:
         """Logits [B, T, K] and codes [B, T] -> [B]."""
@@ -173,7 +173,7 @@ class BitsPerCode(ItemMean):
 
 
 class CodeUsage(Metric):
-    """How many codes of a codebook are used, and the perplexity of their use."""
+    """Fraction of codes used and perplexity of a codebook."""
 
     full_state_update = False
     counts: Tensor
@@ -187,13 +187,16 @@ class CodeUsage(Metric):
         self.counts += codes.flatten().bincount(minlength=len(self.counts))
 
     def compute(self) -> dict[str, Tensor]:
-        """`used`, the share of the codebook that occurs, and `perplexity`."""
-        share = self.counts / self.counts.sum()
-        return {"used": (share > 0).double().mean(), "perplexity": torch.special.entr(share).sum().exp()}
+        """`used`, the fraction of codes that occur, and `perplexity`."""
+        probabilities = self.counts / self.counts.sum()
+        return {
+            "used": (probabilities > 0).double().mean(),
+            "perplexity": torch.special.entr(probabilities).sum().exp(),
+        }
 
 
 class FrechetDistance(Metric):
-    """Fréchet distance of generated and real embeddings, from sums alone: memory does not grow with the set."""
+    """Fréchet distance of generated and real embeddings, from running sums: memory does not grow with the set."""
 
     full_state_update = False
 
@@ -205,7 +208,7 @@ class FrechetDistance(Metric):
             self.add_state(f"{kind}_outer", torch.zeros(dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rows: Tensor, real: bool) -> None:
-        """Add embeddings [B, D] of real or of generated sounds."""
+        """Add embeddings [B, D] of real or generated audio."""
         kind, rows = "real" if real else "generated", rows.double()
         for name, value in (("count", len(rows)), ("sum", rows.sum(0)), ("outer", rows.T @ rows)):
             setattr(self, f"{kind}_{name}", getattr(self, f"{kind}_{name}") + value)
@@ -213,21 +216,21 @@ class FrechetDistance(Metric):
     def _moments(self, kind: str) -> tuple[Tensor, Tensor]:
         count, total, outer = (getattr(self, f"{kind}_{name}") for name in ("count", "sum", "outer"))
         if count < 2:
-            raise ValueError(f"{int(count)} {kind} sounds: the Fréchet distance needs at least two")
+            raise ValueError(f"{int(count)} {kind} audio files: the Fréchet distance needs at least two")
         mean = total / count
         return mean, (outer - count * mean.outer(mean)) / (count - 1)
 
     def compute(self) -> Tensor:
-        """The distance.
+        """Return the distance.
 
         Raises:
-            ValueError: fewer than two sounds on a side.
+            ValueError: fewer than two files in a set.
         """
-        return statistics.frechet(*self._moments("generated"), *self._moments("real"))
+        return set_statistics.frechet(*self._moments("generated"), *self._moments("real"))
 
 
 class KernelDistance(Metric):
-    """Kernel audio distance (`statistics.kernel_distance`). Keeps all embeddings: a kernel compares each with each."""
+    """Kernel audio distance (`set_statistics.kernel_distance`). Stores all embeddings."""
 
     full_state_update = False
     real: list[Tensor]
@@ -240,17 +243,17 @@ class KernelDistance(Metric):
         self.add_state("generated", [], dist_reduce_fx="cat")
 
     def update(self, rows: Tensor, real: bool) -> None:
-        """Add embeddings [B, D] of real or of generated sounds."""
+        """Add embeddings [B, D] of real or generated audio."""
         (self.real if real else self.generated).append(rows)
 
     def compute(self) -> Tensor:
-        """The distance."""
+        """Return the distance."""
         rows = [dim_zero_cat(x).cpu() for x in (self.generated, self.real)]
-        return statistics.kernel_distance(rows[0], rows[1], self.bandwidth)[0]
+        return set_statistics.kernel_distance(rows[0], rows[1], self.bandwidth)[0]
 
 
 class InceptionScore(Metric):
-    """Inception score (`statistics.inception_score`)."""
+    """Inception score (`set_statistics.inception_score`)."""
 
     full_state_update = False
     logits: list[Tensor]
@@ -265,13 +268,13 @@ class InceptionScore(Metric):
         self.logits.append(logits)
 
     def compute(self) -> Tensor:
-        """The score."""
+        """Return the score."""
         probabilities = dim_zero_cat(self.logits).cpu().double().softmax(-1)
-        return statistics.inception_score(probabilities, self.splits, self.seed)[0]
+        return set_statistics.inception_score(probabilities, self.splits, self.seed)[0]
 
 
 def wanted_classes(names: Sequence[Sequence[str]], labels: Sequence[str]) -> Tensor:
-    """Which classes each item wants: names of classes -> bool [B, C]; names that are no class are left out."""
+    """Correct classes of each item: class names -> bool [B, C]; unknown names are ignored."""
     index = {label: i for i, label in enumerate(labels)}
     wanted = torch.zeros(len(names), len(labels), dtype=torch.bool)
     for row, wants in enumerate(names):

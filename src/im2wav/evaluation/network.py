@@ -1,4 +1,4 @@
-"""What a network that judges sounds offers, and what it heard in a set of sounds."""
+"""Interface of the evaluation networks and their outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a network makes of one sound. D width of the embedding, C classes: none where the network has none."""
+class NetworkOutput:
+    """Output of a network for one audio file. D dimension of the embedding, C classes (0 without classes)."""
 
-    rows: Tensor  # [M, D], one embedding for the sound or one for each of its frames
+    rows: Tensor  # [M, D], one embedding per file or per frame
     logits: Tensor = field(default_factory=lambda: torch.zeros(0))  # [C]
-    scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # [C], probability of each class
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # [C], class probabilities
 
 
 class Network:
-    """A network that judges sounds; `labels` are the names of its classes, none where it has no classes.
+    """An evaluation network; `labels` are the names of its classes, if any.
 
-    `uses` says which figures it is for: `distance` of sets, `classes` that are heard, `picture`: cosine with a picture.
+    `uses` selects its metrics: `distance` between sets, `classes`, `image`: cosine similarity with image embeddings.
     """
 
     name: str
@@ -29,34 +29,34 @@ class Network:
     dim: int
     labels: Sequence[str]
 
-    def hear(self, wav: Tensor) -> Heard:
-        """Judge wav [N] at the network's sample rate."""
+    def analyse(self, wav: Tensor) -> NetworkOutput:
+        """Analyse wav [N] at the sample rate of the network."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Heardings:
-    """What a network heard in S sounds."""
+class SetOutputs:
+    """Outputs of a network for S audio files."""
 
     rows: Tensor  # [M, D]
-    owner: Tensor  # [M], which sound each row belongs to
+    owner: Tensor  # [M], file index of each row
     logits: Tensor  # [S, C]
     scores: Tensor  # [S, C]
 
     @classmethod
-    def join(cls, heard: Sequence[Heard]) -> "Heardings":
-        """Of single sounds, in their order."""
-        counts = torch.tensor([len(h.rows) for h in heard])
+    def join(cls, outputs: Sequence[NetworkOutput]) -> "SetOutputs":
+        """Stack the outputs of single files."""
+        counts = torch.tensor([len(h.rows) for h in outputs])
         return cls(
-            rows=torch.cat([h.rows for h in heard]),
-            owner=torch.arange(len(heard)).repeat_interleave(counts),
-            logits=torch.stack([h.logits for h in heard]),
-            scores=torch.stack([h.scores for h in heard]),
+            rows=torch.cat([h.rows for h in outputs]),
+            owner=torch.arange(len(outputs)).repeat_interleave(counts),
+            logits=torch.stack([h.logits for h in outputs]),
+            scores=torch.stack([h.scores for h in outputs]),
         )
 
     @classmethod
-    def concat(cls, parts: Sequence["Heardings"]) -> "Heardings":
-        """Of several lots of sounds, one after the other."""
+    def concat(cls, parts: Sequence["SetOutputs"]) -> "SetOutputs":
+        """Concatenate outputs."""
         before, owners = 0, []
         for part in parts:
             owners.append(part.owner + before)

@@ -1,6 +1,6 @@
-"""PaSST, the tagger of the field's KL and accuracy: a vision transformer on log-mel patches, 527 AudioSet classes.
+"""PaSST, the usual tagger for KL and accuracy: a vision transformer on log-mel patches, 527 AudioSet classes.
 
-Source: Koutini et al., 2022, `passt_s_swa_p16_128_ap476`; front-end and layout of weights as in hear21passt.
+Source: Koutini et al., 2022, `passt_s_swa_p16_128_ap476`; front end and weight layout as in hear21passt.
 """
 
 from functools import partial
@@ -11,14 +11,14 @@ import torch
 import torchaudio.compliance.kaldi
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 from im2wav.evaluation.yamnet import labels as yamnet_labels
 
-SECONDS = 10.0  # that the network hears at once; shorter sounds are followed by silence
+SECONDS = 10.0  # input duration; shorter audio is padded with silence
 N_FFT, WINDOW, HOP, MELS = 1024, 800, 320, 128
-HIGH = 15000.0  # Hz; half the sample rate less half the range by which training moved it
-# AudioSet's classes that YAMNet leaves out, by their number among all 527
+HIGH = 15000.0  # Hz; half the sample rate minus half the range of the training augmentation
+# AudioSet classes missing in YAMNet, by their index among all 527
 LEFT_OUT = {
     1: "Male speech, man speaking",
     2: "Female speech, woman speaking",
@@ -30,15 +30,15 @@ LEFT_OUT = {
 
 
 def audioset_labels() -> tuple[str, ...]:
-    """Names of AudioSet's 527 classes, in its order: YAMNet's and those that it leaves out."""
+    """Names of the 527 AudioSet classes in order."""
     names = list(yamnet_labels())
     for number, name in LEFT_OUT.items():  # in ascending order
         names.insert(number, name)
     return tuple(names)
 
 
-def log_mel(wav: Tensor, rate: int = 32000) -> Tensor:
-    """Log-mel picture [128, frames] of wav [N]: pre-emphasis, power spectrogram, Kaldi's mel bands, scaled."""
+def passt_log_mel(wav: Tensor, rate: int = 32000) -> Tensor:
+    """Log-mel spectrogram [128, frames] of wav [N]: pre-emphasis, power spectrogram, Kaldi mel bands, scaling."""
     wav = wav[1:] - 0.97 * wav[:-1]
     window = torch.hann_window(WINDOW, periodic=False)
     power = torch.stft(wav, N_FFT, HOP, WINDOW, window, return_complex=True).abs().square()
@@ -48,12 +48,12 @@ def log_mel(wav: Tensor, rate: int = 32000) -> Tensor:
 
 
 class PasstNet(nn.Module):
-    """Pictures [B, 1, 128, frames] -> logits [B, classes] and features [B, width].
+    """Spectrograms [B, 1, 128, frames] -> logits [B, classes] and features [B, width].
 
     Args:
-        width, depth, heads: of the transformer.
-        grid: patches over frequency and time that it has positions for.
-        classes: of the head.
+        width, depth, heads: sizes of the transformer.
+        grid: patches over frequency and time with position embeddings.
+        classes: number of classes.
 
     Raises:
         ValueError: timm is not installed.
@@ -75,18 +75,18 @@ class PasstNet(nn.Module):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, width))  # of the two tokens
+        self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, width))  # positions of the two tokens
         self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, width, grid[0], 1))
         self.time_new_pos_embed = nn.Parameter(torch.zeros(1, width, 1, grid[1]))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, width, 16, stride=10)})
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
         self.norm = norm(width)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
-        self.head_dist = nn.Linear(width, classes)  # in the file; not part of the answer
+        self.head_dist = nn.Linear(width, classes)  # in the weights file, not used
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Tag."""
-        patches = self.patch_embed["proj"](pictures)
+    def forward(self, spectrograms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and features."""
+        patches = self.patch_embed["proj"](spectrograms)
         patches = patches + self.time_new_pos_embed[..., : patches.shape[-1]] + self.freq_new_pos_embed
         tokens = torch.cat([self.cls_token, self.dist_token], 1) + self.new_pos_embed
         x = torch.cat([tokens.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
@@ -96,14 +96,14 @@ class PasstNet(nn.Module):
 
 
 class Passt(Network):
-    """The network with its weights.
+    """PaSST with its weights.
 
     Args:
-        folder: where the file lies.
-        check: refuse another file than the published one; depth, width and positions are then the file's own.
+        folder: folder of the weights file.
+        check: reject files other than the published one. Without the check, sizes are read from the file.
 
     Raises:
-        ValueError: the file is missing, wrong, or of another layout.
+        ValueError: the file is missing, wrong, or has another layout.
     """
 
     name = "passt"
@@ -118,16 +118,16 @@ class Passt(Network):
             width = state["cls_token"].shape[-1]
             grid = (state["freq_new_pos_embed"].shape[2], state["time_new_pos_embed"].shape[3])
         except (ValueError, KeyError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path} does not hold a PaSST: {error}") from error
+            raise ValueError(f"{path} is not a PaSST checkpoint: {error}") from error
         self.labels = audioset_labels()
         self.net = PasstNet(width, depth, max(1, width // 64), grid, len(self.labels))
         self.dim = width
         load_into(self.net, state, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
-        """Tag the first 10 s of wav [N] at 32 kHz; a shorter sound is followed by silence, as in av-benchmark."""
+    def analyse(self, wav: Tensor) -> NetworkOutput:
+        """Analyse the first 10 s of wav [N] at 32 kHz; shorter audio is padded with silence, as in av-benchmark."""
         samples = round(SECONDS * self.sample_rate)
         wav = nn.functional.pad(wav[:samples], (0, max(0, samples - len(wav))))
-        logits, features = self.net(log_mel(wav)[None, None])
-        return Heard(features, logits[0], logits[0].sigmoid())
+        logits, features = self.net(passt_log_mel(wav)[None, None])
+        return NetworkOutput(features, logits[0], logits[0].sigmoid())

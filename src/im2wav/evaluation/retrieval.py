@@ -1,4 +1,4 @@
-"""Retrieval: which recording is nearest to a generated one, and does it belong to the image?"""
+"""Retrieval: whether the recording nearest to generated audio belongs to its image."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,10 +37,10 @@ def retrieval_values(
         items: the item of each.
         recordings: name -> label ("" if unknown) of all recordings that were searched.
         labels: item -> label.
-        shuffled: judge each for all other items instead, and give the mean.
+        shuffled: mean over all other items instead (shuffled baseline).
 
     Returns:
-        Name -> (which have an answer, bool [S]; their values). A figure that no item has an answer to is left out.
+        Name -> (mask of known items, bool [S]; values). Metrics without known items are omitted.
     """
     values: dict[str, tuple[Tensor, Tensor]] = {}
     for name, keys in (

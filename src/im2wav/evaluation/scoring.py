@@ -1,4 +1,4 @@
-"""The `evaluate` command: networks judge sets of audio, and statistics make figures of what they return."""
+"""The `evaluate` command: network outputs of sets of audio files, and metrics computed from them."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from im2wav.decoding.linear import pick_device
-from im2wav.evaluation import items, sounds, summary
+from im2wav.evaluation import audio_files, items, summary
+from im2wav.evaluation.audio_files import Judged, Reading
+from im2wav.evaluation.evaluation_inputs import Inputs, check_options, gather
 from im2wav.evaluation.export import av_benchmark
 from im2wav.evaluation.figures import Plan, Row, real_row, set_row, shuffled_items
+from im2wav.evaluation.generate_items import measure_codes, model_files, reconstruct
 from im2wav.evaluation.images import embed_images
-from im2wav.evaluation.inputs import Inputs, check_options, gather
 from im2wav.evaluation.network import Network
 from im2wav.evaluation.retrieval import nearest
-from im2wav.evaluation.sampling import measure_codes, model_files, reconstruct
-from im2wav.evaluation.sounds import Judged, Reading
 from im2wav.evaluation.suites import load_networks
 from im2wav.evaluation.writing import Examples, warnings_for, write_files
 from im2wav.files import file_sha256
@@ -32,7 +32,7 @@ from im2wav.report.tables import as_markdown, as_text
 
 log = logging.getLogger(__name__)
 
-CODEC_SECONDS = 4.096  # of each reference that a codec alone is judged by: the official window
+CODEC_SECONDS = 4.096  # duration per reference for codec=FILE: the official window
 
 
 def is_paired(cfg: Any, found: Inputs) -> bool:
@@ -41,7 +41,7 @@ def is_paired(cfg: Any, found: Inputs) -> bool:
 
 
 def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Reading) -> dict[str, Judged]:
-    """Run the networks on every set, also on the codec reconstruction of the references where there is a codec."""
+    """Run the networks on all sets, including the codec reconstruction of the references if there is a codec."""
     sets = dict(found.sets)
     if found.reference is not None:
         sets["reference"] = found.reference
@@ -50,21 +50,22 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
             sets[name] = reconstruct(found.reference, model_files(cfg)["codec"], cfg.device)
     searched = found.recordings if is_paired(cfg, found) and len(found.recordings) <= cfg.max_retrieval else ()
     judged = {
-        name: sounds.judge(one, networks, reading, bool(searched) and name != "reference") for name, one in sets.items()
+        name: audio_files.judge(one, networks, reading, bool(searched) and name != "reference")
+        for name, one in sets.items()
     }
     if not searched:
         return judged
-    mels = [log_mel(_whole(sound, reading), reading.rate) for sound in searched]
+    mels = [log_mel(_whole(file, reading), reading.rate) for file in searched]
     for name, one in judged.items():
         if one.mels is not None:
             judged[name] = replace(one, nearest=[searched[i].name for i in nearest(one.mels, mels)])
     return judged
 
 
-def _whole(sound: sounds.Sound, reading: Reading) -> torch.Tensor:
-    """A whole recording [N], repeated if it is shorter than what is judged."""
-    wav = read_audio(sound.path, reading.rate)
-    return reading.raw(sound) if len(wav) < round(reading.seconds * reading.rate) else wav
+def _whole(file: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
+    """Complete recording [N], repeated if it is shorter than the evaluated duration."""
+    wav = read_audio(file.path, reading.rate)
+    return reading.raw(file) if len(wav) < round(reading.seconds * reading.rate) else wav
 
 
 def figure_table(judged: Mapping[str, Judged], networks: Sequence[Network], plan: Plan, paired: bool) -> dict[str, Row]:
@@ -115,7 +116,7 @@ def build_report(
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),
         "networks": hashes,
-        "sets": {name: sounds.describe(one.set) for name, one in judged.items()},
+        "sets": {name: audio_files.describe_set(one.set) for name, one in judged.items()},
         "recordings": len(plan.recordings),
         "unmatched": {"generated": found.unmatched.generated, "reference": found.unmatched.reference},
         "warnings": warnings_for(judged, networks, found, reading),
@@ -155,19 +156,19 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     found = gather(cfg)
     sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
     seconds = cfg.seconds or (
-        CODEC_SECONDS if cfg.mode == "codec" else min(s.seconds for s in found.sets["generated"].sounds)
+        CODEC_SECONDS if cfg.mode == "codec" else min(s.seconds for s in found.sets["generated"].files)
     )
-    reading = Reading(sounds.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
+    reading = Reading(audio_files.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
     times["gather"] = round(time.monotonic() - start, 3)
     if cfg.get("export"):
         return av_benchmark(out, found, reading)
     images = None
-    if any("picture" in network.uses for network in networks):
+    if any("image" in network.uses for network in networks):
         targets = sorted({target for one in found.sets.values() for target in one.targets})
         images = embed_images(found.images, targets, Path(cfg.weights_dir), cfg.check_weights, cfg.device)
     judged = judge_sets(cfg, found, networks, reading)
     searched = found.recordings if judged["generated"].nearest else ()
-    recordings = {sound.name: found.labels.get(sound.name, "") for sound in searched}
+    recordings = {file.name: found.labels.get(file.name, "") for file in searched}
     plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, images, recordings)
     times["judge"] = round(time.monotonic() - start - times["gather"], 3)
     report, shown = build_report(cfg, found, judged, networks, plan, reading)
@@ -184,12 +185,12 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
 
 
 def evaluate_setting(cfg: Any, sweep: Path, job: int, setting: str) -> None:
-    """Evaluate one job of a multirun in a folder of its own below `sweep`, then write the table of all finished jobs.
+    """Evaluate one job of a multirun in its own folder below `sweep`, then write the table of all finished jobs.
 
     Raises:
         ValueError: see `evaluate_audio`.
     """
-    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # of another sweep
+    for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # from an earlier sweep
         earlier.unlink()
     cfg.out = str(sweep / str(job))
     evaluate_audio(cfg)

@@ -1,4 +1,4 @@
-"""Which networks judge, by the name of a suite."""
+"""Networks of each suite."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ def load_networks(suite: str, weights_dir: Path | None, check: bool = True) -> l
 
     Args:
         suite: `offline`, `paper` or `all`.
-        weights_dir: where the files of `paper` lie.
-        check: refuse a file whose sha256 is not the published one.
+        weights_dir: folder of the weights files of `paper`.
+        check: reject files whose sha256 differs from the published one.
 
     Raises:
-        ValueError: no such suite, or weights that are missing or wrong.
+        ValueError: unknown suite, or weights that are missing or wrong.
     """
     if suite not in SUITES:
         raise ValueError(f"suite={suite}: expected one of {', '.join(SUITES)}")
@@ -26,10 +26,10 @@ def load_networks(suite: str, weights_dir: Path | None, check: bool = True) -> l
 
         networks.append(Yamnet())
     if suite in ("paper", "all"):
+        from im2wav.evaluation.network_weights import check_folder
         from im2wav.evaluation.passt import Passt
         from im2wav.evaluation.vggish import Vggish
         from im2wav.evaluation.wav2clip import Wav2Clip
-        from im2wav.evaluation.weights import check_folder
 
         folder = check_folder(weights_dir)
         networks += [Passt(folder, check), Vggish(folder, check), Wav2Clip(folder, check)]

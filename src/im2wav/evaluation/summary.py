@@ -52,7 +52,7 @@ PRIORS = {
 
 
 def number(value: float | None) -> str:
-    """A figure with three significant digits, never in powers of ten; a count as it is."""
+    """Format a number with three significant digits, without exponent; integers unchanged."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -61,11 +61,11 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def cell(figure: Mapping[str, Any] | None, sounds: int | None = None) -> str:
-    """A figure with its interval, and its N where that is not `sounds`."""
+def cell(figure: Mapping[str, Any] | None, files: int | None = None) -> str:
+    """A figure with its interval, and its N where that is not `files`."""
     if figure is None:
         return "-"
-    counted = f" N={figure['n']}" if sounds not in (None, figure["n"]) else ""
+    counted = f" N={figure['n']}" if files not in (None, figure["n"]) else ""
     return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]{counted}"
 
 
@@ -123,8 +123,8 @@ def sweep_lines(reports: Mapping[str, Mapping[str, Any]], row: str = "generated"
         for kind in (row, "draft"):
             figures = report["rows"].get(kind)
             if figures:
-                said = setting if kind == row else f"{setting}, {SETS[kind]}"
-                lines.append([said, *(cell(figures.get(name)) for name in names)])
+                label = setting if kind == row else f"{setting}, {SETS[kind]}"
+                lines.append([label, *(cell(figures.get(name)) for name in names)])
     for kind in ("shuffled", "real", "reconstruction"):
         figures = next(iter(reports.values()))["rows"].get(kind)
         if figures:

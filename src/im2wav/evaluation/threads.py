@@ -1,8 +1,7 @@
-"""Many small tasks side by side, one core for each.
+"""Run many small tasks in parallel, one thread per task.
 
-A sound of seconds and a matrix of a thousand columns are too small to be cut up: the threads of one operation would
-mostly wait for each other. So operations take one thread, and tasks run beside each other. What a task gives then
-depends neither on the number of cores nor on what else the machine does.
+Short audio and small matrices do not benefit from intra-op parallelism. Single-threaded operations are also
+reproducible: results do not depend on the number of cores.
 """
 
 from collections import deque
@@ -14,17 +13,17 @@ import torch
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-AT_ONCE = 8  # tasks; on a machine of many cores memory stays bounded
+AT_ONCE = 8  # maximum number of tasks, to bound memory on machines with many cores
 
 
-def side_by_side(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """What `work` makes of each task, in the order of the tasks; what it raises is raised here.
+def map_in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Yield the result of `work` for each task, in order; exceptions are re-raised.
 
-    It runs in as many threads as torch has, at most 8, and results that nobody has taken yet stay few. Torch's own
-    operations take one thread until all is done: one such loop must end before another begins.
+    Uses `torch.get_num_threads()` threads, at most 8, and buffers few results. Torch operations are single-threaded
+    until the iterator is exhausted, so do not nest or interleave calls.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the number that MKL goes by belongs to the process
+    torch.set_num_threads(1)  # the thread count of MKL is global
     workers = min(threads, AT_ONCE)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()

@@ -1,7 +1,7 @@
 """VGGish, the network of the Fréchet audio distance (FAD).
 
-Source: Hershey et al., 2017; the layout of weights is that of torchvggish. As the field's tools use it for FAD: frames
-of 0.96 s, no post-processing, and the last ReLU left out.
+Source: Hershey et al., 2017; weight layout of torchvggish. As usual for FAD: frames of 0.96 s, no
+post-processing, no final ReLU.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 
 WINDOW, HOP, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms
 MELS, LOW, HIGH = 64, 125.0, 7500.0  # bands from LOW to HIGH Hz
-FRAMES = 96  # spectra in an example: 0.96 s
+FRAMES = 96  # spectra per example: 0.96 s
 OFFSET = 0.01  # added before the logarithm
-WIDTHS = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0)  # channels of the convolutions; 0 halves the picture
+WIDTHS = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0)  # channels of the convolutions; 0 is a max pooling layer
 
 
 def mel_matrix(rate: int) -> Tensor:
-    """Triangular bands [257, 64], linear on the HTK mel scale, 1127 ln(1 + f / 700), the constant bin left out."""
+    """Triangular bands [257, 64], linear on the HTK mel scale, 1127 ln(1 + f / 700), without the DC bin."""
 
     def mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
@@ -36,9 +36,9 @@ def mel_matrix(rate: int) -> Tensor:
 
 
 def examples(wav: Tensor, rate: int = 16000) -> Tensor:
-    """Log-mel examples [M, 1, 96, 64] of wav [N]; a rest that fills no example is left out.
+    """Log-mel examples [M, 1, 96, 64] of wav [N]; an incomplete last example is dropped.
 
-    A sound shorter than one example is followed by silence.
+    Audio shorter than one example is padded with silence.
     """
     needed = (FRAMES - 1) * HOP + WINDOW
     wav = nn.functional.pad(wav, (0, max(0, needed - len(wav))))
@@ -68,15 +68,15 @@ class VggishNet(nn.Module):
         )
 
     def forward(self, spectra: Tensor) -> Tensor:
-        """Embed; channels come last before the linear layers, as in the TensorFlow original."""
+        """Return embeddings; channels are last before the linear layers, as in the TensorFlow original."""
         return self.embeddings(self.features(spectra).permute(0, 2, 3, 1).flatten(1))
 
 
 class Vggish(Network):
-    """The network with its weights.
+    """VGGish with its weights.
 
     Raises:
-        ValueError: the file is missing, wrong, or of another layout.
+        ValueError: the file is missing, wrong, or has another layout.
     """
 
     name = "vggish"
@@ -94,6 +94,6 @@ class Vggish(Network):
         load_into(self.net, state, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
+    def analyse(self, wav: Tensor) -> NetworkOutput:
         """Embeddings of the 0.96 s examples of wav [N] at 16 kHz."""
-        return Heard(self.net(examples(wav)))
+        return NetworkOutput(self.net(examples(wav)))

@@ -1,7 +1,7 @@
-"""Wav2CLIP, which puts sounds among CLIP's pictures: half of the score CS.
+"""Wav2CLIP, which embeds audio in the space of CLIP image embeddings, for the CLIP score (CS).
 
 Source: Wu et al., 2022 (lyrebird-wav2clip): a ResNet-18 on the logarithm of a power spectrogram, then two linear
-layers. Each sound is normalised by itself, so that its company does not matter.
+layers. Each item is normalised on its own, independently of the batch.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ import torch
 import torchaudio.transforms
 from torch import Tensor, nn
 
-from im2wav.evaluation.network import Heard, Network
-from im2wav.evaluation.weights import checked_file, load_into, read_state
+from im2wav.evaluation.network import Network, NetworkOutput
+from im2wav.evaluation.network_weights import checked_file, load_into, read_state
 
 N_FFT, HOP = 512, 353  # samples
 ENCODER, TRANSFORM = "audio_encoder.", "audio_transform."
-# what the file holds besides: a buffer of the spectrogram, and the head of the pre-training
+# unused entries of the weights file: a spectrogram buffer and the pre-training heads
 UNUSED = ("audio_encoder.spectrogram.", "audio_encoder.fc.", "image_transform.")
 
 
 class Wav2ClipNet(nn.Module):
-    """Waves [B, N] at 16 kHz -> embeddings [B, 512].
+    """Waveforms [B, N] at 16 kHz -> embeddings [B, 512].
 
     Raises:
         ValueError: torchvision is not installed.
@@ -43,23 +43,23 @@ class Wav2ClipNet(nn.Module):
         self._spectrogram.register_buffer("window", self._spectrogram.window, persistent=False)
 
     def forward(self, wav: Tensor) -> Tensor:
-        """Embed."""
+        """Return embeddings."""
         logs = (self._spectrogram(wav[:, None]) + 1e-7).log()
         mean, spread = logs.mean((1, 2, 3), keepdim=True), logs.std((1, 2, 3), keepdim=True)
         return self.audio_transform["sequential"](self.audio_encoder((logs - mean) / (spread + 1e-9)))
 
 
 class Wav2Clip(Network):
-    """The network with its weights.
+    """Wav2CLIP with its weights.
 
     Raises:
-        ValueError: the file is missing, wrong, or of another layout.
+        ValueError: the file is missing, wrong, or has another layout.
     """
 
     name = "wav2clip"
     sample_rate = 16000
     dim = 512
-    uses = frozenset({"picture"})
+    uses = frozenset({"image"})
     labels: Sequence[str] = ()
 
     def __init__(self, folder: Path, check: bool = True):
@@ -68,6 +68,6 @@ class Wav2Clip(Network):
         load_into(self.net, {k: v for k, v in read_state(path).items() if not k.startswith(UNUSED)}, path)
 
     @torch.inference_mode()
-    def hear(self, wav: Tensor) -> Heard:
-        """Embed wav [N] at 16 kHz, all of it at once."""
-        return Heard(self.net(wav[None]))
+    def analyse(self, wav: Tensor) -> NetworkOutput:
+        """Analyse wav [N] at 16 kHz."""
+        return NetworkOutput(self.net(wav[None]))

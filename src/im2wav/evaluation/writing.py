@@ -9,11 +9,11 @@ from typing import Any
 import PIL.Image
 
 from im2wav.evaluation import summary
+from im2wav.evaluation.audio_files import Judged, Reading, format_names
+from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.evaluation.figures import Plan
-from im2wav.evaluation.inputs import Inputs
 from im2wav.evaluation.items import ranked
 from im2wav.evaluation.network import Network
-from im2wav.evaluation.sounds import Judged, Reading, listed
 from im2wav.files import IMAGE_SUFFIXES, write_atomic
 from im2wav.media.reading import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
@@ -45,7 +45,7 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Examples:
-    """What the page plays: `count` of the best and of the worst audio files, as the tagger ranks them."""
+    """Examples of the page: `count` best and worst audio files as ranked by the tagger."""
 
     count: int
     tagger: Network | None
@@ -57,30 +57,39 @@ class Examples:
 def warnings_for(
     judged: Mapping[str, Judged], networks: Sequence[Network], found: Inputs, reading: Reading
 ) -> list[str]:
-    """What a reader of the figures must know."""
-    said = []
-    for names, who in ((found.unmatched.generated, "generated audio files"), (found.unmatched.reference, "references")):
+    """Return warnings about the metrics."""
+    found_warnings = []
+    for names, description in (
+        (found.unmatched.generated, "generated audio files"),
+        (found.unmatched.reference, "references"),
+    ):
         if names:
-            said.append(f"{len(names)} {who} have no counterpart and are left out: {listed(names, 20)}")
-    count = len(judged["generated"].set.sounds)
+            found_warnings.append(
+                f"{len(names)} {description} have no counterpart and are left out: {format_names(names, 20)}"
+            )
+    count = len(judged["generated"].set.files)
     for network in networks:
         if "distance" in network.uses and "reference" in judged and count < network.dim:
-            said.append(
+            found_warnings.append(
                 f"{count} audio files are fewer than the {network.dim} dimensions of an embedding of {network.name}: "
                 "the Fréchet distance is mostly bias and falls with more files; compare it only at the same number of "
                 "files, and prefer the kernel distance (KAD)"
             )
     for name, one in judged.items():
-        silent = [s.name for s, x in zip(one.set.sounds, one.levels.tolist(), strict=True) if x[1]]
+        silent = [s.name for s, x in zip(one.set.files, one.levels.tolist(), strict=True) if x[1]]
         if silent:
-            said.append(f"{len(silent)} audio files of {name} are silent and are judged as silence: {listed(silent)}")
-        short = [s.name for s in one.set.sounds if s.seconds < reading.seconds - 1e-3]
+            found_warnings.append(
+                f"{len(silent)} audio files of {name} are silent and are judged as silence: {format_names(silent)}"
+            )
+        short = [s.name for s in one.set.files if s.seconds < reading.seconds - 1e-3]
         if short and name != "reconstruction":
-            said.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
-    lengths = {round(s.seconds, 3) for s in judged["generated"].set.sounds}
+            found_warnings.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
+    lengths = {round(s.seconds, 3) for s in judged["generated"].set.files}
     if len(lengths) > 1:
-        said.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
-    return said
+        found_warnings.append(
+            f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged"
+        )
+    return found_warnings
 
 
 def _image(path: Path | None) -> Image | None:
@@ -96,16 +105,16 @@ def example_cards(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]
     if tagger is None or not rows or not examples.count:
         return []
     order = ranked(rows, generated, tagger, examples.plan).tolist()
-    reference = {s.name: s for s in judged["reference"].set.sounds} if "reference" in judged else {}
+    reference = {s.name: s for s in judged["reference"].set.files} if "reference" in judged else {}
     by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
 
     def card(number: int) -> Card:
-        sound, row = generated.set.sounds[number], rows[number]
-        audio = {"generated": inline_audio(reading.raw(sound, generated.set.process), reading.rate)}
-        if sound.target in reference:
-            audio["real"] = inline_audio(reading.raw(reference[sound.target]), reading.rate)
-        note = f"{sound.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
-        return Card(row["label"] or sound.name, _image(examples.images.get(sound.target)), audio, note)
+        file, row = generated.set.files[number], rows[number]
+        audio = {"generated": inline_audio(reading.raw(file, generated.set.process), reading.rate)}
+        if file.target in reference:
+            audio["real"] = inline_audio(reading.raw(reference[file.target]), reading.rate)
+        note = f"{file.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
+        return Card(row["label"] or file.name, _image(examples.images.get(file.target)), audio, note)
 
     count = min(examples.count, len(order) // 2 or 1)
     return [
@@ -145,7 +154,7 @@ def _label_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _fact_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What a figure depends on: sets, networks, protocol."""
+    """Table of sets, networks and protocol."""
     lines = [["name", "value"]]
     for name, about in report["sets"].items():
         seconds = about["seconds"]
@@ -192,7 +201,7 @@ def write_files(
     times: dict[str, float],
     start: float,
 ) -> None:
-    """Write all files. Times have a file of their own: the others are reproducible to the byte."""
+    """Write all files. Times are in a separate file: the others are reproducible byte by byte."""
     text = as_markdown(summary.figure_rows(report["rows"]))
     text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
     write_atomic(out / "items.csv", as_csv(rows))

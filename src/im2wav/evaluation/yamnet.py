@@ -1,7 +1,7 @@
 """YAMNet, a tagger of 521 AudioSet classes whose weights ship with the package.
 
-Its 8-bit file gives scores in steps of 1/256, most of them exactly zero, which divergences cannot use. So the inner
-embedding is read, and the last layer is computed from its stored weights in full precision.
+The scores of the 8-bit model have steps of 1/256 and are mostly zero, which is not usable for KL divergences. The
+embedding is read instead, and the last layer is computed from its stored weights in full precision.
 """
 
 import io
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.network import Heard, Network
+from im2wav.evaluation.network import Network, NetworkOutput
 from im2wav.files import file_sha256
 
 PATH = Path(__file__).parents[1] / "assets" / "yamnet" / "yamnet.tflite"
 SHA256 = "10c95ea3eb9a7bb4cb8bddf6feb023250381008177ac162ce169694d05c317de"
-FRAME = 15600  # samples that the network reads at once: 0.975 s
+FRAME = 15600  # samples per input: 0.975 s
 HOP = 7680  # 0.48 s, as in YAMNet's own code
-# what the tensors are called; the numbers change with the tool that wrote the file
+# tensor names; the indices depend on the converter
 EMBEDDING = "tower0/network/layer28/reduce_mean"
 WEIGHTS = "tower0/network/layer29/fc/MatMul"
 BIASES = "network/layer29/fc/biases"
@@ -37,17 +37,17 @@ def labels(path: Path = PATH) -> tuple[str, ...]:
 
 
 class Yamnet(Network):
-    """The tagger.
+    """YAMNet tagger.
 
     Attributes:
-        name, sha256: which weights these are.
-        uses: which figures it is for.
+        name, sha256: name and hash of the weights.
+        uses: metrics that it is used for.
         sample_rate: Hz.
-        dim: width of the embedding.
+        dim: dimension of the embedding.
         labels: names of the classes.
 
     Raises:
-        ValueError: the file is not the one that was published, or its interpreter is not installed.
+        ValueError: the file is not the published one, or the interpreter is not installed.
     """
 
     name = "yamnet"
@@ -65,7 +65,7 @@ class Yamnet(Network):
         self.sha256 = file_sha256(path)
         if self.sha256 != SHA256:
             raise ValueError(
-                f"{path} has sha256 {self.sha256[:12]}…, expected {SHA256[:12]}…: it is damaged or another network"
+                f"{path} has sha256 {self.sha256[:12]}…, expected {SHA256[:12]}…: damaged file or another network"
             )
         self.labels = labels(path)
         self._make = partial(Interpreter, str(path), num_threads=1, experimental_preserve_all_tensors=True)
@@ -78,9 +78,9 @@ class Yamnet(Network):
 
     @property
     def _net(self) -> Any:
-        """The interpreter of this thread: it holds the frame that it is at."""
+        """Interpreter of this thread (it is stateful)."""
         if not hasattr(self._of_thread, "net"):
-            # that inner tensors are kept takes memory, it says: it takes little
+            # the memory overhead that it warns about is small
             warnings.filterwarnings("ignore", r".*experimental_preserve_all_tensors", UserWarning)
             net = self._make()
             net.allocate_tensors()
@@ -88,14 +88,14 @@ class Yamnet(Network):
         return self._of_thread.net
 
     def _read(self, detail: dict) -> Tensor:
-        """A tensor as the numbers that it stands for."""
+        """Dequantise a tensor."""
         scale, zero = detail["quantization"]
         return (torch.from_numpy(self._net.get_tensor(detail["index"])).double() - zero) * scale
 
-    def hear(self, wav: Tensor) -> Heard:
-        """Tag wav [N] at 16 kHz: its embedding is the mean over frames; a frame that is not full is left out.
+    def analyse(self, wav: Tensor) -> NetworkOutput:
+        """Analyse wav [N] at 16 kHz: mean over frames; an incomplete last frame is dropped.
 
-        A sound shorter than a frame is followed by silence.
+        Audio shorter than a frame is padded with silence.
         """
         samples = wav.float().numpy()
         if len(samples) < FRAME:
@@ -107,7 +107,7 @@ class Yamnet(Network):
             frames.append(self._read(self._embedding).flatten())
         embedding = torch.stack(frames)  # [frames, 1024]
         logits = embedding @ self._weights + self._biases  # [frames, 521]
-        return Heard(
+        return NetworkOutput(
             rows=embedding.mean(0, keepdim=True).float(),
             logits=logits.mean(0).float(),
             scores=logits.sigmoid().mean(0).float(),

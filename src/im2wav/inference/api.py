@@ -159,7 +159,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
             image: a photo, as a path or a PIL image; or set one of `video`, `timeline` (photos and the seconds from
                 which each is shown, such as ["dog.jpg@0", "car.jpg@3"]) and `text` (experimental, with CLIP only).
             seed: same seed, same audio.
-            num_drafts: with more than 1, generate so many drafts, and refine the one that the image explains best.
+            num_drafts: drafts to generate; with more than 1, the one that the image explains best is refined.
             progress: show a progress bar.
             options: `seconds`: length; that of the video, else one window, if None. `overlap`: fraction of a window
                 that repeats the one before, for audio longer than a window. `negative`, `negative_text`: a photo or a

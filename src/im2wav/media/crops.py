@@ -1,7 +1,7 @@
-"""What an encoder sees of an image: the central square, scaled bicubically with antialiasing, as bytes.
+"""Crop the central square of an image and scale it bicubically with antialiasing, as uint8.
 
-Photos are Pillow images and are scaled by Pillow, as the encoders were trained. Frames of videos are arrays and are
-scaled by torch, which does the same (values differ by 2 of 255 at most) in a quarter of the time.
+Photos are scaled by Pillow, as in the training of the encoders. Video frames are arrays and are scaled by torch, which
+is four times faster; values differ by at most 2 of 255.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def _scaled(frame: np.ndarray, wide: int, high: int) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [high, wide, 3]."""
     if frame.shape[:2] == (high, wide):
         return frame
-    images = torch.from_numpy(frame).permute(2, 0, 1)[None]  # bytes with the channels last have a fast path
+    images = torch.from_numpy(frame).permute(2, 0, 1)[None]  # channels-last uint8 has a fast path
     return F.interpolate(images, size=(high, wide), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 

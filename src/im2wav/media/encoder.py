@@ -1,7 +1,7 @@
 """Image encoders: images and video frames -> embeddings of unit norm.
 
-Config group `encoder/`. `crop` turns an image into a square of bytes, in the process that decodes; `forward` turns a
-batch of squares into embeddings, on the encoder's device.
+Config group `encoder/`. `crop` converts an image to a uint8 square in the decoding process; `forward` embeds a batch of
+squares on the device of the encoder.
 """
 
 import logging
@@ -121,7 +121,7 @@ class ClipEncoder(ImageEncoder):
         self.mean, self.std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
     def _load(self, open_clip) -> Any:
-        """The model with both towers."""
+        """Load the model with both towers."""
         script = _is_torchscript(self._path)
         try:
             model = open_clip.create_model(self.architecture, pretrained=None if script else str(self._path))
@@ -137,7 +137,7 @@ class ClipEncoder(ImageEncoder):
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each retry; the error below is enough
         try:
             return Path(open_clip.download_pretrained(config, prefer_hf_hub=True))
-        except Exception as error:  # whatever the network layer raises
+        except Exception as error:  # the network layer raises many types of errors
             raise ValueError(
                 f"the weights of CLIP {self.architecture} could not be downloaded ({type(error).__name__}): "
                 "set encoder.weights=/path/to/file, or use encoder=efficientnet_lite2 (needs no network)"
@@ -215,7 +215,7 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
 
 
 def build_encoder(name: str, **options: Any) -> ImageEncoder:
-    """Build the encoder of a name.
+    """Build an encoder by name.
 
     Raises:
         ValueError: unknown name, or an error of the encoder.

@@ -40,7 +40,7 @@ def _check_file(path: str | Path) -> None:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, rotated as its EXIF orientation says.
+    """Read an image as RGB, rotated by its EXIF orientation.
 
     Raises:
         MediaError: missing, or not an image.
@@ -63,7 +63,7 @@ def read_audio(path: str | Path, sample_rate: int) -> Tensor:
 
 
 def read_audio_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
-    """As `read_audio`, and the sample rate of the file in Hz."""
+    """Like `read_audio`, with the sample rate of the file in Hz."""
     _check_file(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -102,7 +102,7 @@ def set_loudness(wav: Tensor, level: float, peak: float = 0.99) -> Tensor:
 
 @contextmanager
 def _decord(path: str | Path, reason: str) -> Iterator[Any]:
-    """decord, with its errors as MediaError. Imported here, because each process that reads must load it itself."""
+    """Import decord and convert its errors to MediaError. Each reading process must import it itself."""
     import decord
 
     _check_file(path)
@@ -125,7 +125,7 @@ def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
 
 
 def read_track_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
-    """As `read_video_audio`, and the sample rate of the track in Hz.
+    """Like `read_video_audio`, with the sample rate of the track in Hz.
 
     decord does not report the native rate of a track, so the track is also read at a known rate and the lengths are
     compared. Its samples are correct only where it mixes the channels itself, which for stereo gives
@@ -135,7 +135,7 @@ def read_track_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int
         channels, probed = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=False).shape
         native = decord.AudioReader(str(path), mono=True)
         samples, seconds = native[:].asnumpy(), native.duration()
-        del native  # it holds a second copy of all samples
+        del native  # releases a second copy of all samples
     if not samples.shape[1] or not probed:
         raise MediaError("empty audio", f"{path} contains no samples")
     estimate = samples.shape[1] / probed * _PROBE_RATE

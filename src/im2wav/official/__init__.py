@@ -1,6 +1,6 @@
-"""The official Im2Wav's checkpoints -> ours: reading, translating, fetching."""
+"""Download and convert the official Im2Wav checkpoints."""
 
+from im2wav.official.conversion import OfficialCheckpoint, convert_checkpoint
 from im2wav.official.folder import convert_folder, fetch
-from im2wav.official.weights import Official, convert
 
-__all__ = ["Official", "convert", "convert_folder", "fetch"]
+__all__ = ["OfficialCheckpoint", "convert_checkpoint", "convert_folder", "fetch"]

@@ -1,4 +1,4 @@
-"""A folder of official checkpoints -> a folder of safetensors; and where the authors' own files come from."""
+"""Convert folders of official checkpoints; download the released checkpoints."""
 
 import json
 import logging
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
 from im2wav.files import write_atomic
-from im2wav.official.weights import KINDS, Official, convert
+from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
 
-# Google Drive ids in the official README; which one holds which model is found from their contents
+# Google Drive ids in the official README; the kind of each model is detected from its content
 RELEASED = (
     "1lCrGsMXqmeKBk-3B3J2jzxNur9olWseb",
     "1v9dmCwrEwkwJhbe2YF3ScM2gjVplSLzt",
@@ -20,36 +20,34 @@ RELEASED = (
 DRIVE = "https://drive.google.com/uc?id={id}"
 
 
-def looks_like_a_checkpoint(path: Path) -> bool:
-    """Whether a file is a zip archive or a pickle, as torch writes them."""
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a zip archive or a pickle, the formats of torch.save."""
     with path.open("rb") as file:
         return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
-def find_official(folder: Path) -> dict[str, tuple[Path, Official]]:
-    """The official checkpoints in a folder by kind; their names do not matter.
+def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
+    """Find the official checkpoints in a folder, by kind; file names do not matter.
 
     Raises:
-        ValueError: the folder does not exist or holds none, two of one kind, or one that cannot be read.
+        ValueError: the folder does not exist or has no checkpoints, two of the same kind, or an unreadable one.
     """
     if not folder.is_dir():
         raise ValueError(
-            f"official={folder} is no folder; expected one that holds the official vqvae, low and up files"
+            f"official={folder} is not a folder; expected a folder with the official vqvae, low and up files"
         )
-    found: dict[str, tuple[Path, Official]] = {}
+    found: dict[str, tuple[Path, OfficialCheckpoint]] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        if not looks_like_a_checkpoint(path):
-            log.info("%s: no checkpoint, left alone", path.name)
+        if not is_checkpoint(path):
+            log.info("%s: not a checkpoint, skipped", path.name)
             continue
-        official = convert(path)
+        official = convert_checkpoint(path)
         if official.kind in found:
-            raise ValueError(
-                f"{path} and {found[official.kind][0]} both hold a {official.kind}: leave one in the folder"
-            )
+            raise ValueError(f"{path} and {found[official.kind][0]} are both a {official.kind}: keep one of them")
         found[official.kind] = (path, official)
         log.info("%s: %s, step %d", path.name, official.kind, official.step)
     if not found:
-        raise ValueError(f"official={folder} holds no official Im2Wav checkpoint")
+        raise ValueError(f"official={folder} contains no official Im2Wav checkpoint")
     return found
 
 
@@ -64,7 +62,7 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
     sha256 = net_sha256(codec[1].net) if codec else None
     written = {}
     for kind, (_, official) in found.items():
-        # the official clips all last 10 s; at which rate and with which CLIP its users embedded is theirs to know
+        # official clips have 10 s; their frame rate and CLIP weights are not recorded
         data = {
             "encoder": "clip_vit_b32",
             "dim": 512,
@@ -78,36 +76,36 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
     about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
-    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())  # to read; the files need it not
+    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())  # for information only
     for kind in ("vqvae", "low_prior", "up_prior"):
         if kind not in found:
-            log.warning("%s holds no %s: sampling needs all three", folder, kind)
+            log.warning("%s contains no %s: sampling needs all three models", folder, kind)
     return written
 
 
 def fetch(cache: Path, url: str = DRIVE) -> Path:
-    """The folder of the authors' released weights, converted; downloaded and converted once.
+    """Return the folder of the converted released weights; downloads and converts them once.
 
     Args:
-        cache: where downloads (official/) and converted weights (official-converted/) are kept.
-        url: where a file is, with {id} in it.
+        cache: folder of downloads (official/) and converted weights (official-converted/).
+        url: URL of a file with the placeholder {id}.
 
     Raises:
-        ValueError: gdown is not installed, there is no network, or what came is no official checkpoint.
+        ValueError: gdown is not installed, the download failed, or a file is not an official checkpoint.
     """
     files, out = cache / "official", cache / "official-converted"
     wanted = [out / f"{kind}.safetensors" for kind in KINDS]
     if all(path.is_file() for path in wanted):
         return out
     files.mkdir(parents=True, exist_ok=True)
-    present = [p for p in files.iterdir() if p.is_file() and looks_like_a_checkpoint(p)]
-    if len(present) < len(RELEASED):  # fewer than three: fetch; three put there by hand will do under any names
+    present = [p for p in files.iterdir() if p.is_file() and is_checkpoint(p)]
+    if len(present) < len(RELEASED):  # skip the download if the user put three files there
         for name in RELEASED:
             _download(url.format(id=name), files / f"{name}.pth.tar", files)
     convert_folder(files, out)
     missing = [path.name for path in wanted if not path.is_file()]
     if missing:
-        raise ValueError(f"{files} does not give {missing}: remove it to fetch the files again")
+        raise ValueError(f"{files} lacks {missing}: remove the folder to download the files again")
     return out
 
 
@@ -120,18 +118,18 @@ def _download(url: str, target: Path, files: Path) -> None:
         raise ValueError("pretrained=official downloads with gdown: pip install 'im2wav[official]'") from error
     try:
         done = gdown.download(url, str(target), resume=True)
-    except Exception as error:  # whatever the network layer raises
+    except Exception as error:  # gdown raises many types of errors
         done, reason = None, f" ({type(error).__name__})"
     else:
         reason = ""
     if done is None or not target.is_file():
         raise ValueError(
-            f"{url} could not be fetched{reason}: fetch the three official checkpoints by hand (the ids are "
-            f"{', '.join(RELEASED)}) and put them, under any names, into {files}"
+            f"{url} could not be downloaded{reason}: download the three official checkpoints manually (ids: "
+            f"{', '.join(RELEASED)}) and put them in {files} under any names"
         )
-    if not looks_like_a_checkpoint(target):
+    if not is_checkpoint(target):
         target.unlink()
         raise ValueError(
-            f"what came from {url} is no checkpoint (a page about a quota?): try again later, or put "
-            f"the three official files into {files} by hand"
+            f"the download from {url} is not a checkpoint (possibly a quota message): try again later, or put "
+            f"the three official files in {files} manually"
         )

@@ -1,6 +1,6 @@
-"""Official CLIP pickles -> a pairs folder.
+"""Convert official CLIP pickles to a pairs folder.
 
-Official Im2Wav keeps `video_CLIP/NAME.pickle` = {NAME: array [frames, 512]} and, for images,
+Official Im2Wav stores `video_CLIP/NAME.pickle` = {NAME: array [frames, 512]} and, for images,
 `CLIP.pickle` = {"image": {CLASS: array [n, 512]}}; both of unit norm.
 """
 
@@ -16,7 +16,7 @@ from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.media.reading import MediaError, read_audio
 
 SAMPLE_RATE = 16000
-# everything that a pickled numpy array refers to; numpy 2 renamed the module
+# globals of pickled numpy arrays; numpy 2 renamed the module
 _ALLOWED = {
     (module, name)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -25,20 +25,20 @@ _ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays in plain containers and rejects everything else before it is created."""
+    """Unpickler for numpy arrays in plain containers; rejects all other types."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Allow what arrays need."""
+        """Allow the globals of numpy arrays only."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it needs {module}.{name}, but only numpy arrays are allowed")
         return super().find_class(module, name)
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """Embeddings [F, D] by name from an official pickle of a video or of images.
+    """Read embeddings [F, D] by name from an official pickle.
 
     Raises:
-        ValueError: not such a pickle.
+        ValueError: not an official pickle.
     """
     try:
         with path.open("rb") as file:
@@ -63,11 +63,11 @@ def convert_pickles(path: Path, wavs: Path | None, out: Path, fps: float) -> Pat
         fps: frames per second of the videos.
 
     Raises:
-        ValueError: nothing to convert, or a file that is not such a pickle.
+        ValueError: nothing to convert, or a file is not an official pickle.
     """
     files = sorted(path.glob("*.pickle")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise ValueError(f"pickles={path}: no .pickle file there")
+        raise ValueError(f"pickles={path}: no .pickle files found")
     items: dict[str, tuple[str, np.ndarray]] = {}
     videos = True
     for file in files:

@@ -1,4 +1,4 @@
-"""One source -> squares of bytes for the encoder and the finished audio, as a stream of messages."""
+"""Read a source as a stream of messages: uint8 squares for the encoder, then the audio."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _TOLERANCE = 0.5  # s by which the durations of audio and video may differ: cont
 
 @dataclass(frozen=True)
 class Decoded:
-    """The last message of a source that can be used; its frames came before."""
+    """Last message of a usable source, after its frames."""
 
     wav: bytes  # content of a wav file; empty where there is no audio
     samples: int
@@ -34,7 +34,7 @@ class ClipReader:
     """Reads one source. It is pickled and sent to the processes that decode.
 
     Args:
-        crop: image -> what the encoder sees of it, uint8 [3, S, S].
+        crop: image -> encoder input, uint8 [3, S, S].
         size: S.
         fps: frames per second taken from a video.
         sample_rate: of the audio, in Hz.
@@ -107,6 +107,6 @@ class ClipReader:
         return Decoded(content, len(wav), hashlib.blake2b(content, digest_size=8).hexdigest(), "; ".join(notes))
 
 
-def one_thread() -> None:
-    """Called in each decoding process, so that each uses one core."""
+def use_one_thread() -> None:
+    """Limit each decoding process to one thread."""
     torch.set_num_threads(1)

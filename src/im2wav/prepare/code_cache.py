@@ -16,7 +16,7 @@ from im2wav.data.codes import CodesFolder, codes_folder
 from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.shards import open_folder
-from im2wav.data.windows import filled_up
+from im2wav.data.windows import extend_wav
 from im2wav.files import parse_shard
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ PIECE = 2**20  # samples that are encoded at a time
 
 
 def receptive_radius(codec: Any) -> int:
-    """Number of samples to each side of its own that a code can depend on; the maximum over the levels."""
+    """Maximum distance in samples that a code depends on, over all levels."""
     radii = []
     for encoder in codec.encoders.values():
         radius, jump = 0, 1
@@ -58,7 +58,7 @@ def encode_clip(codec: Any, wav: Tensor, piece: int = PIECE) -> dict[str, Tensor
 
 
 class Clips:
-    """Whole clips by row, as a data set: (row, wav [N]), or (row, error message) where a clip cannot be read."""
+    """Dataset of complete clips: (row, wav [N]), or (row, error message) if a clip cannot be read."""
 
     def __init__(self, folder: PairsFolder, pairs: Manifest, rows: list[int], num_samples: int, short: str):
         self.folder, self.pairs, self.rows, self.num_samples, self.short = folder, pairs, rows, num_samples, short
@@ -72,7 +72,7 @@ class Clips:
             wav = self.folder.read_wav(self.pairs[row])
         except ValueError as error:
             return row, str(error)
-        return row, filled_up(wav, self.num_samples, self.short)
+        return row, extend_wav(wav, self.num_samples, self.short)
 
 
 def _identity(item: Any) -> Any:
@@ -97,11 +97,11 @@ def encode_all(codec: Any, clips: Clips, cache: CodesFolder, num_workers: int, w
 
 
 def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
-    """Log how much is to do, and the time and size that a few clips predict."""
-    few = copy.copy(clips)
-    few.rows = clips.rows[:: max(1, len(clips.rows) // 8)][:8]
+    """Log the remaining work and estimate time and size from a few clips."""
+    sample = copy.copy(clips)
+    sample.rows = clips.rows[:: max(1, len(clips.rows) // 8)][:8]
     start = time.perf_counter()
-    measured = sum(encode_all(codec, few, cache, 0, write=False)) if few.rows else 0
+    measured = sum(encode_all(codec, sample, cache, 0, write=False)) if sample.rows else 0
     seconds = time.perf_counter() - start
     samples = int(clips.pairs.column("samples")[clips.rows].clip(clips.num_samples).sum())
     width = 2 if cache.info.codebook_size <= 2**15 else 4
@@ -120,7 +120,7 @@ def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
     """Write the codes of all clips of this process's shard that lack them.
 
     Args:
-        codec: an `AudioCodec` on the device that computes.
+        codec: an `AudioCodec` on its device.
         cfg: the configuration of `tokenize`.
 
     Raises:

@@ -13,10 +13,10 @@ from im2wav.prepare.packing import End, Packed, Unpacker
 
 
 class HostCopy:
-    """A copy of a tensor on the CPU, started at once and waited for when it is needed.
+    """Asynchronous copy of a tensor to the CPU.
 
-    On a GPU it goes to pinned memory, and an event is recorded right behind it: waiting for that event does not wait
-    for work that was queued later. `tensor.cpu()` would, since it is itself queued behind that work.
+    On a GPU, it copies to pinned memory and records an event: waiting for the event does not wait for work that is
+    queued later, unlike `tensor.cpu()`.
     """
 
     def __init__(self, tensor: Tensor):
@@ -26,7 +26,7 @@ class HostCopy:
             return
         self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self.host.copy_(tensor, non_blocking=True)
-        self.done = torch.cuda.Event(blocking=True)  # the CPU is needed for decoding
+        self.done = torch.cuda.Event(blocking=True)  # do not spin: the CPU decodes
         self.done.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> np.ndarray:
@@ -37,7 +37,7 @@ class HostCopy:
 
 
 class Embedder(pl.LightningModule):
-    """Embeds packed frames and hands over each clip when it is complete.
+    """Embed packed frames and pass on each clip when it is complete.
 
     Args:
         encoder: the image encoder.
@@ -60,7 +60,7 @@ class Embedder(pl.LightningModule):
         self.running: tuple[Packed, HostCopy] | None = None
 
     def on_predict_start(self) -> None:
-        """Use the same number of threads on two devices as on one, where Lightning divides them: sums depend on it."""
+        """Use the same number of threads for any number of devices, because the order of sums depends on it."""
         self.threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
 

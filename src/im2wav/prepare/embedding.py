@@ -1,4 +1,4 @@
-"""Sources -> pairs folder: decode, embed, write; and what a dry run reports."""
+"""Embed sources into a pairs folder, or estimate the cost in a dry run."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ def check_dataset(out: Path, info: DatasetInfo) -> None:
 
 
 def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped: bool) -> dict[int, Source]:
-    """Sources that are not done yet, by their place in `sources`.
+    """Sources that are not complete, by their index in `sources`.
 
     Raises:
         ValueError: the id of a source already belongs to another one.
@@ -83,10 +83,10 @@ def _has_changed(source: Source, state: State) -> bool:
     return any(max(stamp.st_mtime, stamp.st_ctime) > state.since for stamp in stamps)
 
 
-def build_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
+def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl.Trainer:
     """The trainer of the config, for prediction only."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # PackedFrames has its own
-    warnings.filterwarnings("ignore", message="predict returned None")  # clips are handed over, not returned
+    warnings.filterwarnings("ignore", message="predict returned None")  # results are passed to `finish`, not returned
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = build(cfg.trainer, **quiet, **overrides)
@@ -121,8 +121,8 @@ def embed_sources(
     return time.monotonic() - (model.began or time.monotonic())
 
 
-def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
-    """The content of dataset.json; without the encoder, which takes seconds to load, its weights are left out."""
+def dataset_info(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = None) -> DatasetInfo:
+    """Content of dataset.json; without `encoder` (slow to load), the hash of its weights is omitted."""
     return DatasetInfo(
         cfg.encoder.name,
         cfg.encoder.dim,
@@ -137,8 +137,8 @@ def describe(sources: Sources, cfg: DictConfig, encoder: ImageEncoder | None = N
 
 
 def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) -> None:
-    """Log how much is to do, and the time and size that a few sources predict, embedded into a temporary folder."""
-    log.info("%d of %d inputs are to do; nothing is written to %s", len(todo), total, cfg.out)
+    """Log the remaining work, and estimate time and size by embedding a few sources into a temporary folder."""
+    log.info("%d of %d inputs remain; nothing is written to %s", len(todo), total, cfg.out)
     if not todo:
         return
     numbers = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
@@ -147,7 +147,7 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         journal = Journal(out)
-        trainer = build_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
+        trainer = build_predict_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
         seconds = embed_sources(chosen, cfg, encoder, journal, trainer) / len(chosen)
         state = journal.fold({})
         size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
@@ -159,8 +159,8 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     )
 
 
-def summarise(sources: Sequence[Source], state: State, out: Path) -> float:
-    """Log a table of what was embedded, corrected and skipped; returns the fraction of skipped sources."""
+def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
+    """Log a table of embedded, corrected and skipped inputs; returns the fraction of skipped sources."""
     mine = {source.id for source in sources}
     good = mine & state.rows.keys()
     reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
@@ -191,7 +191,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     """
     shard, num_shards = parse_shard(cfg.shard)
     sources, out = build(cfg.source), Path(cfg.out)
-    check_dataset(out, describe(sources, cfg))
+    check_dataset(out, dataset_info(sources, cfg))
     state, mine = State.read(out), sources[shard::num_shards]
     todo = find_todo(mine, state, out, cfg.retry_skipped)
     if cfg.dry_run:
@@ -200,9 +200,9 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     journal = None
     if todo:
         encoder = build(cfg.encoder)
-        info = describe(sources, cfg, encoder)
+        info = dataset_info(sources, cfg, encoder)
         check_dataset(out, info)
-        trainer = build_trainer(cfg, build)
+        trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
         journal.write("dataset.json", info.content())
         embed_sources(todo, cfg, encoder, journal, trainer)
@@ -210,4 +210,4 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
             return 0.0
     if todo or not state.settled(out, sources):
         state = (journal or Journal(out)).fold({source.id: source for source in sources})
-    return summarise(mine, state, out)
+    return log_summary(mine, state, out)

@@ -1,4 +1,4 @@
-"""Progress of a pairs folder while several processes write to it, any of which may be killed.
+"""Journal of a pairs folder, for several concurrent processes that may be killed.
 
 Each process appends a line for each finished source to its own part, .journal/PART/rows.jsonl, and keeps its temporary
 files beside it. A process that ends folds all parts into manifest.csv and skipped.csv, sorted by id, and removes the
@@ -93,7 +93,7 @@ class State:
         )
 
     def drop_copies(self) -> None:
-        """Of audio that occurs in several splits, keep the rows of the most held-out one: test, valid, train."""
+        """Keep audio that occurs in several splits only in one of them: test before valid before train."""
         splits = defaultdict(set)
         for row in self.rows.values():
             if row.get("sound"):

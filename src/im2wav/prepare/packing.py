@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from im2wav.prepare.clip_reader import ClipReader, Decoded, one_thread
+from im2wav.prepare.clip_reader import ClipReader, Decoded, use_one_thread
 from im2wav.prepare.sources import Source
 from im2wav.prepare.workers import Failed, Workers
 
@@ -27,7 +27,7 @@ class Packed(NamedTuple):
     ends: list[tuple[int, End]]  # (clip, how it ended)
 
 
-def pack(
+def pack_frames(
     messages: Iterable[tuple[int, np.ndarray | End]], rows: int, size: int, pinned: bool = False
 ) -> Iterator[Packed]:
     """Interleaved messages of several clips -> batches of `rows` squares of side `size`."""
@@ -53,7 +53,7 @@ def pack(
 
 
 class Unpacker:
-    """Collects the embeddings of each clip until it ends; the inverse of `pack`.
+    """Collects the embeddings of each clip until it ends; the inverse of `pack_frames`.
 
     Args:
         finish: called with each clip, how it ended, and its embeddings float16 [F, D], None where it failed.
@@ -98,7 +98,7 @@ class PackedFrames(IterableDataset):
         pinned: bool = False,
     ):
         self.sources, self.size, self.rows, self.pinned = sources, reader.size, rows, pinned
-        self.workers = Workers(reader, min(num_workers, max(1, len(sources))), timeout, one_thread)
+        self.workers = Workers(reader, min(num_workers, max(1, len(sources))), timeout, use_one_thread)
 
     def __iter__(self) -> Iterator[Packed]:
-        return pack(self.workers.run(self.sources.items()), self.rows, self.size, self.pinned)
+        return pack_frames(self.workers.run(self.sources.items()), self.rows, self.size, self.pinned)

@@ -12,8 +12,7 @@ from im2wav.files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, LONGEST_NAME, VIDEO_SUF
 
 @dataclass(frozen=True)
 class Source:
-    """What one pair is made from: an image or a video, and optionally an audio file. Paths are strings, because there
-    are hundreds of thousands."""
+    """Source files of a pair: an image or a video, and optionally an audio file. Paths are strings to save memory."""
 
     id: str
     image: str = ""

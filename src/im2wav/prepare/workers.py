@@ -1,8 +1,8 @@
-"""Processes that each run one job at a time and may die or hang, at the cost of the job they were running only.
+"""Pool of processes that may die or hang; only the current job of the process is lost.
 
-Libraries that decode media run native code on files of unknown origin. A torch DataLoader ends when one of its workers
-dies, and process pools return the result of a job in one piece, which for a long video is gigabytes. Here a job sends
-a stream of messages through a pipe: a worker that is ahead waits, so that memory stays bounded.
+Media decoders run native code on untrusted files. A torch DataLoader stops when a worker dies, and process pools return
+the complete result of a job, which is gigabytes for a long video. Here, a job sends a stream of messages through a
+pipe, which blocks when it is full, so that memory stays bounded.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Codes given conditions: a sparse transformer over one level of codes. Torch only."""
+"""Priors: sparse transformers over one level of codes, given conditions. Torch only."""
 
 from im2wav.prior.conditioning import Conditions, Timing
 from im2wav.prior.prior import Prior

@@ -1,6 +1,6 @@
-"""What a prior is told: the picture, the time, and for the up prior the coarse codes.
+"""Conditioning of a prior: image embeddings, timing and, for the up prior, coarse codes.
 
-Letters: B batch, T positions (codes), F frames, D width of the image embedding, W width of the transformer.
+Letters: B batch, T positions (codes), F frames, D dimension of the image embedding, W width of the transformer.
 Source: Im2Wav (Sheffer & Adi, 2022); the timing tables and the upsampler come from Jukebox (Dhariwal et al., 2020).
 """
 
@@ -17,7 +17,7 @@ from im2wav.prior.transformer import LayerNorm, code_table, normal
 
 @dataclass(frozen=True)
 class Timing:
-    """Where a window lies in its recording, in samples; each field is [B], float32."""
+    """Position of a window in its recording, in samples; each field is [B], float32."""
 
     total: Tensor  # length of the recording
     offset: Tensor  # start of the window
@@ -26,13 +26,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a prior is conditioned on, for B sequences.
+    """Conditions of a prior for B sequences.
 
     Attributes:
-        clip: image embeddings, one for each frame, [B, F, D]; a photo is one frame.
-        timing: for priors with timing tables; None otherwise.
-        codes_low: coarse codes [B, T / ratio], for the up prior; None otherwise.
-        null: [B] booleans; where true the picture is withheld and the learnt null embeddings take its place.
+        clip: image embeddings per frame, [B, F, D]; a photo is one frame.
+        timing: required by priors with timing tables.
+        codes_low: coarse codes [B, T / ratio]; required by the up prior.
+        null: [B] booleans; true replaces the image embeddings by the learnt null (unconditional) embedding.
     """
 
     clip: Tensor
@@ -42,29 +42,29 @@ class Conditions:
 
     @property
     def is_null(self) -> Tensor:
-        """`null`, all false where it was not given: [B] booleans."""
+        """`null`, or all false if it is None: [B] booleans."""
         return self.null if self.null is not None else self.clip.new_zeros(len(self.clip), dtype=torch.bool)
 
     def null_like(self) -> "Conditions":
-        """The same conditions with every picture withheld; timing and coarse codes stay."""
+        """Unconditional copy: every image embedding is replaced by the null embedding; timing and coarse codes stay."""
         return replace(self, null=torch.ones_like(self.is_null))
 
     def take(self, rows: Tensor | slice) -> "Conditions":
-        """The conditions of some of the B sequences."""
+        """Select sequences of the batch."""
         return _map(lambda *x: x[0][rows], self)
 
     def to(self, device: torch.device) -> "Conditions":
-        """The same conditions on another device."""
+        """Move the conditions to a device."""
         return _map(lambda *x: x[0].to(device), self)
 
     @staticmethod
     def cat(parts: "Sequence[Conditions]") -> "Conditions":
-        """Join conditions along the batch."""
+        """Concatenate conditions along the batch."""
         return _map(lambda *x: torch.cat(x), *(replace(p, null=p.is_null) for p in parts))
 
 
 def _map(function, *items):
-    """Apply a function to the corresponding tensors of dataclasses of one kind."""
+    """Apply a function to the corresponding tensors of dataclasses of the same type."""
     if items[0] is None:
         return None
     if isinstance(items[0], Tensor):
@@ -75,11 +75,11 @@ def _map(function, *items):
 
 @dataclass(frozen=True)
 class UpsamplerConfig:
-    """The network that brings coarse codes to the rate of the fine ones.
+    """Network that upsamples coarse codes to the rate of the fine codes.
 
     Attributes:
-        strides: their product is the number of fine codes for each coarse one.
-        width, depth: of the residual stacks.
+        strides: their product is the number of fine codes per coarse code.
+        width, depth: width and depth of the residual stacks.
         dilation_growth, dilation_cycle: dilations are growth^(d mod cycle).
         expansion: channels inside a residual block, as a multiple of `width`.
     """
@@ -94,22 +94,22 @@ class UpsamplerConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """Which conditions a prior takes, and the sizes of the networks that read them.
+    """Conditions of a prior and the sizes of the networks that embed them.
 
     Attributes:
-        clip_dim: width D of the image embeddings.
-        clip_scale: the embeddings, of unit norm, are multiplied by it before they are read. 1 in Im2Wav; about
-            sqrt(D) gives their entries unit variance, and a small prior then learns to look at pictures much sooner.
-        map_width: hidden width of the maps from D to the transformer's width.
-        map_dropout: dropout inside the maps.
-        frames: add the embedding of the frame that is seen at each position (low prior); otherwise only the mean of
-            the frames is used, as the start of the sequence.
-        timing: add the tables of total length and absolute and relative position (low prior).
-        guidance: learn embeddings that stand for no picture, which guidance needs.
-        upsampler: read coarse codes (up prior).
-        timing_bins: entries of a timing table.
-        sample_rate: Hz; with it the ranges of the timing tables, in seconds, become samples.
-        total_range: seconds that the table of total lengths covers; the absolute positions begin at 0.
+        clip_dim: dimension D of the image embeddings.
+        clip_scale: factor that multiplies the embeddings, which have unit norm. 1 in Im2Wav. About sqrt(D) gives unit
+            variance per entry, and small priors then learn to use the images much earlier.
+        map_width: hidden width of the MLPs from D to the width of the transformer.
+        map_dropout: dropout in these MLPs.
+        frames: add the embedding of the frame shown at each position (low prior); otherwise only the mean over the
+            frames is used, as the start of the sequence.
+        timing: add embeddings of total length, absolute and relative position (low prior).
+        guidance: learn null (unconditional) embeddings, which classifier-free guidance (CFG) requires.
+        upsampler: condition on coarse codes (up prior).
+        timing_bins: number of entries of a timing table.
+        sample_rate: Hz; converts the ranges of the timing tables from seconds to samples.
+        total_range: range of total lengths in seconds; absolute positions start at 0.
     """
 
     clip_dim: int = 512
@@ -126,14 +126,14 @@ class ConditioningConfig:
 
 
 class ClipMap(nn.Sequential):
-    """Image embedding [..., D] -> [..., W]."""
+    """MLP from image embeddings [..., D] to [..., W]."""
 
     def __init__(self, dim: int, hidden: int, width: int, dropout: float):
         super().__init__(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
 class TimingTables(nn.Module):
-    """Sum of three embeddings of binned times, [B, T, W]. Times outside a table's range fall into its end bins."""
+    """Sum of three embeddings of binned times, [B, T, W]. Times out of range are clamped to the first or last bin."""
 
     def __init__(self, config: ConditioningConfig, width: int, std: float):
         super().__init__()
@@ -143,35 +143,35 @@ class TimingTables(nn.Module):
         self.tables = nn.ModuleDict({name: code_table(config.timing_bins, width, std) for name in self.ranges})
 
     def bin(self, name: str, value: Tensor) -> Tensor:
-        """Bin numbers of float32 values in the table `name`."""
+        """Bin indices of float32 values in the table `name`."""
         low, high = self.ranges[name]
         return (self.bins * ((value - low) / (high - low))).floor().long().clamp(0, self.bins - 1)
 
     def bins_of(self, timing: Timing, length: int) -> dict[str, Tensor]:
-        """Bin numbers in each table of `length` positions spread evenly over each window: [B, 1] or [B, length].
+        """Bin indices per table for `length` evenly spaced positions of each window: [B, 1] or [B, length].
 
-        The relative position of a window's end is at most 1, also where the window outlasts its recording.
+        The relative position is at most 1, even if the window is longer than its recording.
         """
         total, offset, duration = (x.float()[:, None] for x in (timing.total, timing.offset, timing.duration))
-        share = torch.arange(length, device=total.device, dtype=torch.float32) / length
+        fraction = torch.arange(length, device=total.device, dtype=torch.float32) / length
 
-        def spread(start: Tensor, end: Tensor) -> Tensor:
-            return start + (end - start) * share
+        def interpolate(start: Tensor, end: Tensor) -> Tensor:
+            return start + (end - start) * fraction
 
         end = offset + duration
         return {
             "total": self.bin("total", total),
-            "absolute": self.bin("absolute", spread(offset, end)),
-            "relative": self.bin("relative", spread(offset / total, (end / total).clamp_max(1.0))),
+            "absolute": self.bin("absolute", interpolate(offset, end)),
+            "relative": self.bin("relative", interpolate(offset / total, (end / total).clamp_max(1.0))),
         }
 
     def forward(self, timing: Timing, length: int) -> Tensor:
-        """Embeddings of `length` positions."""
+        """Return the embeddings of `length` positions."""
         return sum(self.tables[name](index) for name, index in self.bins_of(timing, length).items())
 
 
 class CodeUpsampler(nn.Module):
-    """Coarse codes [B, T / ratio] -> [B, T, W]."""
+    """Embed and upsample coarse codes: [B, T / ratio] -> [B, T, W]."""
 
     def __init__(self, config: UpsamplerConfig, codebook_size: int, width: int, std: float):
         super().__init__()
@@ -190,15 +190,15 @@ class CodeUpsampler(nn.Module):
         self.norm = LayerNorm(width)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Embed the codes and raise their rate."""
+        """Embed and upsample the codes."""
         x = self.stack(self.embedding(codes).transpose(1, 2))
         return self.norm(x.transpose(1, 2))
 
 
 def frame_of_position(length: int, frames: int, device: torch.device | None = None) -> Tensor:
-    """The frame that is seen at each of `length` positions, [length]: evenly spread, first to first, last to last.
+    """Index of the frame shown at each of `length` positions, [length]: evenly spaced from the first to the last.
 
-    Rounds halves to even; computed in float64, and where the device has it on the device, so that nothing is copied.
+    Rounds half to even in float64. Computes on the device unless it lacks float64, which avoids a copy.
     Source: Im2Wav, models/prior.py.
     """
     has_float64 = device is None or device.type != "mps"
@@ -209,9 +209,9 @@ def frame_of_position(length: int, frames: int, device: torch.device | None = No
 
 
 class Conditioner(nn.Module):
-    """Turns `Conditions` into what the transformer adds: a start embedding [B, W] and one for each position [B, T, W].
+    """Convert `Conditions` to a start embedding [B, W] and position embeddings [B, T, W] for the transformer.
 
-    The position embedding is None where the prior has none of frames, timing and upsampler.
+    The position embeddings are None if frames, timing and upsampler are all disabled.
     """
 
     def __init__(self, config: ConditioningConfig, codebook_size: int, width: int, init_scale: float):
@@ -232,27 +232,29 @@ class Conditioner(nn.Module):
         clip, coarse = conditions.clip, conditions.codes_low
         if clip.ndim != 3 or clip.shape[2] != self.config.clip_dim or not clip.shape[1]:
             raise ValueError(
-                f"image embeddings of shape {tuple(clip.shape)}: this prior takes [B, F, {self.config.clip_dim}]; "
-                "were they made with another encoder?"
+                f"image embeddings of shape {tuple(clip.shape)}: expected [B, F, {self.config.clip_dim}]; "
+                "use the image encoder that the prior was trained with"
             )
         if self.timing is not None and conditions.timing is None:
-            raise ValueError("this prior has timing tables: conditions.timing is needed")
+            raise ValueError("this prior requires conditions.timing")
         if self.upsampler is not None:
             if coarse is None:
-                raise ValueError("this prior reads coarse codes: conditions.codes_low is needed")
+                raise ValueError("this prior requires the coarse codes conditions.codes_low")
             if coarse.shape[1] * self.upsampler.ratio != length:
                 raise ValueError(
                     f"{coarse.shape[1]} coarse codes give {coarse.shape[1] * self.upsampler.ratio} positions, "
                     f"but the context has {length}"
                 )
         if conditions.null is not None and self.null_start is None and conditions.null.any():
-            raise ValueError("this prior has no null embedding (conditioning.guidance=false), so it cannot be guided")
+            raise ValueError(
+                "this prior has no null embedding (conditioning.guidance=false): guidance is not available"
+            )
 
     def forward(self, conditions: Conditions, length: int) -> tuple[Tensor, Tensor | None]:
-        """Start embedding [B, W] and position embedding [B, length, W] or None.
+        """Return the start embedding [B, W] and the position embeddings [B, length, W] or None.
 
         Raises:
-            ValueError: the conditions lack what this prior reads, or their shapes do not fit.
+            ValueError: required conditions are missing, or their shapes do not match.
         """
         self._check(conditions, length)
         clip = conditions.clip.to(next(self.start_map.parameters())) * self.config.clip_scale

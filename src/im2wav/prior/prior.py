@@ -1,4 +1,4 @@
-"""A prior: the distribution of one level of codes given conditions.
+"""Prior: the distribution of one level of codes given conditions.
 
 Letters: B batch, T positions, K codebook size, W width.
 Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.py.
@@ -19,18 +19,19 @@ from im2wav.prior.transformer import Transformer, TransformerConfig, code_table,
 class Prior(nn.Module):
     """Autoregressive transformer over one level of codes.
 
-    The input at position t is the code at t - 1; at position 0 it is an embedding of the picture. The condition of a
-    position is added before the transformer and again after it, and the code embedding is also the output matrix.
+    The input at position t is the code at t - 1; at position 0 it is an embedding of the image. The position
+    embeddings of the conditions are added before and after the transformer. The output layer shares the weights of the
+    code embedding.
 
     Args:
-        codebook_size: codes of the level, K.
-        context_length: positions, T.
+        codebook_size: number of codes K.
+        context_length: number of positions T.
         transformer: options of `TransformerConfig`.
-        conditioning: options of `ConditioningConfig`; its `upsampler` likewise holds options of `UpsamplerConfig`.
+        conditioning: options of `ConditioningConfig`; `upsampler` holds options of `UpsamplerConfig`.
 
     Raises:
-        TypeError: an unknown option.
-        ValueError: sizes that do not fit each other.
+        TypeError: unknown option.
+        ValueError: incompatible sizes.
     """
 
     def __init__(
@@ -53,20 +54,20 @@ class Prior(nn.Module):
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether it learnt what no picture looks like, which classifier-free guidance needs."""
+        """Whether the prior has a null embedding, which classifier-free guidance (CFG) requires."""
         return self.conditioner.null_start is not None
 
     def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """Logits [B, n, K] aligned with codes [B, n]: entry t is of the distribution of codes[:, t].
+        """Return logits [B, n, K] for codes [B, n]: entry t is the distribution of codes[:, t].
 
-        `im2wav.decoding.Decoder` gives the same logits one position after the other, through caches.
+        `im2wav.decoding.Decoder` computes the same logits position by position with a KV cache.
 
         Args:
-            codes: int64; never more than `context_length` of them.
-            conditions: what they are conditioned on; its batch equals that of the codes.
+            codes: int64, n <= `context_length`.
+            conditions: conditions of the B sequences.
 
         Raises:
-            ValueError: too many codes, or conditions that do not fit.
+            ValueError: too many codes, or incompatible conditions.
         """
         length = codes.shape[1]
         if length > self.context_length:
@@ -78,6 +79,6 @@ class Prior(nn.Module):
         return h @ self.code_embedding.weight.t()
 
     def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """Mean bits per code, -log2 p, of codes [B, n] under the conditions: a scalar, the training loss."""
+        """Mean bits per code, -log2 p, of codes [B, n]: a scalar, the training loss."""
         logits = self(codes, conditions)
         return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten()) / math.log(2)

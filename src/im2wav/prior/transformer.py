@@ -1,4 +1,4 @@
-"""The transformer of a prior: layers of factored attention and a narrow MLP. Tensors are [B, T, W]."""
+"""Transformer of a prior: factored attention and MLP layers. Tensors are [B, T, W]."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from im2wav.prior.attention import KINDS, Kind, attend
 
 
 def normal(*shape: int, std: float) -> nn.Parameter:
-    """A fresh weight from N(0, std^2).
+    """A parameter initialised from N(0, std^2).
 
-    On the meta device, where a net is built before its weights are loaded, nothing is drawn: there, drawing would
-    import half of torch.
+    On the meta device (a network whose weights are loaded later) it is left uninitialised: sampling there would import
+    large parts of torch.
     """
     weight = torch.empty(*shape)
     return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
 
 
 def code_table(size: int, width: int, std: float) -> nn.Embedding:
-    """An embedding table [size, width] from N(0, std^2)."""
+    """An embedding [size, width] initialised from N(0, std^2)."""
     return nn.Embedding.from_pretrained(normal(size, width, std=std), freeze=False)
 
 
@@ -36,15 +36,15 @@ class TransformerConfig:
     """Sizes of the transformer.
 
     Attributes:
-        width: of the residual stream.
-        depth: layers; layer d attends by kind [row, column, previous_row][d % 3].
-        heads: attention heads.
-        blocks: rows into which the context is folded.
-        attention_ratio: width of queries, keys and values together over all heads, relative to `width`.
+        width: width of the residual stream.
+        depth: number of layers; layer d uses attention kind [row, column, previous_row][d % 3].
+        heads: number of attention heads.
+        blocks: number of rows of the context in factored attention.
+        attention_ratio: width of the queries of all heads relative to `width`.
         mlp_ratio: hidden width of the MLP, relative to `width`.
-        init_scale: factor on the standard deviation 0.02 of fresh weights.
-        checkpointing: in training keep only the layers' inputs and compute the rest anew for the gradients: far less
-            memory for about a third more time, and the same gradients.
+        init_scale: factor of the initial standard deviation 0.02.
+        checkpointing: activation checkpointing in training: recompute the activations of layers in the backward pass.
+            Uses far less memory and about a third more time; the gradients are the same.
     """
 
     width: int = 1024
@@ -63,7 +63,7 @@ class TransformerConfig:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm that is always computed in fp32 and cast back."""
+    """Layer norm that computes in fp32 and returns the input dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
@@ -72,7 +72,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Layer(nn.Module):
-    """`x + a + MLP(LN1(x + a))` with `a = attention(LN0(x))`; both parts read LayerNorms of the residual stream."""
+    """`x + a + MLP(LN1(x + a))` with `a = attention(LN0(x))`; both branches read a LayerNorm of the residual stream."""
 
     def __init__(self, config: TransformerConfig, kind: Kind, block: int):
         super().__init__()
@@ -90,7 +90,7 @@ class Layer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whole sequences x [B, T, W] from position 0."""
+        """Apply to complete sequences x [B, T, W] from position 0."""
         q, k, v = rearrange(self.qkv(self.norm_attention(x)), "b t (three h d) -> three b h t d", three=3, h=self.heads)
         out = attend(self.kind, q, k, v, self.block)
         a = self.attention_out(rearrange(out, "b h t d -> b t (h d)"))
@@ -101,27 +101,27 @@ class Transformer(nn.Module):
     """A stack of layers without a final norm, [B, T, W] -> [B, T, W].
 
     Raises:
-        ValueError: the context does not fold into `blocks` rows, or the heads do not divide the attention's width.
+        ValueError: `blocks` does not divide the context length, or `heads` does not divide the attention width.
     """
 
     def __init__(self, config: TransformerConfig, context_length: int):
         super().__init__()
         if context_length % config.blocks:
             raise ValueError(
-                f"context_length={context_length} does not divide into blocks={config.blocks} equal rows: "
-                "change transformer.blocks or the window (data.num_samples)"
+                f"context_length={context_length} is not divisible by blocks={config.blocks}: "
+                "change transformer.blocks or the window length (data.num_samples)"
             )
         if config.attention_width % config.heads:
             raise ValueError(
-                f"heads={config.heads} does not divide the attention's width {config.attention_width} "
+                f"heads={config.heads} does not divide the attention width {config.attention_width} "
                 "(transformer.attention_ratio * transformer.width)"
             )
         self.config, self.context_length, self.block = config, context_length, context_length // config.blocks
         self.layers = nn.ModuleList(Layer(config, KINDS[d % 3], self.block) for d in range(config.depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whole sequences x [B, T, W] from position 0."""
-        again = self.config.checkpointing and self.training and torch.is_grad_enabled()
+        """Apply to complete sequences x [B, T, W] from position 0."""
+        recompute = self.config.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         return x

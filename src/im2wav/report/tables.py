@@ -9,7 +9,7 @@ Rows = Sequence[Sequence[Any]]
 
 
 def format_number(value: Any) -> str:
-    """A float with three significant digits, anything else as it is."""
+    """Format a float with three significant digits; other values with str."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Lightning lives here: the three modules that are trained, their schedules and callbacks."""
+"""LightningModules of the three models, learning-rate schedules and callbacks."""
 
 from im2wav.training.priors import LowPrior, UpPrior
 from im2wav.training.vqvae import VQVAE

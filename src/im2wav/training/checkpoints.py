@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the newest, the best and periodic ones, the rest pruned."""
+"""Atomic checkpoint files; periodic, best and last checkpoints with pruning."""
 
 import logging
 import math
@@ -17,14 +17,14 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 log = logging.getLogger(__name__)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes under another name, waits until the bytes are on disk, and renames: no reader ever meets half a file."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints atomically: write a temporary file, fsync, rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one checkpoint.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; what was there stays.
+            OSError: the disk is full or the folder is not writable; an existing file stays unchanged.
         """
         path = Path(path)
         temporary = path.with_name(path.name + ".writing")
@@ -35,21 +35,21 @@ class WholeFiles(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
             raise OSError(f"cannot write the checkpoint {path}: {error}") from error
 
 
-def complaint(path: Path) -> str | None:
-    """What is wrong with a checkpoint of ours; None where it is whole. Reads all of it: each part has a checksum."""
+def checkpoint_error(path: Path) -> str | None:
+    """Return why a training checkpoint is invalid, or None. Reads the whole file to verify its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
-                return "a checksum does not fit"
+                return "checksum mismatch"
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises whatever the broken file provokes
+    except Exception as error:  # torch.load raises many types of errors for broken files
         return type(error).__name__
-    return None if isinstance(checkpoint, Mapping) and "kind" in checkpoint else "not of a training run"
+    return None if isinstance(checkpoint, Mapping) and "kind" in checkpoint else "not a training checkpoint"
 
 
 def _step(path: Path) -> int:
@@ -57,32 +57,32 @@ def _step(path: Path) -> int:
 
 
 def _periodic(folder: Path) -> list[Path]:
-    """All checkpoints of a run by step, the newest first."""
+    """Periodic checkpoints of a run, newest first."""
     return sorted((folder / "checkpoints").glob("step_*.ckpt"), key=_step, reverse=True)
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; None where it has none at all. Incomplete ones are named in a warning.
+def find_newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run, or None if there are none. Log a warning for incomplete files.
 
     Raises:
-        ValueError: there are checkpoints, and all are broken.
+        ValueError: all checkpoints are incomplete.
     """
     found = _periodic(folder) + [path for path in (folder / "last.ckpt",) if path.is_file()]
     for path in found:
-        wrong = complaint(path)
-        if wrong is None:
+        error = checkpoint_error(path)
+        if error is None:
             return path
-        log.warning("%s is not complete (%s): going on from the one before it", path, wrong)
+        log.warning("%s is not complete (%s): trying the previous checkpoint", path, error)
     if found:
         raise ValueError(
-            f"resume=auto: none of the {len(found)} checkpoints in {folder} is complete; give ckpt_path=PATH to begin "
-            "with another, or overwrite=true to begin anew"
+            f"resume=auto: none of the {len(found)} checkpoints in {folder} is complete; set ckpt_path=PATH to resume "
+            "from another checkpoint, or overwrite=true to start over"
         )
     return None
 
 
-def link(path: Path, name: Path) -> None:
-    """Give a file a second name in one step, without a second copy where the file system can."""
+def hard_link(path: Path, name: Path) -> None:
+    """Create or replace a hard link atomically; copy the file if the file system has no hard links."""
     temporary = name.with_name(name.name + ".writing")
     temporary.unlink(missing_ok=True)
     try:
@@ -90,25 +90,25 @@ def link(path: Path, name: Path) -> None:
     except OSError:
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # still there where both names already were the same file
+    temporary.unlink(missing_ok=True)  # remains if both names already were the same file
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/step_N.ckpt` every some steps, at the end of epochs and at the end of training.
+    """Save `checkpoints/step_N.ckpt` every `every_n_steps`, after epochs and at the end of training.
 
-    `last.ckpt` is the newest of them, `best.ckpt` the one with the best validation metric.
+    `last.ckpt` is the newest checkpoint, `best.ckpt` the one with the best validation metric.
 
     Args:
-        folder: of the run.
-        every_n_steps: updates between two checkpoints; None for none within an epoch.
-        every_n_epochs: epochs between two; None for none at the end of epochs.
-        keep: how many of the newest stay; the one before the newest serves where the newest is broken.
-        milestone_steps: checkpoints at multiples of it are never pruned; None for no such ones.
-        monitor: the metric that decides which is best; None for no `best.ckpt`.
-        mode: whether the best is the least (`min`) or the largest (`max`).
+        folder: folder of the run.
+        every_n_steps: number of optimizer steps between checkpoints; None: none within an epoch.
+        every_n_epochs: number of epochs between checkpoints; None: none after epochs.
+        keep: number of newest checkpoints to keep; resuming uses an older one if the newest is incomplete.
+        milestone_steps: never prune checkpoints at multiples of this number of steps; None: prune all.
+        monitor: metric of the best checkpoint; None: no `best.ckpt`.
+        mode: `min` or `max`: whether lower or higher is better.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
     """
 
     def __init__(
@@ -131,32 +131,32 @@ class Checkpoints(Checkpoint):
         self._saved = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the best value."""
         self.best = state_dict["best"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is not worth saving: the step that the run begins with."""
+        """Skip saving at the first step of the run."""
         self._saved = trainer.global_step
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
-        """Log under the optimiser's own step: Lightning counts one too many after a checkpoint that was made behind a
-        validation at the end of an epoch."""
+        """Log under the optimizer step: Lightning's counter is one too high after resuming from a checkpoint that was
+        saved after the validation at the end of an epoch."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every `every_n_steps` updates."""
+        """Save every `every_n_steps` optimizer steps."""
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved:
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` where the metric is better than ever."""
+        """Save `best.ckpt` if the metric improved."""
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         if value is None or trainer.sanity_checking or trainer.fast_dev_run or not math.isfinite(value):  # type: ignore[attr-defined]
             return
@@ -166,28 +166,28 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of an epoch, and at the end of all."""
+        """Save after epochs and at the end of training."""
         epoch = trainer.current_epoch + 1
         last = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0 or epoch == trainer.max_epochs
         if trainer.global_step and (last or (self.every_n_epochs and epoch % self.every_n_epochs == 0)):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save now; called on all processes."""
+        """Save a checkpoint; all processes must call this."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         step = self._saved = trainer.global_step
         path = self.folder / "checkpoints" / f"step_{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            link(path, self.folder / "last.ckpt")
+            hard_link(path, self.folder / "last.ckpt")
             self._prune(step)
         trainer.strategy.barrier("checkpoint")
 
     def _prune(self, now: int) -> None:
         ours = []
         for path in _periodic(self.folder):
-            if _step(path) > now:  # of a run that this one replaces
+            if _step(path) > now:  # from a run that this run overwrites
                 path.unlink()
             elif not self.milestone_steps or _step(path) % self.milestone_steps:
                 ours.append(path)

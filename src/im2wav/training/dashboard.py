@@ -1,4 +1,4 @@
-"""Sounds that a run makes of the same few items again and again, with averaged weights."""
+"""Periodic samples of a training run for fixed items, with EMA weights."""
 
 import logging
 import math
@@ -21,18 +21,18 @@ from im2wav.decoding.decoder import Decoder
 from im2wav.decoding.sampler import SamplingOptions
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
-from im2wav.training.media import Sample, log_histogram, log_samples, write_page
-from im2wav.training.module import as_written
+from im2wav.training.media import DashboardRow, log_histogram, log_samples, write_page
+from im2wav.training.module import eager_eval_mode
 from im2wav.training.partner import draw_columns, load_partner, missing_column, on_device
 
 log = logging.getLogger(__name__)
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-PARTS = 8  # of the window, for the loss by position
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PARTS = 8  # of the window, for bits by position
 
 
 def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
-    """The module with averaged weights where the run keeps them, else the module itself."""
+    """Return the module with EMA weights if the run uses EMA, else the module itself."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
             return callback.averaged
@@ -40,23 +40,23 @@ def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
 
 
 class Dashboard(pl.Callback):
-    """Every some steps lets the model sound, on the same items with the same seeds.
+    """Generate samples for fixed items with fixed seeds every `every_n_steps`.
 
-    Of a codec: the original and its reconstructions, how codes are used. Of a prior: samples at several guidance
-    scales, accuracy, bits with and without the picture, bits by position. A trained prior of the other level, the
-    partner, makes whole sounds of them: the low codes that one of them draws are refined by the other. All processes
-    share the work, so that none waits long for another, and no random number of the training is touched. Goes to the
-    loggers and, as a page, to `media/step_N/index.html` in the run's folder.
+    For a codec: original and reconstructed audio, codebook usage. For a prior: samples at several guidance scales,
+    accuracy, bits with and without the image, bits by position. With a partner, a trained prior of the other level, the
+    samples are complete: the up prior refines the samples of the low prior. The work is distributed over all processes,
+    and the random number generators of the training are not used. Results go to the loggers and to
+    `media/step_N/index.html` in the folder of the run.
 
     Args:
-        folder: of the run.
-        every_n_steps: updates between two times; None for never.
-        items: how many validation items (training items where there are none).
-        guidance: scales to sample with; a prior that cannot be guided is sampled once.
-        temperature: of the samples.
-        seed: of the samples.
-        partner: where the trained prior of the other level is, see `load_partner`; None for samples of one level. It is
-            on the run's device only while it draws.
+        folder: folder of the run.
+        every_n_steps: optimizer steps between samples; None: never.
+        items: number of validation items (training items if there is no validation set).
+        guidance: guidance scales; a prior without guidance is sampled once.
+        temperature: sampling temperature.
+        seed: sampling seed.
+        partner: path of a trained prior of the other level, see `load_partner`; None: sample one level. It is moved to
+            the device only for sampling.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Dashboard(pl.Callback):
         self.options = [SamplingOptions(guidance_scale=scale, temperature=temperature) for scale in guidance]
         self.partner_path = partner
         self.partner: Loaded | None = None
-        self._shown = 0
-        self._told = False
+        self._last_step = 0
+        self._note_logged = False
 
     def find_partner(self, module: Any, datamodule: Any) -> None:
-        """Load the partner, if one is named; called before a run writes anything.
+        """Load the partner, if set, before the run writes any file.
 
         Raises:
             ValueError: see `load_partner`.
@@ -88,36 +88,38 @@ class Dashboard(pl.Callback):
             self.partner = load_partner(self.partner_path, module, datamodule.tokenizer, identity)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Not again at the step that a run goes on from."""
-        self._shown = trainer.global_step
+        """Skip the step that the run resumes from."""
+        self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Show, every `every_n_steps` updates."""
+        """Generate samples every `every_n_steps` optimizer steps."""
         step = trainer.global_step
-        if not self.every_n_steps or step % self.every_n_steps or step == self._shown:
+        if not self.every_n_steps or step % self.every_n_steps or step == self._last_step:
             return
-        self._shown = step
+        self._last_step = step
         if isinstance(trainer.strategy, ModelParallelStrategy):
             if step == self.every_n_steps and trainer.is_global_zero:
-                log.warning("the dashboard has no samples of sharded weights: sample a checkpoint instead")
+                log.warning(
+                    "the dashboard does not support sharded weights: run `im2wav sample` on a checkpoint instead"
+                )
             return
         module = averaged_module(trainer, pl_module)
-        batch, pictures = self._batch(trainer, pl_module.device)
+        batch, images = self._batch(trainer, pl_module.device)
         device = pl_module.device
         with (
-            as_written(module.net),
+            eager_eval_mode(module.net),
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
-            exact_fp32(device),  # as `im2wav.sample precision=fp32`
+            exact_fp32(device),  # like `im2wav.sample precision=fp32`
         ):
-            show = self._codec if module.kind == "vqvae" else self._prior
-            samples, figures, usage = show(trainer, module, batch, pictures)
+            sample = self._codec if module.kind == "vqvae" else self._prior
+            samples, figures, usage = sample(trainer, module, batch, images)
         samples = _gathered(trainer, samples)
         if trainer.is_global_zero:
-            self._show(trainer, module.kind, samples, figures, usage, step)
+            self._log(trainer, module.kind, samples, figures, usage, step)
 
     def _batch(self, trainer: pl.Trainer, device: torch.device) -> tuple[Batch, list[Path | None]]:
-        """The items that are always shown, and their pictures."""
+        """The fixed items and their images."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         windows = data.windows["valid" if len(data.windows["valid"]) else "train"]
         rows = list(range(0, len(windows), max(1, len(windows) // self.items)))[: self.items]
@@ -128,36 +130,36 @@ class Dashboard(pl.Callback):
             clip=batch.clip.to(device),
             timing={name: value.to(device) for name, value in batch.timing.items()},
         )
-        pictures = [_picture(windows.locate(row, place)[0].source) for row in rows]
-        return data.on_after_batch_transfer(moved, 0), pictures
+        images = [_source_image(windows.locate(row, place)[0].source) for row in rows]
+        return data.on_after_batch_transfer(moved, 0), images
 
     def _codec(
-        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
-    ) -> tuple[list[Sample], dict, dict]:
+        self, trainer: pl.Trainer, module: Any, batch: Batch, images: list[Path | None]
+    ) -> tuple[list[DashboardRow], dict, dict]:
         net, figures, usage = module.net, {}, {}
         waves = {level: net.decode(net.encode(batch.wav), level) for level in LEVELS}
         for level, book in net.codebooks.items():
-            share = book.code_usage / book.code_usage.sum()
-            figures[f"codebook/perplexity/{level}"] = torch.special.entr(share).sum().exp().item()
+            probabilities = book.code_usage / book.code_usage.sum()
+            figures[f"codebook/perplexity/{level}"] = torch.special.entr(probabilities).sum().exp().item()
             figures[f"codebook/dead/{level}"] = (book.code_usage < book.restart_threshold).sum().item()
             usage[f"codebook/usage/{level}"] = book.code_usage.cpu()
         samples = [
-            Sample(
+            DashboardRow(
                 name,
                 {"step": trainer.global_step},
                 {"real": batch.wav[i, 0].cpu()} | {level: wav[i, 0].clamp(-1, 1).cpu() for level, wav in waves.items()},
-                pictures[i],
+                images[i],
             )
             for i, name in enumerate(batch.id)
         ]
         return (samples if trainer.is_global_zero else []), figures, usage
 
     def _prior(
-        self, trainer: pl.Trainer, module: Any, batch: Batch, pictures: list[Path | None]
-    ) -> tuple[list[Sample], dict, dict]:
+        self, trainer: pl.Trainer, module: Any, batch: Batch, images: list[Path | None]
+    ) -> tuple[list[DashboardRow], dict, dict]:
         codec = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         conditions, device = module.conditions(batch), batch.wav.device
-        figures = prior_figures(module.net, module.codes(batch, module.level), conditions)
+        figures = prior_sample_metrics(module.net, module.codes(batch, module.level), conditions)
         nets = {module.level: module.net}
         if self.partner is not None:
             nets["low" if module.level == "up" else "up"] = on_device(self.partner, device)
@@ -172,22 +174,24 @@ class Dashboard(pl.Callback):
             if not rows:
                 continue
             index, real_low = torch.tensor(rows, device=device), None
-            if module.level == "up" and (option is options[0] or module.net.can_be_guided):  # else the same again
+            if module.level == "up" and (
+                option is options[0] or module.net.can_be_guided
+            ):  # without guidance all scales give the same samples
                 real_low = module.codes(batch, "low")[index]
             seeds = [self.seed + row for row in rows]
             columns = draw_columns(decoders, conditions.take(index), seeds, option, real_low)
             for place, row in enumerate(rows):
-                sounds = {"real": batch.wav[row]}
+                waves = {"real": batch.wav[row]}
                 for column, (level, codes) in columns.items():
-                    sounds[column] = codec.decode(codes[place : place + 1], level)[0]
+                    waves[column] = codec.decode(codes[place : place + 1], level)[0]
                 facts = {"guidance": option.guidance_scale, "seed": seeds[place], "step": trainer.global_step}
-                heard = {column: wav[0].clamp(-1, 1).cpu() for column, wav in sounds.items()}
+                audio = {column: wav[0].clamp(-1, 1).cpu() for column, wav in waves.items()}
                 label = f"{batch.id[row]}_guidance_{option.guidance_scale:g}"
-                samples.append(Sample(label, facts, heard, pictures[row]))
+                samples.append(DashboardRow(label, facts, audio, images[row]))
         return samples, figures, {}
 
-    def _show(
-        self, trainer: pl.Trainer, kind: str, samples: list[Sample], figures: dict, usage: dict, step: int
+    def _log(
+        self, trainer: pl.Trainer, kind: str, samples: list[DashboardRow], figures: dict, usage: dict, step: int
     ) -> None:
         rate = trainer.datamodule.folder.info.sample_rate  # type: ignore[attr-defined]
         samples.sort(key=lambda sample: sample.name)
@@ -201,12 +205,12 @@ class Dashboard(pl.Callback):
             logger.log_metrics(figures, step - 1)
         for tag, values in usage.items():
             log_histogram(trainer.loggers, tag, values, step)
-        log.info("step %d: look and listen at %s%s", step, page, "" if self._told or not note else f" ({note})")
-        self._told = True
+        log.info("step %d: samples in %s%s", step, page, "" if self._note_logged or not note else f" ({note})")
+        self._note_logged = True
 
 
-def prior_figures(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
-    """Accuracy of the likeliest code, bits with and without the picture and their gap, bits by position."""
+def prior_sample_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
+    """Top-1 accuracy, bits with and without the image and their difference, bits by position."""
     logits = net(codes, conditions).float()
     bits = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none") / math.log(2)  # [B, T]
     figures = {"samples/accuracy": (logits.argmax(-1) == codes).float().mean().item()}
@@ -219,14 +223,14 @@ def prior_figures(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, 
     return figures
 
 
-def _picture(source: str) -> Path | None:
-    """The picture that an item was made from, if it is one and still there."""
+def _source_image(source: str) -> Path | None:
+    """Source image of an item if it is an image file that still exists."""
     path = Path(source)
-    return path if path.suffix.lower() in PICTURES and path.is_file() else None
+    return path if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else None
 
 
-def _gathered(trainer: pl.Trainer, samples: list[Sample]) -> list[Sample]:
-    """The samples of all processes, on the first one."""
+def _gathered(trainer: pl.Trainer, samples: list[DashboardRow]) -> list[DashboardRow]:
+    """Gather the samples of all processes."""
     if trainer.world_size == 1:
         return samples
     everyone: list[Any] = [None] * trainer.world_size

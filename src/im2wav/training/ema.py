@@ -13,21 +13,19 @@ from im2wav.training.sharding import full_state, load_full_state, local_tensors
 
 
 class EMA(pl.Callback):
-    """Keep an exponential moving average of the weights; validation and checkpoints use it.
+    """Keep an exponential moving average (EMA) of the weights for validation and checkpoints.
 
-    The average is in fp32 whatever the dtype of the weights. A bf16 average would stand still: bf16 has 8 significant
-    bits, and one step of decay 0.999 moves a value by a thousandth of its distance to the weight. On a GPU no update
-    waits for the device. Sharded weights (trainer=fsdp) have an average that is sharded in the same way, so that an
-    update needs no communication.
+    The average is always fp32: bf16 has 8 significant bits, so updates with decay 0.999 would round to zero. Updates do
+    not synchronise with the GPU. For sharded weights (trainer=fsdp) the average is sharded in the same way, so that
+    updates need no communication.
 
-    Buffers are copied from the live module: the codebook is already an average, and averaging it or its counters again
-    would be wrong.
+    Buffers are copied from the module: the codebook is already an EMA and must not be averaged again.
 
-    Checkpoints hold the averaged weights in `state_dict` and the live ones in `current_model_state`.
+    Checkpoints contain the averaged weights in `state_dict` and the training weights in `current_model_state`.
 
     Args:
-        decay: decay of each update, 0 <= decay < 1; or `official`: 1 - global batch size / 8000 for each step.
-        update_every_n_steps: optimizer steps between two updates; `official` raises the decay to this power.
+        decay: decay per update, 0 <= decay < 1; or `official`: 1 - global batch size / 8000 per step.
+        update_every_n_steps: number of optimizer steps between updates; `official` raises the decay to this power.
 
     Raises:
         ValueError: `decay` is neither in range nor `official`, or `update_every_n_steps` < 1.
@@ -35,7 +33,7 @@ class EMA(pl.Callback):
 
     def __init__(self, decay: float | str = 0.999, update_every_n_steps: int = 1):
         if decay != "official" and not (isinstance(decay, float | int) and 0 <= decay < 1):
-            raise ValueError(f"callbacks.ema.decay={decay}: expected 0 up to, not including, 1, or official")
+            raise ValueError(f"callbacks.ema.decay={decay}: must be >= 0 and < 1, or official")
         if update_every_n_steps < 1:
             raise ValueError(f"callbacks.ema.update_every_n_steps={update_every_n_steps}: must be >= 1")
         self.decay = decay
@@ -47,19 +45,19 @@ class EMA(pl.Callback):
         self._live: list[Tensor] = []
 
     def resolved(self, global_batch_size: int) -> float:
-        """The decay of one update. Source: Im2Wav, train.py, `mu = 1 - (bs * ngpus / 8) / 1000`."""
+        """Return the decay per update. Source: Im2Wav, train.py, `mu = 1 - (bs * ngpus / 8) / 1000`."""
         if self.decay == "official":
             return (1 - global_batch_size / 8 / 1000) ** self.update_every_n_steps
         return float(self.decay)
 
     @property
     def averaged(self) -> Any:
-        """The module with the averaged weights."""
+        """Module with the averaged weights."""
         assert self._averaged is not None
         return self._averaged
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copy the module, before the strategy moves, shards or converts its weights."""
+        """Copy the module before the strategy moves, shards or converts its weights."""
         if stage != "fit":
             return
         size = 0
@@ -72,7 +70,7 @@ class EMA(pl.Callback):
         self._averaged = deepcopy(pl_module, {id(mesh): mesh}).float().requires_grad_(False)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Shard the average as the weights are, or move it to their device, which Lightning does after `setup`."""
+        """Shard the average like the weights, or move it to the device; Lightning does this after `setup`."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self.averaged.shard(pl_module.device_mesh["data_parallel"])
         self.averaged.to(pl_module.device)
@@ -97,36 +95,36 @@ class EMA(pl.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the averaged weights; keep a copy of the live ones, since these may be less precise than the
-        average and a swap would round it."""
+        """Validate with the averaged weights. Keeps a copy of the training weights: swapping would round the average if
+        the training weights have a lower precision."""
         if self._averaged is not None:
             self._live = [value.clone() for value in _values(pl_module)]
             torch._foreach_copy_(_values(pl_module), _values(self.averaged))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the live weights."""
+        """Restore the training weights."""
         if self._live:
             torch._foreach_copy_(_values(pl_module), self._live)
             self._live = []
 
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the averaged weights in the module."""
+        """Copy the averaged weights to the module."""
         torch._foreach_copy_(_values(pl_module), _values(self.averaged))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the latest update."""
+        """Return the step of the latest update."""
         return {"latest_update_step": self._latest_update_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the step of the latest update."""
         self._latest_update_step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the averaged weights into `state_dict`, the live ones into `current_model_state`."""
+        """Save the averaged weights in `state_dict`, the training weights in `current_model_state`."""
         if self._averaged is None:
             return
         checkpoint["current_model_state"] = checkpoint["state_dict"]
@@ -136,7 +134,7 @@ class EMA(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load both; a checkpoint without an average starts one from its weights."""
+        """Load both. A checkpoint without an average initialises it from its weights."""
         if self._averaged is None:
             return
         averaged: Mapping[str, Tensor] = checkpoint["state_dict"]

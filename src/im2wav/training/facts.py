@@ -1,4 +1,4 @@
-"""What a run says of itself: a summary at the start, and figures of its health and speed while it goes on."""
+"""Summary of a run at the start, and metrics of stability and speed during training."""
 
 import logging
 import subprocess
@@ -13,16 +13,16 @@ from torch.distributed.tensor import DTensor
 from im2wav.files import file_sha256
 from im2wav.report.tables import format_duration
 from im2wav.training.ema import EMA
-from im2wav.training.guard import SkipBadSteps
+from im2wav.training.guard import SkipNonFiniteSteps
 from im2wav.training.timing import matmul_peak
 
 log = logging.getLogger(__name__)
 
-MEASURED_FROM, MEASURED_TO = 5, 25  # steps whose time the estimate rests on
+MEASURED_FROM, MEASURED_TO = 5, 25  # steps that the time estimate is measured on
 
 
 def git_hash() -> str | None:
-    """Commit of the sources, with `+` where they were changed; None outside a repository."""
+    """Commit of the source code, with `+` if it has uncommitted changes; None outside a git repository."""
     here = Path(__file__).parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
@@ -31,20 +31,20 @@ def git_hash() -> str | None:
         return None
 
 
-def origin(root: str | Path) -> dict[str, str | None]:
-    """What besides the configuration decides a run: the commit of the sources and the hash of the data's manifest."""
+def run_provenance(root: str | Path) -> dict[str, str | None]:
+    """Inputs of a run besides its configuration: the commit of the source code and the hash of the data manifest."""
     manifest = Path(root) / "manifest.csv"
     digest = file_sha256(manifest) if manifest.is_file() else None
     return {"git": git_hash(), "data_sha256": digest}
 
 
-class RunFacts(pl.Callback):
-    """Logs under `run/`: gradient norm before and after clipping, skipped steps, distance of the averaged weights,
-    codes (or windows) per second, the share of time spent waiting for data, memory, and the share of the device's
-    measured matmul peak (MFU).
+class RunMonitor(pl.Callback):
+    """Log metrics under `run/`: gradient norm before and after clipping, skipped steps, distance of EMA and training
+    weights, codes (or windows) per second, fraction of time spent waiting for data, memory, and model FLOPs utilisation
+    (MFU) relative to the measured matmul peak of the device.
 
     Args:
-        every_n_steps: updates between two rows; Lightning's `log_every_n_steps` where None.
+        every_n_steps: optimizer steps between logs; None: `trainer.log_every_n_steps`.
     """
 
     def __init__(self, every_n_steps: int | None = None):
@@ -57,13 +57,13 @@ class RunFacts(pl.Callback):
         self._flops: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Say what will be trained."""
+        """Log a summary of the model and the run."""
         self._end, self._seen, self._first = 0.0, trainer.global_step, trainer.global_step
         if trainer.is_global_zero:
-            log.info("\n%s", "\n".join(summary(trainer, pl_module)))  # on a line of its own beside a progress bar
+            log.info("\n%s", "\n".join(summary(trainer, pl_module)))  # start on a new line, after the progress bar
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Stop the clock of the data; the first time, count what one item costs."""
+        """Measure the waiting time for data; at the first step, count the FLOPs of an item."""
         if self._flops is None:
             with trainer.precision_plugin.forward_context():  # autocast
                 self._flops = 3 * pl_module.item_flops(batch)
@@ -76,16 +76,16 @@ class RunFacts(pl.Callback):
             self._waited += self._begin - self._end
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Validation is no waiting for data."""
+        """Exclude validation from the waiting time."""
         self._end = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop the clock of the step, and log now and then."""
+        """Measure the time of the step; log every `every_n_steps`."""
         self._end = time.perf_counter()
         self._worked += self._end - self._begin
         self._items += len(batch.wav)
         step = trainer.global_step
-        if step == self._seen:  # within an accumulated step
+        if step == self._seen:  # gradient accumulation: no optimizer step yet
             return
         self._seen, self._steps = step, self._steps + 1
         if step - self._first == MEASURED_FROM:
@@ -103,13 +103,13 @@ class RunFacts(pl.Callback):
         figures: dict[str, float] = {}
         clip = trainer.gradient_clip_val
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SkipBadSteps):
+            if isinstance(callback, SkipNonFiniteSteps):
                 norm = callback.norm
                 clipped = min(norm, clip) if clip and trainer.gradient_clip_algorithm != "value" else norm
                 figures |= {"gradient_norm": norm, "gradient_norm_clipped": float(clipped)}
                 figures["skipped_steps"] = float(callback.skipped)
             elif isinstance(callback, EMA):
-                figures["ema_distance"] = distance(callback.averaged.net, module.net)
+                figures["ema_distance"] = relative_distance(callback.averaged.net, module.net)
         seconds = max(self._worked + self._waited, 1e-9)
         items = self._items / seconds * trainer.world_size
         figures |= {"windows_per_second": items, "data_wait_share": self._waited / seconds}
@@ -120,27 +120,27 @@ class RunFacts(pl.Callback):
         if module.device.type == "cuda":
             figures["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         else:
-            figures["memory_gb"] = resident() / 1e9
+            figures["memory_gb"] = resident_memory() / 1e9
         return figures
 
 
-def resident() -> int:
-    """Bytes of main memory that this process holds; 0 where the system does not say."""
+def resident_memory() -> int:
+    """Resident memory of this process in bytes; 0 on systems without /proc."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.is_file() else 0
 
 
 @torch.no_grad()
-def distance(averaged: torch.nn.Module, net: torch.nn.Module) -> float:
-    """How far the averaged weights are from the live ones, relative to the live ones' norm."""
+def relative_distance(averaged: torch.nn.Module, net: torch.nn.Module) -> float:
+    """Norm of the difference between averaged and training weights, relative to the norm of the training weights."""
     live = [p.detach() for p in net.parameters()]
-    apart = torch._foreach_sub([p.detach() for p in averaged.parameters()], live)
-    ratio = torch.nn.utils.get_total_norm(apart) / torch.nn.utils.get_total_norm(live)
+    difference = torch._foreach_sub([p.detach() for p in averaged.parameters()], live)
+    ratio = torch.nn.utils.get_total_norm(difference) / torch.nn.utils.get_total_norm(live)
     return (ratio.full_tensor() if isinstance(ratio, DTensor) else ratio).item()
 
 
 def summary(trainer: pl.Trainer, module: Any) -> list[str]:
-    """Parameters by part, memory, steps in an epoch."""
+    """Lines with the parameters by submodule, memory and steps per epoch."""
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in module.net.named_children()}
     sizes["own"] = sum(p.numel() for p in module.net.parameters(recurse=False))
     total = sum(sizes.values())
@@ -148,11 +148,11 @@ def summary(trainer: pl.Trainer, module: Any) -> list[str]:
     averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     copies = 4 + averaged  # weights, gradients, two moments, the average
     batches, passes = trainer.num_training_batches, trainer.accumulate_grad_batches
-    batch = trainer.train_dataloader.dataset.share.global_batch_size  # type: ignore[union-attr]
+    batch = trainer.train_dataloader.dataset.partition.global_batch_size  # type: ignore[union-attr]
     return [
         f"{total / 1e6:.2f} M parameters: {parts}",
         f"memory: {copies * 4 * total / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
-        "besides the activations of a batch (docs/training.md has a table)",
-        f"{-(-batches // passes)} steps in an epoch, of {batch} windows each on {trainer.world_size} device(s); "
-        f"{trainer.max_steps} steps in all, {trainer.global_step} made",
+        "without the activations of a batch (see the table in docs/training.md)",
+        f"{-(-batches // passes)} steps per epoch, each of {batch} windows on {trainer.world_size} device(s); "
+        f"{trainer.max_steps} steps in total, {trainer.global_step} completed",
     ]

@@ -1,4 +1,4 @@
-"""How many floating-point operations a net takes, counted where they happen."""
+"""Floating-point operations (FLOPs) of a network, counted with forward hooks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from im2wav.prior import Prior
-from im2wav.training.module import as_written
+from im2wav.training.module import eager_eval_mode
 
 
 def forward_flops(net: nn.Module, work: Callable[[], Any]) -> int:
-    """Operations of the matrix products and convolutions while `work` runs the net: 2 for a multiplication and an
-    addition. Of attention only what causality leaves is counted. Training takes three times as many."""
+    """Count the FLOPs of matrix products and convolutions while `work` runs the network; a multiply-add counts 2.
+    Training takes three times as many."""
     total = 0
 
     def count(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -24,7 +24,7 @@ def forward_flops(net: nn.Module, work: Callable[[], Any]) -> int:
     kinds = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
     handles = [part.register_forward_hook(count) for part in net.modules() if isinstance(part, kinds)]
     try:
-        with as_written(net), torch.no_grad():
+        with eager_eval_mode(net), torch.no_grad():
             work()
     finally:
         for handle in handles:
@@ -33,10 +33,10 @@ def forward_flops(net: nn.Module, work: Callable[[], Any]) -> int:
 
 
 def prior_flops(net: Prior) -> int:
-    """Operations that no module makes, of one forward pass over one item: attention, and the tied output matrix."""
+    """FLOPs of a forward pass over one item outside of modules: causal attention and the tied output layer."""
     transformer, length = net.transformer, net.context_length
-    seen = {"row": (transformer.block + 1) / 2, "column": (length // transformer.block + 1) / 2}
-    seen["previous_row"] = float(transformer.block)
+    keys = {"row": (transformer.block + 1) / 2, "column": (length // transformer.block + 1) / 2}
+    keys["previous_row"] = float(transformer.block)
     kinds = [str(layer.kind) for layer in transformer.layers]
-    attention = sum(4 * length * seen[kind] * transformer.config.attention_width for kind in kinds)
+    attention = sum(4 * length * keys[kind] * transformer.config.attention_width for kind in kinds)
     return int(attention + 2 * length * net.codebook_size * transformer.config.width)

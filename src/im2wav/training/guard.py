@@ -1,4 +1,4 @@
-"""What keeps a run alive at night: steps without a number are skipped, a signal to stop is obeyed between two steps."""
+"""Callbacks for unattended runs: skip non-finite steps, save and stop on a signal."""
 
 import csv
 import logging
@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,76 +24,78 @@ from im2wav.training.checkpoints import Checkpoints
 log = logging.getLogger(__name__)
 
 
-class SkipBadSteps(pl.Callback):
-    """Skips a step whose loss or gradient is NaN or infinite: no weight and no moment of the optimiser moves.
+class SkipNonFiniteSteps(pl.Callback):
+    """Skip optimizer steps with a NaN or infinite loss or gradient: weights and optimizer state stay unchanged.
 
-    The skipped step and the ids of its items go to `skipped_steps.csv` in the run's folder. In fp16 some overflows are
-    normal: the loss scale falls after each.
+    Skipped steps and the ids of their items are written to `skipped_steps.csv` in the folder of the run. In fp16, some
+    overflows are normal: each reduces the loss scale.
 
     Args:
-        folder: of the run.
-        max_in_row: so many skipped steps one after the other end the training.
+        folder: folder of the run.
+        max_in_row: number of consecutive skipped steps after which training stops with an error.
 
     Attributes:
-        skipped: steps skipped so far.
-        norm: of the last gradients, before clipping.
+        skipped: number of skipped steps.
+        norm: gradient norm of the last step before clipping.
+        loss: training loss of the last batch, for the progress bar.
     """
 
     def __init__(self, folder: str, max_in_row: int = 20):
         self.path = Path(folder) / "skipped_steps.csv"
         self.max_in_row = max_in_row
         self.skipped = self.in_row = 0
-        self.norm = 0.0
+        self.norm = self.loss = 0.0
         self._ids: list[str] = []
         self._losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Both counts."""
+        """Return both counts."""
         return {"skipped": self.skipped, "in_row": self.in_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore both counts."""
         self.skipped, self.in_row = state_dict["skipped"], state_dict["in_row"]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
-        """Remember whose items these are."""
+        """Remember the ids of the items."""
         self._ids += batch.id
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Remember the loss; looking at it here would make a GPU wait."""
+        """Remember the loss; reading its value here would synchronise with the GPU."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Drop the gradients of a bad step.
+        """Drop non-finite gradients.
 
         Raises:
-            ValueError: too many in a row.
+            ValueError: too many consecutive steps were skipped.
         """
-        norm: Any = pl_module.gradient_norm  # of all shards, where the weights are sharded
+        norm: Any = pl_module.gradient_norm  # over all shards
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         loss = torch.stack(self._losses).sum().to(norm)
-        bad = ~(loss.isfinite() & norm.isfinite())
+        non_finite = ~(loss.isfinite() & norm.isfinite())
         if trainer.world_size > 1:  # all processes skip the same steps
-            bad = bad.to(norm)
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        # the one moment of a step at which the host waits for the device
-        total, self.norm, is_bad = torch.stack([loss, norm, bad.to(norm)]).tolist()
+            non_finite = non_finite.to(norm)
+            dist.all_reduce(non_finite, dist.ReduceOp.MAX)
+        # the only synchronisation with the GPU in a step
+        shown = loss if pl_module.last_loss is None else pl_module.last_loss.to(norm)
+        total, self.norm, skip, self.loss = torch.stack([loss, norm, non_finite.to(norm), shown]).tolist()
         ids, self._ids = self._ids, []
         self._losses.clear()
-        if not is_bad:
+        if not skip:
             self.in_row = 0
             return
         self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
-        optimizer.zero_grad(set_to_none=True)  # the optimiser passes over parameters without a gradient
+        optimizer.zero_grad(set_to_none=True)  # the optimizer skips parameters without a gradient
         self._write(trainer, total, ids)
         if self.in_row >= self.max_in_row:
             raise ValueError(
-                f"training stopped at step {trainer.global_step}: {self.in_row} steps in a row had a NaN or infinite "
-                f"loss or gradient. The items of each are in {self.path}. Look at those files, lower "
+                f"training stopped at step {trainer.global_step}: {self.in_row} consecutive steps had a NaN or "
+                f"infinite loss or gradient. Their items are listed in {self.path}. Check these files, lower "
                 "model.optimizer.lr, or use trainer.precision=bf16-mixed (or 32-true) instead of fp16; "
-                "resume=auto goes on from the last checkpoint"
+                "resume=auto resumes from the last checkpoint"
             )
 
     def _write(self, trainer: pl.Trainer, loss: float, ids: list[str]) -> None:
@@ -114,12 +117,24 @@ class SkipBadSteps(pl.Callback):
             writer.writerow([trainer.global_step, loss, self.norm, " ".join(ids)])
 
 
+class ProgressBar(TQDMProgressBar):
+    """Progress bar with the training loss that `SkipNonFiniteSteps` read.
+
+    `log(..., prog_bar=True)` would synchronise with the GPU in every step.
+    """
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Add `train/loss`."""
+        losses = [c.loss for c in trainer.callbacks if isinstance(c, SkipNonFiniteSteps)]  # type: ignore[attr-defined]
+        return super().get_metrics(trainer, pl_module) | ({"train/loss": losses[0]} if losses else {})
+
+
 class StopOnSignal(pl.Callback):
-    """On SIGTERM or SIGUSR1 finishes the step, saves, and ends the training; on all processes at the same step.
+    """On SIGTERM or SIGUSR1, finish the step, save a checkpoint and stop; all processes stop at the same step.
 
     Args:
-        requeue: hand the SLURM job back to the queue afterwards. With `#SBATCH --signal=SIGUSR1@120` the signal comes
-            two minutes before the time is over.
+        requeue: requeue the SLURM job afterwards. `#SBATCH --signal=SIGUSR1@120` sends the signal two minutes before
+            the time limit.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -130,51 +145,51 @@ class StopOnSignal(pl.Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, whose handlers save in the middle of a step."""
+        """Replace Lightning's signal handlers, which save in the middle of a step."""
         try:
-            self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
-        except ValueError:  # only the main thread may; some launchers train in another one
+            self._before = {s: signal.signal(s, self._record_signal) for s in self.SIGNALS}
+        except ValueError:  # only the main thread can set handlers; some launchers train in another thread
             self._before = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop once a process was told to; between passes of one step nobody stops.
+        """Save and stop if any process received a signal; never between the accumulated passes of a step.
 
         Raises:
-            SIGTERMException: after the checkpoint is written.
+            SIGTERMException: a signal was received; the checkpoint is written.
         """
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        told = self.received is not None
+        interrupted = self.received is not None
         if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if not told:
+            interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
+        if not interrupted:
             return
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoints):
                 callback.save(trainer)
-        log.info("told to stop: saved at step %d, go on with resume=auto", trainer.global_step)
+        log.info("interrupted by a signal: saved a checkpoint at step %d; resume with resume=auto", trainer.global_step)
         if self.requeue and trainer.is_global_zero:
             requeue_job(os.environ)
         raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
 
 def requeue_job(environment: Any, call: Any = subprocess.run) -> Sequence[str] | None:
-    """Ask SLURM to queue this job again; returns the command, None outside SLURM."""
+    """Requeue this SLURM job; returns the command, or None outside SLURM."""
     job = environment.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{environment['SLURM_ARRAY_TASK_ID']}" if job else environment.get("SLURM_JOB_ID")
     if not job:
@@ -182,5 +197,5 @@ def requeue_job(environment: Any, call: Any = subprocess.run) -> Sequence[str] |
         return None
     command = [shutil.which("scontrol") or "scontrol", "requeue", job]
     if call(command, check=False).returncode:
-        log.warning("`%s` failed: the job was saved, but is not queued again", " ".join(command))
+        log.warning("`%s` failed: the checkpoint is saved, but the job is not requeued", " ".join(command))
     return command

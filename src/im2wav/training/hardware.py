@@ -1,4 +1,4 @@
-"""Defaults that depend on the machine: precision, TF32, batch size, gradient accumulation."""
+"""Defaults that depend on the hardware: precision, TF32, batch size, gradient accumulation."""
 
 import logging
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memo
 log = logging.getLogger(__name__)
 
 
-def pick_accelerator(name: str) -> str:
-    """Resolve `trainer.accelerator` as Lightning does: `cuda`, `mps` or `cpu`; other names are returned as they are.
+def resolve_accelerator(name: str) -> str:
+    """Resolve `trainer.accelerator` like Lightning: `cuda`, `mps` or `cpu`; other names are returned unchanged.
 
     Raises:
         ValueError: this machine has no such device.
@@ -36,11 +36,11 @@ def pick_accelerator(name: str) -> str:
     return ("mps" if mps else "cuda") if name == "gpu" else name
 
 
-def pick_precision(precision: Any, accelerator: str) -> Any:
+def resolve_training_precision(precision: Any, accelerator: str) -> Any:
     """Resolve `trainer.precision=auto`: mixed precision on CUDA devices, fp32 elsewhere.
 
-    bf16 needs no loss scaling; GPUs that only emulate it (before Ampere) get fp16. On MPS, Lightning's mixed precision
-    puts autocast on CUDA, which changes nothing there.
+    bf16 needs no loss scaling. GPUs that only emulate bf16 (before Ampere) use fp16. On MPS, Lightning's mixed
+    precision enables autocast for CUDA only and has no effect.
     """
     if precision != "auto":
         return precision
@@ -49,20 +49,20 @@ def pick_precision(precision: Any, accelerator: str) -> Any:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def prepare(cfg: DictConfig) -> None:
-    """Resolve the precision in the configuration, and allow TF32 for the fp32 matrix products of training on CUDA.
+def configure_precision(cfg: DictConfig) -> None:
+    """Resolve the precision in the configuration and enable TF32 for fp32 matrix products on CUDA.
 
     Raises:
-        ValueError: see `pick_accelerator`.
+        ValueError: see `resolve_accelerator`.
     """
-    accelerator = pick_accelerator(cfg.trainer.accelerator)
-    cfg.trainer.precision = pick_precision(cfg.trainer.precision, accelerator)
+    accelerator = resolve_accelerator(cfg.trainer.accelerator)
+    cfg.trainer.precision = resolve_training_precision(cfg.trainer.precision, accelerator)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def device_memory(trainer: Any) -> int | None:
-    """Bytes of the smallest of this node's devices; None on a CPU, whose memory sets no batch size."""
+    """Memory in bytes of the smallest device of this node; None on a CPU."""
     kind = trainer.strategy.root_device.type
     if kind == "cuda":
         return min(torch.cuda.get_device_properties(i).total_memory for i in trainer.device_ids)
@@ -110,7 +110,7 @@ def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[]
     of `training_memory`.
 
     Raises:
-        ValueError: `data.global_batch_size` does not divide over the devices.
+        ValueError: `data.global_batch_size` is not divisible by the number of devices.
     """
     if cfg.data.batch_size != "auto":
         return
@@ -129,14 +129,14 @@ def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[]
     if not trainer.is_global_zero:
         return
     log.info(
-        "batch size: %d windows on each of %d device(s), %d pass(es) a step, global batch %d; a step takes about %.1f "
+        "batch size: %d windows on each of %d device(s), %d pass(es) per step, global batch %d; a step uses about %.1f "
         "of %.1f GB (%.2f GB + %.2f GB per window)",
         *(batch, trainer.world_size, passes, windows, memory.peak(batch) / 1e9, total / 1e9),
         *(memory.fixed / 1e9, memory.per_window / 1e9),
     )
     if not most:
         log.warning(
-            "one window may not fit: it takes about %.1f GB, and %.1f GB of the device can be used; "
-            "model.net.transformer.checkpointing=true needs far less",
+            "one window may not fit: it needs about %.1f GB of %.1f GB available; "
+            "model.net.transformer.checkpointing=true needs far less memory",
             *(memory.peak(1) / 1e9, (total - RESERVE) / 1e9),
         )

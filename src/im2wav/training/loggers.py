@@ -1,4 +1,4 @@
-"""Loggers that need more than a class name."""
+"""W&B logger and its run lifetime."""
 
 import os
 import secrets
@@ -13,12 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from im2wav.files import write_atomic
 
-WANDB_ID = "wandb_run_id.txt"  # in the run's folder, so that a run that goes on is one run in W&B too
+WANDB_ID = "wandb_run_id.txt"  # in the folder of the run, so that a resumed run continues the same W&B run
 
 
 @contextmanager
-def own_run() -> Iterator[None]:
-    """End the W&B run with the training that it belongs to: the next one of a sweep has a run of its own."""
+def finish_wandb_run() -> Iterator[None]:
+    """Finish the W&B run at the end of training, so that the next job of a sweep starts a new one."""
     failed = True
     try:
         yield
@@ -29,9 +29,9 @@ def own_run() -> Iterator[None]:
 
 
 def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
-    """W&B without an account: offline unless WANDB_MODE=online is set or a key is known.
+    """Build a W&B logger: offline unless WANDB_MODE=online or an API key is set.
 
-    Online without a network, wandb would wait for its time-out at the start of every run.
+    Online mode without a network delays the start of every run until wandb times out.
     """
     import wandb
 
@@ -39,7 +39,7 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
     if mode is None:
         try:
             mode = "online" if wandb.api.api_key else "offline"
-        except wandb.errors.UsageError:  # how recent versions say that there is no key
+        except wandb.errors.UsageError:  # raised by recent versions if there is no key
             mode = "offline"
     known = Path(save_dir) / WANDB_ID
     if not known.is_file() and getattr(rank_zero_only, "rank", 0) == 0:

@@ -1,4 +1,4 @@
-"""Images and audio on a dashboard: W&B, TensorBoard, and a page in the run's folder that needs neither."""
+"""Log images and audio to W&B, TensorBoard and an HTML page in the folder of the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from im2wav.report.spectrogram import mel_image
 
 
 @dataclass
-class Sample:
-    """One row of a dashboard's table.
+class DashboardRow:
+    """A row of the dashboard table.
 
     Attributes:
-        name: of the row, as a file name.
-        facts: further columns, such as the guidance scale and the seed.
+        name: name of the row; a valid file name.
+        facts: additional columns, such as guidance scale and seed.
         audio: column -> waveform [N] on the CPU.
-        image: the conditioning image, if there is one.
+        image: conditioning image, or None.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Sample:
     image: Path | None = None
 
 
-def _columns(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """All facts and all audio columns of the samples."""
+def _columns(samples: Sequence[DashboardRow]) -> tuple[list[str], list[str]]:
+    """Names of all facts and audio columns."""
     facts = dict.fromkeys(name for sample in samples for name in sample.facts)
     return list(facts), list(dict.fromkeys(column for sample in samples for column in sample.audio))
 
 
-def write_page(folder: Path, title: str, samples: Sequence[Sample], sample_rate: int, note: str = "") -> Path:
-    """Write audio, mel spectrograms and images into a folder, and an index.html that shows them."""
+def write_page(folder: Path, title: str, samples: Sequence[DashboardRow], sample_rate: int, note: str = "") -> Path:
+    """Write audio, mel spectrograms, images and an index.html to a folder."""
     facts, columns = _columns(samples)
     rows: list[list[Any]] = [["item", "image", *facts, *columns]]
     for sample in samples:
@@ -61,8 +61,10 @@ def write_page(folder: Path, title: str, samples: Sequence[Sample], sample_rate:
     return path
 
 
-def log_samples(loggers: Sequence[Logger], tag: str, samples: Sequence[Sample], sample_rate: int, step: int) -> None:
-    """To W&B as one table, to TensorBoard as audio and images."""
+def log_samples(
+    loggers: Sequence[Logger], tag: str, samples: Sequence[DashboardRow], sample_rate: int, step: int
+) -> None:
+    """Log samples to W&B as a table, to TensorBoard as audio and images."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _to_wandb(logger, tag, samples, sample_rate, step)
@@ -75,7 +77,7 @@ def log_samples(loggers: Sequence[Logger], tag: str, samples: Sequence[Sample], 
                     logger.experiment.add_image(f"{name} mel", pixels, step, dataformats="HWC")
 
 
-def _to_wandb(logger: WandbLogger, tag: str, samples: Sequence[Sample], sample_rate: int, step: int) -> None:
+def _to_wandb(logger: WandbLogger, tag: str, samples: Sequence[DashboardRow], sample_rate: int, step: int) -> None:
     import wandb
 
     facts, columns = _columns(samples)
@@ -95,7 +97,7 @@ def _to_wandb(logger: WandbLogger, tag: str, samples: Sequence[Sample], sample_r
 
 
 def log_histogram(loggers: Sequence[Logger], tag: str, values: Tensor, step: int) -> None:
-    """A histogram of values, for the loggers that can show one."""
+    """Log a histogram to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb

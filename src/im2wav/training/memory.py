@@ -1,8 +1,8 @@
-"""Device memory of a training step, counted from shapes alone, and the batch size that fits.
+"""Estimate the device memory of a training step and the largest batch size that fits.
 
-Nothing is computed: the step runs on fake tensors, which have shapes and no data, so that official size takes seconds
-on a CPU. Every storage that is alive is counted, rounded up as PyTorch's CUDA allocator does. Not counted: the CUDA
-context, libraries' workspaces and fragmentation, for which `RESERVE` is set aside.
+The step runs on fake tensors, which have shapes but no data, so that a model of official size takes seconds on a CPU.
+All live storages are counted, rounded up like PyTorch's CUDA allocator does. `RESERVE` covers the CUDA context, library
+workspaces and fragmentation.
 """
 
 import weakref
@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 RESERVE = 10**9  # bytes
 BLOCK = 512  # bytes, the granularity of the CUDA allocator
-BATCHES = (4, 8)  # two batch sizes, between which memory is a straight line
+BATCHES = (4, 8)  # two batch sizes to fit the linear memory model
 WEIGHTS = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
 MOST = 4096  # windows
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and their peak."""
+class LiveMemoryTracker(TorchDispatchMode):
+    """Count the bytes of all live tensors and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count the storages that it made."""
+        """Run the operation and count its new storages."""
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self._sizes:
@@ -61,12 +61,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a training step takes at its peak, as a function of the batch.
+    """Peak memory of a training step in bytes as a function of the batch size.
 
     Attributes:
-        state: weights, gradients, moments of the optimizer and averaged weights.
-        fixed: the part of the peak that does not depend on the batch.
-        per_window: what each window of the batch adds.
+        state: weights, gradients, optimizer moments and averaged weights.
+        fixed: part of the peak that does not depend on the batch size.
+        per_window: additional bytes per window of the batch.
     """
 
     state: float
@@ -74,16 +74,16 @@ class StepMemory:
     per_window: float
 
     def peak(self, batch: int) -> float:
-        """Bytes at a batch of that many windows."""
+        """Peak memory for a batch of `batch` windows."""
         return max(self.state, self.fixed + batch * self.per_window)
 
     def sharded(self, devices: int) -> "StepMemory":
-        """The same with the state divided over the devices."""
+        """The estimate with the state sharded over devices."""
         saved = self.state * (1 - 1 / devices)
         return StepMemory(self.state - saved, self.fixed - saved, self.per_window)
 
     def largest_batch(self, total: float) -> int:
-        """The largest power of two whose step fits a device of `total` bytes; 0 where not even one window does."""
+        """Largest power of two that fits in `total` bytes; 0 if one window does not fit."""
         batch = 0
         while batch < MOST and self.peak(max(1, 2 * batch)) <= total - RESERVE:
             batch = max(1, 2 * batch)
@@ -98,18 +98,18 @@ def step_peak(
     averaged: bool = True,
     accumulates: bool = False,
 ) -> tuple[int, int]:
-    """Count the bytes of one training step: (state, peak of forward and backward pass).
+    """Count the bytes of a training step: (state, peak of forward and backward pass).
 
     Args:
-        build: batch -> (module, its loss), called where tensors are fake.
-        batch: windows.
-        precision: as Lightning's.
-        optimizer: module -> optimizer; fused AdamW where None.
-        averaged: whether averaged weights are kept as well.
-        accumulates: whether gradients of an earlier pass are held during the forward pass.
+        build: batch -> (module, loss function), called with fake tensors.
+        batch: number of windows.
+        precision: Lightning precision.
+        optimizer: module -> optimizer; None: fused AdamW.
+        averaged: whether to count averaged (EMA) weights.
+        accumulates: whether gradients of an earlier pass exist during the forward pass.
     """
     width, _, kind = precision.partition("-")
-    live = LiveBytes()
+    live = LiveMemoryTracker()
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
         with _default_dtype(WEIGHTS.get(width, torch.float32) if kind == "true" else torch.float32):
             module, loss = build(batch)
@@ -118,7 +118,7 @@ def step_peak(
         average = [p.detach().clone() for p in module.parameters()] if averaged else []
         for p in module.parameters():
             p.grad = torch.zeros_like(p)
-        stepper.step()  # makes the moments
+        stepper.step()  # allocates the moments
         state = live.now
         if not accumulates:
             stepper.zero_grad(set_to_none=True)
@@ -131,28 +131,28 @@ def step_peak(
 
 
 def step_memory(build: Callable[[int], tuple[nn.Module, Callable[[], Tensor]]], **options: Any) -> StepMemory:
-    """Memory of a training step for all batch sizes, from two of them; `options` are those of `step_peak`."""
+    """Estimate the memory of a training step from two batch sizes; `options` are those of `step_peak`."""
     (state, one), (_, other) = (step_peak(build, batch, **options) for batch in BATCHES)
     per_window = (other - one) / (BATCHES[1] - BATCHES[0])
     return StepMemory(state, one - BATCHES[0] * per_window, per_window)
 
 
 def fewest_passes(total: int, devices: int, passes: int, most: int) -> int:
-    """The fewest passes of a global batch, a multiple of `passes`, whose batches hold at most `most` windows.
+    """Smallest multiple of `passes` that divides the global batch into batches of at most `most` windows.
 
     Args:
-        total: the global batch.
-        devices: how many share it.
-        passes: what the user set as trainer.accumulate_grad_batches.
-        most: windows that fit on a device.
+        total: global batch size.
+        devices: number of devices.
+        passes: trainer.accumulate_grad_batches.
+        most: number of windows that fit on a device.
 
     Raises:
-        ValueError: the global batch does not divide over devices and passes.
+        ValueError: the global batch size is not divisible by devices * passes.
     """
     each, rest = divmod(total, devices * passes)
     if rest or not each:
         raise ValueError(
-            f"data.global_batch_size={total} does not divide over {devices} device(s) times "
-            f"trainer.accumulate_grad_batches={passes}: choose a multiple of {devices * passes}"
+            f"data.global_batch_size={total} is not divisible by {devices} device(s) times "
+            f"trainer.accumulate_grad_batches={passes}: use a multiple of {devices * passes}"
         )
     return passes * next(more for more in range(1, each + 1) if each % more == 0 and each // more <= max(1, most))

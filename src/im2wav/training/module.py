@@ -1,4 +1,4 @@
-"""What the three LightningModules share: optimiser, schedule, and what a checkpoint says of itself."""
+"""Base LightningModule: optimizer, scheduler, gradient norm and checkpoint metadata."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.decoding.sampler import item_seed
 from im2wav.training.optimizer import parameter_groups
-from im2wav.training.sharding import shard
+from im2wav.training.sharding import shard_modules
 
 
 @contextmanager
-def as_written(net: nn.Module) -> Iterator[None]:
-    """The net in eval mode and not compiled, for a while; afterwards as it was.
+def eager_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Context manager: network in eval mode without torch.compile; restores both afterwards.
 
-    Compiled code serves the training step alone. Other batch sizes, or no gradients, would be compiled each anew, and
-    after 8 variants (torch._dynamo.config.recompile_limit) PyTorch runs the others, the training step's among them,
-    uncompiled for the rest of the run.
+    Compilation is for the training step only. Other batch sizes and inference mode would each trigger a recompilation.
+    After 8 variants (torch._dynamo.config.recompile_limit), PyTorch runs the module uncompiled for the rest of the run,
+    in the training step as well.
     """
     training = net.training
     compiled = {part: part._compiled_call_impl for part in net.modules()}
@@ -40,26 +40,27 @@ def as_written(net: nn.Module) -> Iterator[None]:
 
 
 def gradient_norm(module: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients, over all shards where they are sharded: a scalar."""
+    """Euclidean norm of all gradients over all shards: a scalar."""
     return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 class NetModule(pl.LightningModule):
-    """A net, an optimiser factory and a schedule factory.
+    """LightningModule with a network, an optimizer factory and a scheduler factory.
 
-    Checkpoints carry, as plain containers, `kind`, `config` (the resolved model node, from which the net can be built
-    again) and `data` (the identity of the data set), so that they load with `weights_only=True`.
+    Checkpoints contain `kind`, `config` (the resolved model node, from which the network can be rebuilt) and `data`
+    (the identity of the data set) as plain containers, so that they load with `weights_only=True`.
 
     Args:
-        net: what is trained.
-        optimizer: groups of parameters -> optimiser.
-        scheduler: optimiser -> schedule, stepped at each update; None for a constant rate.
-        decay_everything: apply weight decay also to norms, biases and embeddings, as the official code does.
+        net: network to train.
+        optimizer: parameter groups -> optimizer.
+        scheduler: optimizer -> scheduler, updated at every step; None: constant learning rate.
+        decay_everything: apply weight decay to norms, biases and embeddings as well, like the official code.
 
     Attributes:
-        config: the resolved model node; set by whoever builds the module from a configuration.
-        seed: of the run; likewise.
+        config: the resolved model node; set by the code that builds the module from a configuration.
+        seed: seed of the run; set likewise.
         gradient_norm: Euclidean norm of all gradients of the last step, before clipping: a scalar.
+        last_loss: training loss of the last batch, a scalar on the device.
     """
 
     kind: ClassVar[str]
@@ -77,10 +78,11 @@ class NetModule(pl.LightningModule):
         self.decay_everything = decay_everything
         self.seed = 0
         self.gradient_norm: Tensor | None = None
+        self.last_loss: Tensor | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
 
     def regions(self) -> list[nn.Module]:
-        """The repeated parts of the net: what is compiled, and what is sharded, one by one."""
+        """Submodules that are compiled and sharded individually."""
         raise NotImplementedError
 
     def evaluation_step(self, stage: str, batch: Any) -> None:
@@ -96,29 +98,29 @@ class NetModule(pl.LightningModule):
         self.evaluation_step("test", batch)
 
     def configure_model(self) -> None:
-        """Shard the net over the processes where the strategy asks for it (trainer=fsdp)."""
+        """Shard the network if the strategy is model parallel (trainer=fsdp)."""
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return
         mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
         self.shard(mesh, mixed=self.trainer.precision == "bf16-mixed")
 
     def shard(self, mesh: DeviceMesh, mixed: bool = False) -> None:
-        """Shard the net over a mesh; see `im2wav.training.sharding.shard`."""
-        shard([*self.regions(), self.net], mesh, mixed)
+        """Shard the network over a mesh; see `im2wav.training.sharding.shard_modules`."""
+        shard_modules([*self.regions(), self.net], mesh, mixed)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimiser and its schedule."""
+        """Build the optimizer and its scheduler."""
         optimizer = self._optimizer(parameter_groups(self, self.decay_everything))
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Make one optimizer step; right after backward, unscale the gradients (fp16) and measure their norm.
+        """Run one optimizer step; after the backward pass, unscale the gradients (fp16) and measure their norm.
 
-        Lightning leaves the unscaling to fused optimizers themselves and therefore refuses to clip their gradients
-        (Lightning #21435). `GradScaler.unscale_` before the step is allowed for them too: callbacks and clipping then
-        see the true gradients, whatever the optimizer.
+        Lightning lets fused optimizers unscale the gradients themselves and therefore does not clip them (Lightning
+        #21435). Calling `GradScaler.unscale_` before the step works for them as well: callbacks and clipping then see
+        unscaled gradients for every optimizer.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         plain = optimizer.optimizer  # without Lightning's wrapper
@@ -139,7 +141,7 @@ class NetModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients, by the norm that was measured after backward or by value; nothing waits for a GPU."""
+        """Clip the gradients by value, or by the norm measured after the backward pass without synchronisation."""
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
@@ -148,10 +150,10 @@ class NetModule(pl.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.gradient_norm)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Begin the step with random numbers of its own, from the seed, the step, the pass and the device alone.
+        """Seed the random number generators from the seed, step, pass and rank.
 
-        What lies between two steps (validation, samples for the dashboard, new workers) then changes nothing, and a
-        run that goes on from a checkpoint needs no state of any generator.
+        Anything between steps (validation, dashboard samples, new workers) then has no effect, and resuming from a
+        checkpoint needs no generator state.
         """
         part = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(item_seed(self.seed, "step", self.global_step, part, self.global_rank))
@@ -164,8 +166,10 @@ class NetModule(pl.LightningModule):
             checkpoint["data"] = dict(self.trainer.datamodule.identity())  # type: ignore[attr-defined]
 
     def log_parts(self, stage: str, parts: Mapping[str, Tensor], batch_size: int, **options: Any) -> None:
-        """Log each part under `stage/`: the mean over all processes, and in validation over the epoch."""
-        if stage == "train" and self.trainer.world_size > 1:  # all of them in one go
+        """Log each value under `stage/`, averaged over all processes and, in validation, over the epoch."""
+        if stage == "train":
+            self.last_loss = parts.get("loss", self.last_loss)
+        if stage == "train" and self.trainer.world_size > 1:  # one all-reduce for all values
             values = torch.stack([value.detach().float() for value in parts.values()])
             dist.all_reduce(values)
             parts = dict(zip(parts, values / self.trainer.world_size, strict=True))

@@ -1,20 +1,20 @@
-"""Which parameters weight decay applies to."""
+"""Parameter groups for weight decay."""
 
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import Parameter
 
-# tables that are looked up or added, not multiplied with: decay would pull them to zero for being seldom used
+# embeddings: decay would pull rarely used rows to zero
 TABLES = ("position_embedding", "null_start", "null_frame")
 
 
 def parameter_groups(module: nn.Module, decay_everything: bool = False) -> list[dict[str, Any]]:
-    """Parameters for an optimiser: matrices and kernels with its weight decay; norms, biases and embeddings without.
+    """Parameter groups of an optimizer: weight decay for matrices and kernels, none for norms, biases and embeddings.
 
     Args:
-        module: whose parameters.
-        decay_everything: one group for all of them, as in the official code.
+        module: module with the parameters.
+        decay_everything: one group with all parameters, like the official code.
     """
     if decay_everything:
         return [{"params": list(module.parameters())}]

@@ -1,4 +1,4 @@
-"""A trained prior of the other level beside the one in training, so that its samples are heard as whole sounds."""
+"""A trained prior of the other level (partner), which completes the samples of the prior in training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,29 +19,29 @@ OTHER = {"low_prior": "up_prior", "up_prior": "low_prior"}
 
 
 def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]) -> Loaded:
-    """The prior that completes the one in training. Its weights stay in their file until they are used.
+    """Load the partner of a prior. Its weights are memory-mapped until they are used.
 
     Args:
-        path: a folder of models or of runs, the folder of one run, or a .safetensors or .ckpt file.
-        module: the prior in training.
-        codec: the codec whose codes it learns.
-        identity: of the data that it learns from.
+        path: a model folder, a folder of runs, the folder of one run, or a .safetensors or .ckpt file.
+        module: prior in training.
+        codec: codec of its codes.
+        identity: identity of the training data.
 
     Raises:
-        ValueError: nothing is trained that could have a partner, no such file, a prior of the wrong level, of other
-            codes, of other image embeddings or of another window.
+        ValueError: the module in training is not a prior, the file is missing, or the partner has the wrong level,
+            other codes, other image embeddings or another window.
     """
     try:
         if module.kind not in OTHER:
-            raise ValueError(f"a {module.kind} has no partner: leave it null, it completes a low_prior or an up_prior")
+            raise ValueError(f"a {module.kind} has no partner: set it to null; only low_prior and up_prior have one")
         own, found = Loaded(module.net, module.kind, {}, identity, module.codec_sha256), Path(path)
         if found.is_dir():
-            last = found / "last.ckpt"  # of the one run that the folder is of
+            last = found / "last.ckpt"  # folder of one run
             found = last if last.is_file() else find_net(found, OTHER[module.kind])
         loaded = load(found, OTHER[module.kind])
         sizes = [net.codebook_size for net in (loaded.net, module.net)]
-        if sizes[0] != sizes[1]:  # files without a codec's hash say no more of their codes
-            raise ValueError(f"its codebook has {sizes[0]} codes, that of the {module.kind} in training {sizes[1]}")
+        if sizes[0] != sizes[1]:  # the only check for files without a codec hash
+            raise ValueError(f"its codebook has {sizes[0]} codes, but the {module.kind} in training has {sizes[1]}")
         pair = {own.kind: own, loaded.kind: loaded}
         check_same_origin(Loaded(codec, "vqvae", {}), pair["low_prior"], pair["up_prior"])
     except ValueError as error:
@@ -50,7 +50,7 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
 
 
 def on_device(loaded: Loaded, device: torch.device) -> Prior:
-    """The net on a device, for as long as the caller holds it; on the CPU it shares the weights of its file."""
+    """Copy of the network on a device; on the CPU it shares the memory-mapped weights."""
     with torch.device("meta"):
         net = Prior(**loaded.config)
     net.load_state_dict({name: value.to(device) for name, value in loaded.net.state_dict().items()}, assign=True)
@@ -58,10 +58,12 @@ def on_device(loaded: Loaded, device: torch.device) -> Prior:
 
 
 def missing_column(level: str) -> str:
-    """What a table without the other level says of it."""
+    """Note about the missing column of the other level."""
     other = "up" if level == "low" else "low"
-    what = "refines these low codes" if other == "up" else "draws low codes; here they are those of the real sound"
-    return f"No column {other}: {OPTION}=FOLDER names a trained {other}_prior, which {what}."
+    what = (
+        "refines these low codes" if other == "up" else "samples low codes; here they are encoded from the real audio"
+    )
+    return f"No column {other}: set {OPTION}=FOLDER to a trained {other}_prior, which {what}."
 
 
 def draw_columns(
@@ -71,24 +73,23 @@ def draw_columns(
     options: SamplingOptions,
     real_low: Tensor | None = None,
 ) -> dict[str, tuple[str, Tensor]]:
-    """Codes for B pictures and seeds, as `generate` draws them.
+    """DashboardRow codes for B items like `generate`.
 
     Args:
-        decoders: level -> its prior, ready to draw; one or both.
-        conditions: picture and time.
-        seeds: one for each picture.
-        options: how codes are drawn.
-        real_low: the low codes [B, n] of the real sounds, to be refined too.
+        decoders: level -> decoder of its prior; one or both levels.
+        conditions: image embeddings and timing.
+        seeds: one per item.
+        options: sampling options.
+        real_low: low codes [B, n] of the real audio, which the up prior refines as well.
 
     Returns:
-        Column -> level and codes [B, T]. `up` refines what stands in `low`; without a prior of the low level it refines
-        the codes of the real sound.
+        Column -> level and codes [B, T]. `up` refines the codes of `low`, or of the real audio without a low prior.
     """
 
     def draw(level: str, codes_low: Tensor | None) -> Tensor:
-        decoder, told = decoders[level], replace(conditions, codes_low=codes_low)
-        uniform = uniforms(seeds, decoder.context_length, level, told.clip.device)
-        return sample_codes(decoder, told, uniform, options)
+        decoder, level_conditions = decoders[level], replace(conditions, codes_low=codes_low)
+        uniform = uniforms(seeds, decoder.context_length, level, conditions.clip.device)
+        return sample_codes(decoder, level_conditions, uniform, options)
 
     columns = {"low": ("low", draw("low", None))} if "low" in decoders else {}
     if "up" in decoders and "low" in columns:

@@ -1,4 +1,4 @@
-"""What Lightning's precision plugins do otherwise than this project needs."""
+"""Half-precision plugin that does not cast the batch."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 
 
 class HalfWeights(HalfPrecision):
-    """Weights in bf16 or fp16 (`trainer.precision=bf16-true`), with the batch left as it was read.
+    """Weights in bf16 or fp16 (`trainer.precision=bf16-true`) without casting the batch.
 
-    Lightning casts all floating-point tensors of a batch. Audio in bf16 gives other codes, and times in samples do not
-    fit into its 8 bits; the networks cast what they read by themselves.
+    Lightning casts all floating-point tensors of a batch. Audio in bf16 encodes to different codes, and bf16 cannot
+    represent times in samples (8 significant bits). The networks cast their inputs themselves.
     """
 
     def convert_input(self, data: Any) -> Any:
-        """Leave the batch as it is."""
+        """Return the batch unchanged."""
         return data

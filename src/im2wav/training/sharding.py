@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer state sharded over all processes (FSDP2)."""
+"""Shard parameters, gradients and optimizer state over all processes (FSDP2)."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
-class FullySharded(ModelParallelStrategy):
-    """FSDP2 over all processes of all nodes. A checkpoint is one file with the layout of every other strategy.
+class FSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 over all processes of all nodes. Checkpoints are single files in the same format as with other strategies.
 
-    Unlike Lightning's `fsdp` it also runs on CPUs, where it can be tested.
+    Unlike Lightning's `fsdp`, it also runs on CPUs for tests.
     """
 
     def __init__(self, **options: Any):
@@ -32,7 +32,7 @@ class FullySharded(ModelParallelStrategy):
         """Build the device mesh: one dimension over all processes.
 
         Raises:
-            ValueError: an fp16 precision. Its loss scaling would have to agree over all shards.
+            ValueError: fp16 precision; loss scaling is not synchronised over shards.
         """
         precision = self.precision_plugin.precision
         if str(precision).startswith("16"):
@@ -45,8 +45,8 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer state; each process reads its shards from the memory-mapped file.
 
-        Lightning's own method drops `state_dict` from what it returns, and takes the optimizer's parameters to be in
-        the module's order, which is wrong where a single process saved two parameter groups.
+        Lightning's method drops `state_dict` from its return value and assumes that the optimizer parameters have the
+        order of the module, which is wrong for a checkpoint with two parameter groups saved by a single process.
         """
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
@@ -62,7 +62,7 @@ class FullySharded(ModelParallelStrategy):
         return checkpoint
 
 
-def shard(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> None:
+def shard_modules(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> None:
     """Shard modules over a mesh.
 
     In bf16-mixed, autocast stays on: it decides which operations run in bf16 and keeps losses, norms and the residual
@@ -72,9 +72,9 @@ def shard(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> 
     these parts compute in fp32, but read weights that were gathered in bf16. The optimizer's weights are fp32.
 
     Args:
-        parts: submodules first; the last one is the root and takes the parameters that are left.
-        mesh: of one dimension.
-        mixed: gather the weights of all parts but the root in bf16.
+        parts: submodules, then the root module, which shards the remaining parameters.
+        mesh: one-dimensional device mesh.
+        mixed: all-gather the weights of the submodules in bf16.
     """
     *inner, root = parts
     policy = MixedPrecisionPolicy(
@@ -84,13 +84,13 @@ def shard(parts: Iterable[nn.Module], mesh: DeviceMesh, mixed: bool = False) -> 
     )
     for part in inner:
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    # The root keeps fp32 embeddings. It is resharded after the forward pass so that module.parameters() are shards also
-    # after a validation, when EMA exchanges them.
+    # The root keeps fp32 embeddings. Reshard it after the forward pass, so that module.parameters() are shards when EMA
+    # swaps the weights after validation.
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
 
 
 def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The shard of each tensor that this process holds; a tensor that is not sharded itself. Memory is shared."""
+    """Local shards of the tensors, or the tensors themselves if they are not sharded; shares memory."""
     return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors]
 
 
@@ -100,7 +100,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors. For a sharded module: called on all processes, empty except on the first."""
+    """Unsharded state dict. For a sharded module, all processes must call this; it is empty except on rank 0."""
     if not is_sharded(module):
         return module.state_dict()
     state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -108,7 +108,7 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a module, sharded or not. Every process gives all of them."""
+    """Load an unsharded state dict into a module, sharded or not. Every process passes all tensors."""
     if is_sharded(module):
         set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
     else:
@@ -116,7 +116,7 @@ def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
-    """Optimizer state by parameter name; the ids in a file follow the order of the groups, as in PyTorch."""
+    """Map optimizer state from parameter ids, which follow the order of the groups, to parameter names."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     ours = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     saved = [key for group in state["param_groups"] for key in group["params"]]

@@ -32,7 +32,7 @@ def matmul_peak(dtype: str = "fp32", device: str = "cpu", size: int | None = Non
     """Floating-point operations per second of a large square matrix product.
 
     Raises:
-        ValueError: no such dtype.
+        ValueError: unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"precision {dtype!r}: expected one of {tuple(DTYPES)}")

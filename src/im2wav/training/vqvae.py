@@ -1,4 +1,4 @@
-"""Training of the codec."""
+"""LightningModule of the codec."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
 from im2wav.data.windows import Batch
 from im2wav.training.flops import forward_flops
-from im2wav.training.module import NetModule, as_written
+from im2wav.training.module import NetModule, eager_eval_mode
 
 
 class VQVAE(NetModule):
-    """Trains an `AudioCodec`. Losses are divided by the same measures of the training sounds (`Bandwidth`).
+    """Train an `AudioCodec`. Losses are normalised by statistics of the training audio (`Bandwidth`).
 
     Args:
-        net: the codec.
-        loss: weights of the parts.
-        optimizer, scheduler: factories.
-        bandwidth: l1, l2 and spec, to set them by hand; measured on the training sounds where None.
-        options: of `NetModule`.
+        net: codec to train.
+        loss: the loss function.
+        optimizer, scheduler: see `NetModule`.
+        bandwidth: l1, l2 and spec; None: measure them on the training audio.
+        options: options of `NetModule`.
     """
 
     kind = "vqvae"
@@ -44,52 +44,52 @@ class VQVAE(NetModule):
             self.set_bandwidth(bandwidth)
 
     def set_bandwidth(self, values: Mapping[str, float]) -> None:
-        """Divide losses by these l1, l2 and spec instead of measuring the training sounds."""
+        """Set the loss normalisation l1, l2 and spec."""
         self.bandwidth = Bandwidth(**values)
 
     def setup(self, stage: str) -> None:
-        """Measure the training sounds, unless a checkpoint or the configuration said how large they are."""
+        """Measure the training audio unless a checkpoint or the configuration sets the bandwidth."""
         if self.bandwidth is None:
             self.bandwidth = Bandwidth.measure(self.trainer.datamodule.training_windows())  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `bandwidth`, so that a resumed run has the same losses."""
+        """Add `bandwidth`, so that a resumed run uses the same losses."""
         super().on_save_checkpoint(checkpoint)
         if self.bandwidth is not None:
             checkpoint["bandwidth"] = self.bandwidth.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take `bandwidth` back."""
+        """Restore `bandwidth`."""
         if "bandwidth" in checkpoint:
             self.set_bandwidth(checkpoint["bandwidth"])
 
     def regions(self) -> list[nn.Module]:
-        """Encoders and decoders; the codebooks between them speak to other processes."""
+        """Return the encoders and decoders; codebooks are excluded because they communicate with other processes."""
         return [*self.net.encoders.values(), *self.net.decoders.values()]
 
     def item_flops(self, batch: Batch) -> int:
-        """Operations of one forward pass over one window of the batch; the search for codes needs no gradient."""
-        places = sum(batch.wav.shape[-1] // hop for hop in self.net.hop_lengths.values())
-        search = 2 * places * self.net.codebook_size * self.net.code_dim
+        """FLOPs of a forward pass over one window of the batch; the nearest-code search has no backward pass."""
+        positions = sum(batch.wav.shape[-1] // hop for hop in self.net.hop_lengths.values())
+        search = 2 * positions * self.net.codebook_size * self.net.code_dim
         return forward_flops(self.net, lambda: self.net(batch.wav[:1])) + search // 3
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
-        """Total loss, its parts, and what the codec gave."""
+        """Return the total loss, its terms and the codec output."""
         output = self.net(batch.wav)
         total, parts = self.objective(batch.wav, output, self.bandwidth)  # type: ignore[arg-type]
         return total, parts, output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; the codebooks move inside the forward pass."""
+        """Return the loss; the forward pass updates the codebooks."""
         total, parts, output = self.loss(batch)
         metrics = {f"{name}/{level}": value for level, m in output.metrics.items() for name, value in m.items()}
-        self.log_parts("train", {"loss": total.detach()}, len(batch.wav), prog_bar=True)
+        self.log_parts("train", {"loss": total.detach()}, len(batch.wav))
         self.log_parts("train", parts | metrics, len(batch.wav))
         return total
 
     def evaluation_step(self, stage: str, batch: Batch) -> None:
         """Log losses and spectral convergence on whole windows."""
-        with as_written(self.net):
+        with eager_eval_mode(self.net):
             total, parts, output = self.loss(batch)
         convergence = {
             f"spectral_convergence/{level}": spectral_convergence(batch.wav, wav.float()).mean()

@@ -7,14 +7,14 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.sampling import generate_audio
-from im2wav.evaluation.sounds import Sound, SoundSet, Unmatched, find_sounds, listed, match
+from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, Unmatched, find_audio_files, format_names, match
+from im2wav.evaluation.generate_items import generate_audio
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
 
 
 @dataclass
 class Inputs:
-    """What is evaluated.
+    """Inputs of an evaluation.
 
     Attributes:
         sets: `generated` and, for a model, `draft`.
@@ -25,12 +25,12 @@ class Inputs:
         recordings: real audio that retrieval searches, which need not be the references.
     """
 
-    sets: dict[str, SoundSet]
-    reference: SoundSet | None = None
+    sets: dict[str, AudioFileSet]
+    reference: AudioFileSet | None = None
     images: Mapping[str, Path] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     unmatched: Unmatched = field(default_factory=lambda: Unmatched([], []))
-    recordings: Sequence[Sound] = ()
+    recordings: Sequence[AudioFile] = ()
 
 
 def check_options(cfg: Any) -> None:
@@ -50,17 +50,17 @@ def check_options(cfg: Any) -> None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
 
 
-def find_images(folder: Path) -> dict[str, Path]:
+def find_media(folder: Path) -> dict[str, Path]:
     """Photos and videos of a folder by name: the path below it without suffix.
 
     Raises:
-        ValueError: no such folder, or nothing in it.
+        ValueError: the folder does not exist or contains no photos or videos.
     """
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder; expected images named like the audio files")
     paths = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not paths:
-        raise ValueError(f"images={folder} holds neither photos nor videos")
+        raise ValueError(f"images={folder} contains neither photos nor videos")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
@@ -70,14 +70,14 @@ def from_folders(generated: Path, reference: Path | None, paired: bool, missing:
     Raises:
         ValueError: a folder is missing or empty, or names do not match.
     """
-    found = find_sounds(generated, "generated")
+    found = find_audio_files(generated, "generated")
     if reference is None:
-        return Inputs({"generated": SoundSet("generated", tuple(found))})
-    real = find_sounds(reference, "reference")
+        return Inputs({"generated": AudioFileSet("generated", tuple(found))})
+    real = find_audio_files(reference, "reference")
     if not paired:
-        return Inputs({"generated": SoundSet("generated", tuple(found))}, SoundSet("reference", tuple(real)))
-    inputs = Inputs({}, SoundSet("reference", tuple(real)), recordings=real)
-    _add_generated(inputs, "generated", found, [sound.name for sound in real], missing)
+        return Inputs({"generated": AudioFileSet("generated", tuple(found))}, AudioFileSet("reference", tuple(real)))
+    inputs = Inputs({}, AudioFileSet("reference", tuple(real)), recordings=real)
+    _add_generated(inputs, "generated", found, [file.name for file in real], missing)
     return inputs
 
 
@@ -99,14 +99,14 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
     elif lost:
         raise ValueError(
             f"data={folder.root}: {len(lost)} of {len(images)} images are no longer where its manifest says: "
-            f"{listed(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"
+            f"{format_names(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"
         )
     rate = folder.info.sample_rate
-    sounds = {pair.id: Sound(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
-    reference = sorted((sounds[pair.id] for pair in pairs), key=lambda sound: sound.name)
-    recordings = [sounds[pair.id] for pair in every if pair.split == "train"]
+    files = {pair.id: AudioFile(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
+    reference = sorted((files[pair.id] for pair in pairs), key=lambda file: file.name)
+    recordings = [files[pair.id] for pair in every if pair.split == "train"]
     labels = {pair.id: pair.label for pair in every}
-    return Inputs({}, SoundSet("reference", tuple(reference)), images, labels, recordings=recordings)
+    return Inputs({}, AudioFileSet("reference", tuple(reference)), images, labels, recordings=recordings)
 
 
 def from_imagehear(images: Path | None) -> Inputs:
@@ -116,18 +116,18 @@ def from_imagehear(images: Path | None) -> Inputs:
         ValueError: some of the photographs are missing.
     """
     classes = imagehear.image_classes()
-    found = {path.stem: path for path in imagehear.find_images(images).values()} if images else {}
+    found = {path.stem: path for path in imagehear.find_imagehear_images(images).values()} if images else {}
     return Inputs({}, None, found, classes)
 
 
-def _add_generated(inputs: Inputs, title: str, sounds: list[Sound], items: Sequence[str], missing: str) -> None:
+def _add_generated(inputs: Inputs, title: str, files: list[AudioFile], items: Sequence[str], missing: str) -> None:
     """Add a set that belongs to `items`, and keep the references that it has audio for."""
-    matched, inputs.unmatched = match(sounds, items, missing)
-    inputs.sets[title] = SoundSet(title, tuple(matched))
-    targets = {sound.target for sound in matched}
+    matched, inputs.unmatched = match(files, items, missing)
+    inputs.sets[title] = AudioFileSet(title, tuple(matched))
+    targets = {file.target for file in matched}
     if inputs.reference is not None:
-        kept = tuple(sound for sound in inputs.reference.sounds if sound.name in targets)
-        inputs.reference = replace(inputs.reference, sounds=kept)
+        kept = tuple(file for file in inputs.reference.files if file.name in targets)
+        inputs.reference = replace(inputs.reference, files=kept)
 
 
 def gather(cfg: Any) -> Inputs:
@@ -140,7 +140,7 @@ def gather(cfg: Any) -> Inputs:
         return from_pairs(PairsFolder(cfg.data_dir), cfg.split, needs_images=False)
     if cfg.mode == "imagehear":
         found = from_imagehear(Path(cfg.images) if cfg.images else None)
-        numbers = {Path(name).stem: count for name, count in imagehear.shares(cfg.per_class).items()}
+        numbers = {Path(name).stem: count for name, count in imagehear.images_per_class(cfg.per_class).items()}
     elif cfg.get("data_dir"):
         found = from_pairs(PairsFolder(cfg.data_dir), cfg.split)
         numbers = dict.fromkeys(found.images, cfg.num_samples)
@@ -153,11 +153,11 @@ def gather(cfg: Any) -> Inputs:
         generate_audio(cfg, {name: found.images[name] for name in numbers}, numbers, samples)
         folders = {"draft": samples / "low", "generated": samples / "up"}
     for title, folder in folders.items() if numbers else ():
-        _add_generated(found, title, find_sounds(folder, title), list(numbers), cfg.missing)
+        _add_generated(found, title, find_audio_files(folder, title), list(numbers), cfg.missing)
     if cfg.mode == "imagehear" and cfg.reference:
         found.reference = from_folders(Path(cfg.reference), None, False, cfg.missing).sets["generated"]
     if cfg.images and cfg.mode != "imagehear":
-        found.images = find_images(Path(cfg.images))
+        found.images = find_media(Path(cfg.images))
     if cfg.labels:
         found.labels = {row["id"]: row["label"] for row in read_table(Path(cfg.labels), {"id", "label"})}
     return found

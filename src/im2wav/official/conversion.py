@@ -1,7 +1,7 @@
-"""Checkpoints of the official Im2Wav (github.com/RoySheffer/im2wav) -> our nets.
+"""Convert checkpoints of the official Im2Wav (github.com/RoySheffer/im2wav).
 
 An official file is a dict of `hps` (every hyper-parameter), `model` (the weights), `opt` and `step`. All sizes are
-read from `hps`; every weight is used exactly once, and a file that does not fit is refused with the names that do not.
+read from `hps`. Every weight is used exactly once; mismatching names are reported in an error.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ _multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.mult
 
 KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
 
-# `hps.bandwidth` holds numpy scalars; nothing else than these, tensors and plain containers is ever unpickled.
-# Their pickled names depend on the numpy that wrote them.
+# `hps.bandwidth` contains numpy scalars. Only these, tensors and plain containers are unpickled. Their pickled names
+# depend on the numpy version.
 _SCALARS: list[Any] = [
     np.dtype,
     np.dtypes.Float64DType,
@@ -30,7 +30,7 @@ _SCALARS: list[Any] = [
     *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 
-# values of `hps` that change the network in ways that no released checkpoint uses
+# required values of `hps`; other values change the network and no released checkpoint uses them
 _UNSUPPORTED: dict[str, dict[str, Any]] = {
     "vqvae": {
         "levels": 2,
@@ -56,33 +56,33 @@ _UNSUPPORTED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Official:
+class OfficialCheckpoint:
     """A converted checkpoint."""
 
     kind: str  # vqvae, low_prior or up_prior
     net: nn.Module
-    config: dict[str, Any]  # the arguments that build the net
+    config: dict[str, Any]  # arguments of the network
     hps: Mapping[str, Any]
     step: int
 
     @property
     def bandwidth(self) -> dict[str, float] | None:
-        """What its losses were divided by."""
+        """Loss normalisation of a codec."""
         found = self.hps.get("bandwidth")
         return {name: float(found[name]) for name in ("l1", "l2", "spec")} if found else None
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read an official file without running what it pickles.
+    """Read an official file without executing code.
 
     Raises:
-        ValueError: not such a file, or it holds anything but tensors, plain containers and numpy scalars.
+        ValueError: not an official file, or it contains types other than tensors, plain containers and numpy scalars.
     """
     try:
         with torch.serialization.safe_globals(_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"hps", "model"} - set(content)
-    except Exception as error:  # torch.load raises whatever the broken file provokes
+    except Exception as error:  # torch.load raises many types of errors for broken files
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(f"{path} is not an official Im2Wav checkpoint ({type(error).__name__}: {reason})") from error
     if missing:
@@ -91,7 +91,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def kind_of(hps: Mapping[str, Any]) -> str:
-    """Which of the three models a file holds, by its hyper-parameters."""
+    """Kind of the model of a file, from its hyperparameters."""
     if not hps.get("prior"):
         return "vqvae"
     return "low_prior" if hps["level"] == hps["levels"] - 1 else "up_prior"
@@ -101,7 +101,7 @@ def _check_supported(hps: Mapping[str, Any], kind: str) -> None:
     expected = _UNSUPPORTED["vqvae" if kind == "vqvae" else "prior"]
     wrong = {k: hps[k] for k, v in expected.items() if k in hps and (hps[k] or None) != (v or None)}
     if wrong:
-        raise ValueError(f"the {kind} uses {wrong}; supported are { ({k: expected[k] for k in wrong}) }")
+        raise ValueError(f"the {kind} uses {wrong}; supported: { ({k: expected[k] for k in wrong}) }")
 
 
 def codec_config(hps: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def codec_config(hps: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prior_config(hps: Mapping[str, Any], kind: str, clip_dim: int, map_width: int) -> dict[str, Any]:
-    """Arguments of `Prior` for an official prior; the sizes of its CLIP maps are constants of the official code."""
+    """Arguments of `Prior` for an official prior; sizes of its CLIP MLPs are constants of the official code."""
     conditioning: dict[str, Any] = {
         "clip_dim": clip_dim,
         "map_width": map_width,
@@ -176,12 +176,12 @@ _TABLES = {"total": "total_length_emb", "absolute": "absolute_pos_emb", "relativ
 
 
 def codec_name(name: str, strides: list[list[int]]) -> str | None:
-    """The official name of a codec parameter; None for what official files do not hold."""
-    room, level_name, *rest = name.split(".")
+    """Official name of a codec parameter; None if official files do not contain it."""
+    module, level_name, *rest = name.split(".")
     level = LEVELS.index(level_name)
-    if room == "codebooks":
+    if module == "codebooks":
         return f"bottleneck.level_blocks.{level}.k" if rest == ["codebook"] else None
-    if room == "encoders":
+    if module == "encoders":
         group, part, *rest = rest
         start = f"encoders.{level}.level_blocks.{group}.model"
         if part == "out":
@@ -195,12 +195,12 @@ def codec_name(name: str, strides: list[list[int]]) -> str | None:
 
 
 def _block(rest: list[str]) -> str:
-    """number, convolution, weight or bias -> the official name inside a stack of residual blocks."""
+    """Official name in a stack of residual blocks, from [index, convolution, weight or bias]."""
     return f"{rest[0]}.model.{_CONV[rest[1]]}.{rest[2]}"
 
 
 def _upsample(rest: list[str], stack: str) -> str:
-    """The official name inside an UpsampleStack; `stack` is how its residual stacks are called."""
+    """Official name in an `UpsampleStack`; `stack` is the name of its residual stacks."""
     if rest[0] == "inp":
         return f"0.{rest[1]}"
     stage, half, *rest = rest[1:]
@@ -208,18 +208,18 @@ def _upsample(rest: list[str], stack: str) -> str:
 
 
 def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
-    """The official name of a prior's parameter, and whether it is stored transposed.
+    """Official name of a prior parameter, and whether it is stored transposed.
 
     Args:
-        name: ours.
-        checkpointed: whether the official conditioner recomputed its blocks (`cond_c_res`), which renames them.
+        name: name in `Prior`.
+        checkpointed: whether the official conditioner uses checkpointing (`cond_c_res`), which renames blocks.
     """
-    room, *rest = name.split(".")
+    module, *rest = name.split(".")
     if name == "code_embedding.weight":
         return "prior.x_emb.weight", False
     if name == "position_embedding":
         return "prior.pos_emb.pos_emb", False
-    if room == "transformer":
+    if module == "transformer":
         start = f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}"
         if rest[2].startswith("norm"):
             return f"{start}.{rest[3]}", False
@@ -238,10 +238,10 @@ def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
 
 
 def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
-    """Official weights under our names, in fp32.
+    """Rename official weights and convert them to fp32.
 
     Raises:
-        ValueError: keys are missing, left over or of another shape; all of them are named.
+        ValueError: keys are missing, unexpected or have another shape; the message lists them.
     """
     ours = net.state_dict()
     names: dict[str, tuple[str, bool]] = {}
@@ -253,7 +253,7 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
         else:
             names[name] = prior_name(name, bool(hps["cond_c_res"]))
     left = set(given) - {official for official, _ in names.values()}
-    # the output matrix is the code embedding; and a null frame that no frame ever meets is never read
+    # the output layer is tied to the code embedding; the null frame is unused without frames
     left -= {"prior.x_out.weight"}
     if not hps.get("video_clip_emb"):
         left -= {"y_emb.null_video_CLIP"}
@@ -272,12 +272,12 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
     problems = {"missing": missing, "unexpected": sorted(left), "misshapen": misshapen}
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"the weights do not fit the {kind} that its hps describe: {text}")
+        raise ValueError(f"the weights do not match the {kind} of its hps: {text}")
     return found
 
 
 def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The running sums that official files leave out, as the official trainer restores them on one process."""
+    """EMA buffers that official files do not contain, as restored by the official trainer on one process."""
     buffers: dict[str, Tensor] = {}
     for level in LEVELS:
         usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
@@ -287,11 +287,11 @@ def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Te
     return buffers
 
 
-def convert(path: str | Path) -> Official:
-    """Read an official file and build the net that it holds, in eval mode.
+def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
+    """Load an official file and build its network in eval mode.
 
     Raises:
-        ValueError: not an official file, or one that does not fit.
+        ValueError: not an official file, or its weights do not match.
     """
     content = read(path)
     hps, given = content["hps"], content["model"]
@@ -317,4 +317,4 @@ def convert(path: str | Path) -> Official:
             book = state[f"codebooks.{level}.codebook"]
             state[f"codebooks.{level}.code_sum"] = book * state[f"codebooks.{level}.code_usage"][:, None]
     net.load_state_dict(state, assign=True)
-    return Official(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))
+    return OfficialCheckpoint(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))

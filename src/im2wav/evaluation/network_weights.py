@@ -1,4 +1,4 @@
-"""The files of the networks that the field's published figures were made with. They are put in place by hand."""
+"""Weights files of the usual evaluation networks. The user downloads them."""
 
 import pickle
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from im2wav.files import file_sha256
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file that a network is loaded from.
+    """A weights file of a network.
 
     Attributes:
-        name: of the file.
-        source: where it is published.
-        sha256: of its bytes, or the beginning of it; None where nobody published one.
+        name: file name.
+        source: where to download it.
+        sha256: hash of its content, or the beginning of the hash; None if not published.
     """
 
     name: str
@@ -31,32 +31,32 @@ FILES = {
         "https://github.com/kkoutini/PaSST/releases/tag/v0.0.1-audioset",
         "302903fa8c4aee817b11dc982da0b29aaf8d11a3e722420476d0a12c9db70c2c",
     ),
-    "vggish": WeightsFile(  # the beginning of its hash is in its name, as torch.hub has it
+    "vggish": WeightsFile(  # torch.hub convention: the file name contains the beginning of the hash
         "vggish-10086976.pth", "https://github.com/harritaylor/torchvggish/releases/tag/v0.1", "10086976"
     ),
     "wav2clip": WeightsFile(
         "Wav2CLIP.pt", "https://github.com/descriptinc/lyrebird-wav2clip/releases/tag/v0.1.0-alpha", None
     ),
-    "clip": WeightsFile(  # its hash is part of the address that OpenAI's code names
+    "clip": WeightsFile(  # the URL in OpenAI's code contains the hash
         "ViT-B-32.pt",
-        "https://github.com/openai/CLIP (clip/clip.py names its address)",
+        "https://github.com/openai/CLIP (the URL is in clip/clip.py)",
         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     ),
 }
 
 
 def check_folder(folder: Path | None) -> Path:
-    """The folder of the files, all of them there.
+    """Check that the folder contains all files.
 
     Raises:
-        ValueError: it is not given, or files are missing; each is named with its source.
+        ValueError: the folder is not set, or files are missing; the message lists them with their source.
     """
     if folder is None:
-        raise ValueError("suite=paper needs weights_dir=DIR; docs/evaluation.md says which files it holds")
+        raise ValueError("suite=paper needs weights_dir=DIR; see docs/evaluation.md for its files")
     missing = [file for file in FILES.values() if not (folder / file.name).is_file()]
     if missing:
-        said = "; ".join(f"{file.name} from {file.source}" for file in missing)
-        raise ValueError(f"weights_dir={folder} lacks {len(missing)} of {len(FILES)} files: {said}")
+        listing = "; ".join(f"{file.name} from {file.source}" for file in missing)
+        raise ValueError(f"weights_dir={folder} lacks {len(missing)} of {len(FILES)} files: {listing}")
     return folder
 
 
@@ -64,34 +64,34 @@ def checked_file(folder: Path, network: str, check: bool) -> tuple[Path, str]:
     """Path and sha256 of a network's file.
 
     Raises:
-        ValueError: it is missing, or `check` and it is not the published one.
+        ValueError: it is missing, or `check` is set and its hash differs.
     """
     file = FILES[network]
     path = folder / file.name
     if not path.is_file():
-        raise ValueError(f"weights_dir={folder} lacks {file.name}; get it from {file.source}")
+        raise ValueError(f"weights_dir={folder} lacks {file.name}; download it from {file.source}")
     found = file_sha256(path)
     if check and file.sha256 is not None and not found.startswith(file.sha256):
         raise ValueError(
-            f"{path} has sha256 {found[:12]}…, expected {file.sha256[:12]}…: it is damaged or another network; get it "
-            f"from {file.source}, or use it as it is by check_weights=false"
+            f"{path} has sha256 {found[:12]}…, expected {file.sha256[:12]}…: damaged file or another network; "
+            f"download it from {file.source}, or set check_weights=false"
         )
     return path, found
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A state dict, read without running code that a file may hold.
+    """Read a state dict with `weights_only=True`.
 
     Raises:
-        ValueError: the file is no state dict.
+        ValueError: the file is not a state dict.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         first = (str(error).splitlines() or [""])[0][:120]
-        raise ValueError(f"{path} cannot be read as weights: {first}") from error
+        raise ValueError(f"{path} cannot be read as a state dict: {first}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
+        raise ValueError(f"{path} contains a {type(state).__name__}, expected a state dict")
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -99,7 +99,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_into(net: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Load a state dict, all of it, and freeze the net in eval mode.
+    """Load a complete state dict and freeze the network in eval mode.
 
     Raises:
         ValueError: names or shapes differ.
@@ -108,5 +108,5 @@ def load_into(net: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
         net.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit the network: {first}") from error
+        raise ValueError(f"{path} does not match the network: {first}") from error
     net.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""How the official Im2Wav code draws a code, as the reference of the decode benchmark. Written for this benchmark.
+"""Decoding as in the official Im2Wav code, reimplemented as the baseline of the decoding benchmark.
 
-One row at a time: the net runs once with the picture and once without; linear layers are those of torch; keys and
-values grow by concatenation and are cut to what their kind of attention still needs. Source of these facts: the
-published code (Sheffer & Adi, 2022) and Jukebox's, on which it builds.
+The network runs at batch 1, once conditional and once unconditional, with torch linear layers. The KV cache grows by
+concatenation and is cut to the positions that the attention kind needs. Source: the published code (Sheffer & Adi,
+2022) and Jukebox, on which it is based.
 """
 
 import torch
@@ -14,8 +14,8 @@ from im2wav.prior import Prior
 from im2wav.prior.transformer import Layer, quick_gelu
 
 
-class GrowingSequence:
-    """One sequence: its keys and values, and the codes so far."""
+class ConcatenatedKVCache:
+    """A sequence with its growing KV cache."""
 
     def __init__(self, prior: Prior, condition: Tensor):
         self.prior, self.condition, self.position = prior, condition, 0
@@ -39,7 +39,7 @@ class GrowingSequence:
         return weights @ v
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [1, K] of the next code, from the embedding x [1, W] of the one before it."""
+        """Logits [1, K] of the next code, given the embedding x [1, W] of the previous code."""
         prior, config = self.prior, self.prior.transformer.config
         x = (x + prior.position_embedding[self.position] + self.condition)[:, None]
         for index, layer in enumerate(prior.transformer.layers):
@@ -52,18 +52,18 @@ class GrowingSequence:
         return F.linear(x[:, 0] + self.condition, prior.code_embedding.weight)
 
 
-class OfficialWay:
-    """Draws codes of one item: a pass with the picture and, with guidance, another without."""
+class OfficialDecoder:
+    """Sample codes of one item: a conditional and, with guidance, an unconditional pass."""
 
     def __init__(self, prior: Prior, guided: bool):
         self.prior, self.options = prior, SamplingOptions()
         zero = torch.zeros(1, prior.transformer.config.width, device=prior.position_embedding.device)
-        self.sequences = [GrowingSequence(prior, zero) for _ in range(2 if guided else 1)]
+        self.sequences = [ConcatenatedKVCache(prior, zero) for _ in range(2 if guided else 1)]
         self.input, self.uniform = zero, torch.full((1,), 0.5, dtype=torch.float64, device=zero.device)
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """The next code, [1]."""
+        """Sample the next code, [1]."""
         logits, *null = [sequence.logits(self.input) for sequence in self.sequences]
         if null:
             scale = self.options.guidance_scale

@@ -1,4 +1,4 @@
-"""A model that is evaluated: generate its audio, resumably, and measure its codec and priors."""
+"""Generate the audio of an evaluated model, resumably, and evaluate its codec and priors."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from torch import Tensor
 from im2wav.checkpoint import check_same_origin, load
 from im2wav.cli import quoted, verb
 from im2wav.data.pairs import PairsFolder
-from im2wav.evaluation.codes import batches, codec_figures, prior_figures
+from im2wav.evaluation.audio_files import AudioFileSet
+from im2wav.evaluation.code_metrics import batches, codec_figures, prior_figures
 from im2wav.evaluation.figures import Plan
-from im2wav.evaluation.sounds import SoundSet
 from im2wav.files import file_sha256, write_atomic
 from im2wav.hub import KINDS, find_weights
 
@@ -26,18 +26,18 @@ def generate_audio(cfg: Any, images: Mapping[str, Path], numbers: Mapping[str, i
     """Generate audio for images with `im2wav.sample`: out/up/NAME_00.wav and so on. Existing files are kept.
 
     Args:
-        cfg: the options of the entry: model, sampler, seed, batch_size, device and further options of sample.
+        cfg: options of the command: model, sampler, seed, batch_size, device and further options of sample.
         images: name -> photo or video.
         numbers: name -> how many audio files to generate.
         out: folder of the audio files.
 
     Raises:
-        ValueError: generation failed, or the folder holds audio of another model or other options.
+        ValueError: generation failed, or the folder contains audio of another model or other options.
     """
     files = model_files(cfg)
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
     nets: Any = {"low": low.net, "codec": codec.net}
-    window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples; also of a longer video
+    window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples, for longer videos as well
     encoder, seconds = low.data.get("encoder"), window / low.data.get("sample_rate", 16000)
     options = [f"{name}={quoted(path)}" for name, path in files.items()]
     options += [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
@@ -46,8 +46,7 @@ def generate_audio(cfg: Any, images: Mapping[str, Path], numbers: Mapping[str, i
     settings, text = out / "settings.json", json.dumps(state, indent=1, sort_keys=True) + "\n"
     if settings.is_file() and settings.read_text() != text:
         raise ValueError(
-            f"{out} holds audio that was made by another model or with other options ({settings}): choose another "
-            "out=DIR, or remove it"
+            f"{out} contains audio of another model or other options ({settings}): set another out=DIR, or remove it"
         )
     write_atomic(settings, text.encode())
     for number in sorted(set(numbers.values())):
@@ -69,7 +68,7 @@ def _done(out: Path, name: str, number: int) -> bool:
 
 
 def _link_images(images: Mapping[str, Path], folder: Path) -> None:
-    """A folder of the images under the names of their items: links, or copies where links cannot be made."""
+    """Create a folder of links (or copies) to the images, named by item."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, path in images.items():
@@ -82,7 +81,7 @@ def _link_images(images: Mapping[str, Path], folder: Path) -> None:
 
 
 def model_files(cfg: Any) -> dict[str, Path]:
-    """The files of the model that is evaluated; with `codec=FILE` the codec alone.
+    """Files of the evaluated model; with `codec=FILE`, only the codec.
 
     Raises:
         ValueError: one is missing.
@@ -90,8 +89,8 @@ def model_files(cfg: Any) -> dict[str, Path]:
     return {"codec": Path(cfg.codec)} if cfg.mode == "codec" else find_weights(Path(cfg.model_dir))
 
 
-def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:
-    """Codec reconstruction of the references: encoded, decoded from the up level, cut to the length."""
+def reconstruct(reference: AudioFileSet, file: Path, device: str) -> AudioFileSet:
+    """Codec reconstruction of the references from level `up`, cut to their length."""
     loaded = load(file, "vqvae")
     codec: Any = loaded.net.to(device)
     hop = codec.hop_lengths["low"]
@@ -101,8 +100,8 @@ def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:
         own = int(loaded.data.get("sample_rate", rate))
         inside = torchaudio.functional.resample(wav, rate, own)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % hop))[None, None].to(device)
-        back = codec.decode(codec.encode(padded)["up"], "up")[0, 0, : len(inside)].cpu().clamp(-1, 1)
-        return torchaudio.functional.resample(back, own, rate)[: len(wav)]
+        decoded = codec.decode(codec.encode(padded)["up"], "up")[0, 0, : len(inside)].cpu().clamp(-1, 1)
+        return torchaudio.functional.resample(decoded, own, rate)[: len(wav)]
 
     return replace(reference, title="codec", process=process)
 
@@ -110,12 +109,12 @@ def reconstruct(reference: SoundSet, file: Path, device: str) -> SoundSet:
 def measure_codes(
     files: Mapping[str, Path], data: str | Path, split: str, seconds: float, plan: Plan, device: str
 ) -> dict[str, Any]:
-    """Figures of a codec, and of its priors where there are any, on a pairs folder: `codec` and `priors`, by level.
+    """Metrics of a codec and its priors, if any, on a pairs folder: `codec` and `priors`, by level.
 
-    Measured on a window of the priors at the start of each sound; of a codec alone, on the first `seconds`.
+    Uses the first window of each recording; for a codec without priors, the first `seconds`.
 
     Raises:
-        ValueError: nets that do not belong together, embeddings of another encoder, or an empty split.
+        ValueError: incompatible networks, embeddings of another encoder, or an empty split.
     """
     folder, loaded = PairsFolder(data), {name: load(path, KINDS[name]) for name, path in files.items()}
     nets: dict[str, Any] = {name: x.net.to(device) for name, x in loaded.items()}
@@ -128,9 +127,9 @@ def measure_codes(
         folder.info.check_encoder(about["encoder"], about.get("weights_sha256"), f"model={files['low'].parent}")
         coarse = nets["low"].context_length
 
-    def data_again() -> Any:
+    def new_batches() -> Any:
         return batches(folder, split, coarse * hop, 4)
 
-    figures = {"codec": codec_figures(codec, data_again(), plan)}
+    figures = {"codec": codec_figures(codec, new_batches(), plan)}
     priors = {level: net for level, net in nets.items() if level != "codec"}
-    return figures | ({"priors": prior_figures(codec, priors, data_again(), plan)} if priors else {})
+    return figures | ({"priors": prior_figures(codec, priors, new_batches(), plan)} if priors else {})

@@ -1,4 +1,4 @@
-"""How long the whole evaluation takes, and how much memory: the command line in a process of its own."""
+"""Time and memory of the `evaluate` command in a separate process."""
 
 import json
 import subprocess
@@ -15,8 +15,8 @@ from im2wav.media.reading import read_audio
 ASSETS = Path(__file__).parents[1] / "assets" / "pairs" / "audio"
 RATE = 16000
 COMMAND = [sys.executable, "-m", "im2wav.evaluate"]
-# A process starts with the peak memory of the one that made it, so a small one stands between: it runs the command that
-# it is given, and prints its exit code, its seconds, its CPU seconds and its peak memory in units of the system.
+# A process inherits the peak memory of its parent. This small launcher in between runs the given command and prints its
+# exit code, seconds, CPU seconds and peak memory (in units of the system).
 MEASURED = """
 import json, resource, subprocess, sys, time
 start = time.perf_counter()
@@ -26,8 +26,8 @@ print(json.dumps([code, taken, used.ru_utime + used.ru_stime, used.ru_maxrss]))
 """
 
 
-def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -> None:
-    """Two folders of `count` sounds: windows of the shipped recordings, and the same with noise."""
+def write_audio_files(generated: Path, reference: Path, count: int, seconds: float) -> None:
+    """Write two folders of `count` audio files: windows of the demo recordings, and the same with noise."""
     recordings = [read_audio(path, RATE) for path in sorted(ASSETS.iterdir())]
     samples, generator = round(seconds * RATE), torch.Generator().manual_seed(0)
     for number in range(count):
@@ -39,20 +39,22 @@ def write_sounds(generated: Path, reference: Path, count: int, seconds: float) -
         write_atomic(generated / f"{number:05d}.wav", wav_bytes(window + noise, RATE))
 
 
-def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, gigabytes: float = 2.0) -> list[Row]:
-    """Time `python -m im2wav.evaluate` on as many sounds as ImageHear has, beside as many references.
+def measure_evaluation(
+    sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, gigabytes: float = 2.0
+) -> list[Row]:
+    """Benchmark `python -m im2wav.evaluate` on as many files as ImageHear has, and as many references.
 
     Args:
-        sounds: in each of the two folders.
-        seconds: of each.
-        minutes, gigabytes: what it may take.
+        sounds: number of files in each folder.
+        seconds: duration of each file.
+        minutes, gigabytes: limits.
 
     Raises:
         ValueError: the evaluation failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         generated, reference, out = (Path(folder) / name for name in ("generated", "reference", "out"))
-        write_sounds(generated, reference, sounds, seconds)
+        write_audio_files(generated, reference, sounds, seconds)
         options = [f"generated={generated}", f"reference={reference}", f"out={out}"]
         measured = [sys.executable, "-c", MEASURED, *COMMAND, *options]
         run = subprocess.run(measured, capture_output=True, text=True, check=True)
@@ -60,9 +62,9 @@ def evaluate(sounds: int = 3600, seconds: float = 4.096, minutes: float = 4.0, g
         if code:
             raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
     used = peak / (2**30 if sys.platform == "darwin" else 2**20)
-    what = f"{sounds} sounds of {seconds:g} s and {sounds} references"
+    what = f"{sounds} files of {seconds:g} s and {sounds} references"
     return [
-        Row(what, taken / 60, "min", minutes, "what it may take", 1.0, at_least=False),
+        Row(what, taken / 60, "min", minutes, "limit", 1.0, at_least=False),
         Row("CPU time of all cores", busy / 60, "min"),
-        Row("peak memory", used, "GB", gigabytes, "what it may take", 1.0, at_least=False),
+        Row("peak memory", used, "GB", gigabytes, "limit", 1.0, at_least=False),
     ]

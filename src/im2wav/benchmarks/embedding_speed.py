@@ -1,4 +1,4 @@
-"""How fast videos become embeddings: decoding beside what decord alone decodes, and the encoder that it must feed."""
+"""Speed of embedding videos: decoding compared with decord alone, and the image encoder."""
 
 import tempfile
 import time
@@ -20,11 +20,11 @@ from im2wav.prepare.packing import PackedFrames
 from im2wav.prepare.sources import Source
 from im2wav.training.timing import best_time
 
-SIZES = ((1280, 720), (340, 256))  # of the videos that are made: as uploaded, and as many copies of VGGSound have them
+SIZES = ((1280, 720), (340, 256))  # of generated videos: original, and as in many copies of VGGSound
 
 
 def write_video(path: Path, width: int, height: int, seconds: float = 4.0, fps: int = 30) -> None:
-    """A video of moving noise with a sound track: as hard to decode as a filmed one.
+    """Write a video of moving noise with an audio track, as expensive to decode as a real one.
 
     Raises:
         ValueError: PyAV is not installed.
@@ -32,7 +32,7 @@ def write_video(path: Path, width: int, height: int, seconds: float = 4.0, fps: 
     try:
         import av
     except ImportError as error:
-        raise ValueError("making test videos needs PyAV: pip install av, or give a folder: measure.videos=") from error
+        raise ValueError("generating test videos needs PyAV: pip install av, or set measure.videos=DIR") from error
     generator = np.random.default_rng(0)
     small = generator.integers(0, 255, (height // 8 + 64, width // 8 + 64, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -54,7 +54,7 @@ def write_video(path: Path, width: int, height: int, seconds: float = 4.0, fps: 
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
-    """CPU seconds of the best of several runs: other processes on the machine count for less than on the clock."""
+    """Minimum CPU seconds of several runs, which are less affected by other processes than wall-clock time."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -63,8 +63,8 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def decode(path: str, fps: float, size: int) -> int:
-    """Frames of a video through the whole decoder, sound included."""
+def decode_video(path: str, fps: float, size: int) -> int:
+    """Decode all frames and the audio of a video; returns the number of frames."""
     reader = ClipReader(partial(resized_centre, size=size), size, fps)
     count = 0
     for message in reader(Source("a", video=path)):
@@ -75,7 +75,7 @@ def decode(path: str, fps: float, size: int) -> int:
     return count
 
 
-def embed(
+def measure_embedding(
     videos: str | None = None,
     size: int = 224,
     encoder: Any = None,
@@ -83,18 +83,18 @@ def embed(
     batch_size: int = 8,
     repeats: int = 3,
 ) -> list[Row]:
-    """Decoding with preprocessing beside decord alone, on one core; and, where an encoder is given, its speed.
+    """Benchmark decoding with preprocessing against decord alone on one core, and optionally an encoder.
 
     Args:
-        videos: a folder of videos with sound; some are made where None.
-        size: side of the squares that the encoder sees.
+        videos: a folder of videos with audio; None: generate some.
+        size: side length of the encoder input.
         encoder: an image encoder.
-        device: of the encoder.
-        batch_size: images in a pass of it.
-        repeats: the best of so many.
+        device: device of the encoder.
+        batch_size: batch size of the encoder.
+        repeats: number of repetitions; the best counts.
 
     Raises:
-        ValueError: the folder holds no videos.
+        ValueError: the folder contains no videos.
     """
     torch.set_num_threads(1)
     with ExitStack() as stack:
@@ -104,8 +104,8 @@ def embed(
                 write_video(folder / f"{width}x{height}.mp4", width, height)
         paths = [str(path) for path in list_files(folder, VIDEO_SUFFIXES)]
         if not paths:
-            raise ValueError(f"measure.videos={videos} holds no videos")
-        rows = _decoding(paths, size, repeats)
+            raise ValueError(f"measure.videos={videos} contains no videos")
+        rows = _measure_decoding_speed(paths, size, repeats)
     if encoder is not None:
         threads = torch.get_num_threads()
         squares = torch.randint(0, 256, (batch_size, 3, encoder.size, encoder.size), dtype=torch.uint8, device=device)
@@ -115,13 +115,13 @@ def embed(
     return rows
 
 
-def _decoding(paths: list[str], size: int, repeats: int) -> list[Row]:
+def _measure_decoding_speed(paths: list[str], size: int, repeats: int) -> list[Row]:
     alone = {path: cpu_seconds(partial(read_all_frames, path), repeats) for path in paths}
     counts = {path: read_all_frames(path) for path in paths}
-    frames, name, rows = sum(counts.values()), "decord alone, every frame and the sound", []
+    frames, name, rows = sum(counts.values()), "decord alone, all frames and audio", []
     limit = frames / sum(alone.values())
     for fps in (30.0, 8.0):
-        spent = {path: cpu_seconds(partial(decode, path, fps, size), repeats) for path in paths}
+        spent = {path: cpu_seconds(partial(decode_video, path, fps, size), repeats) for path in paths}
         value = frames / sum(spent.values())
         rows.append(Row(f"decoding + preprocessing, {fps:g} fps", value, "frames/core-s", limit, name, 0.85))
         for path in paths:
@@ -131,7 +131,7 @@ def _decoding(paths: list[str], size: int, repeats: int) -> list[Row]:
     packed = PackedFrames(sources, ClipReader(partial(resized_centre, size=size), size, 30.0), 32, 1, 100)
     start, shown = time.perf_counter(), 0
     for batch in packed:
-        start = start if shown else time.perf_counter()  # without the start of the process
+        start = start if shown else time.perf_counter()  # exclude the start of the process
         shown += sum(count for _, count in batch.runs)
     rate = (shown - 32) / (time.perf_counter() - start)
     begun = time.perf_counter()

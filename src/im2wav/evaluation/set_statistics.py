@@ -1,7 +1,7 @@
-"""Distances between sets of embeddings, and how sure a figure is. Everything is computed in float64.
+"""Distances between sets of embeddings, and bootstrap intervals, in float64.
 
-Letters: N, M rows of two sets, D width of an embedding, C classes, R resamples. Weights say how often a row counts: a
-bootstrap resample is a vector of counts, so nothing is copied.
+Letters: N, M rows of two sets, D dimension of an embedding, C classes, R resamples. Weights are counts of rows: a
+bootstrap resample is a vector of counts, without copies.
 """
 
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.threads import side_by_side
+from im2wav.evaluation.threads import map_in_threads
 
-BLOCK = 512  # rows of a kernel matrix that are in memory at once
-MEDIAN_ROWS = 5000  # rows among which the median distance is looked for
+BLOCK = 512  # rows of the kernel matrix in memory at once
+MEDIAN_ROWS = 5000  # maximum number of rows for the median distance
 
 
 def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,26 +28,26 @@ def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor
 def _centred(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean, and rows scaled so that their Gram matrix is the covariance."""
     weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
-    rows, weights = rows[weights > 0].double(), weights[weights > 0]  # picked first: less is converted
+    rows, weights = rows[weights > 0].double(), weights[weights > 0]  # select first to convert fewer rows
     total = weights.sum()
     if total < 2:
-        raise ValueError(f"{len(rows)} sounds: a spread needs at least two")
+        raise ValueError(f"{len(rows)} audio files: a covariance needs at least two")
     mean = weights @ rows / total
     return mean, rows.sub_(mean).mul_((weights / (total - 1)).sqrt()[:, None])
 
 
 def _spread(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean, and A with A^T A the covariance and at most D rows.
+    """Mean, and A with at most D rows such that A^T A is the covariance.
 
-    A comes from the rows by QR. That is as fast as a Cholesky factor of the covariance, and unlike it holds for a
-    singular covariance, which a network with a dead unit has, without its eigenvectors, which take most of the time.
+    A is the R factor of the QR decomposition of the rows. This is as fast as a Cholesky decomposition of the covariance
+    and also works for singular covariances (dead units), without a slow eigendecomposition.
     """
     mean, centred = _centred(rows, weights)
     return mean, centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
 def factor(covariance: Tensor) -> Tensor:
-    """A [D, D] with A^T A the covariance: by Cholesky, or by its eigenvectors where it is singular."""
+    """A [D, D] such that A^T A is the covariance: Cholesky, or eigendecomposition if it is singular."""
     lower, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
         return lower.T
@@ -76,7 +76,7 @@ def frechet(mean: Tensor, covariance: Tensor, mean_2: Tensor, covariance_2: Tens
 def frechet_distance(
     rows: Tensor, rows_2: Tensor, weights: Tensor | None = None, weights_2: Tensor | None = None
 ) -> float:
-    """Fréchet distance of two sets of embeddings [N, D] and [M, D], each row counted as often as its weight says.
+    """Fréchet distance of two sets of embeddings [N, D] and [M, D], with rows weighted by counts.
 
     Raises:
         ValueError: fewer than two rows.
@@ -86,8 +86,8 @@ def frechet_distance(
     return ((mean - mean_2).square().sum() + trace - 2 * trace_of_root(x, y)).item()
 
 
-def in_order(rows: Tensor) -> Tensor:
-    """An order [N] of rows [N, D] that depends on what they hold and not on how they are sorted."""
+def content_order(rows: Tensor) -> Tensor:
+    """Permutation [N] of rows [N, D] that depends on their content and not on their order."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(rows.shape[1], dtype=torch.float64, generator=generator)
     return (rows.double() * direction).sum(1).argsort()
@@ -95,7 +95,7 @@ def in_order(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """A Fréchet distance extrapolated to infinitely many sounds."""
+    """A Fréchet distance extrapolated to infinitely many samples."""
 
     value: float
     spread: float  # standard deviation of `value` over resamples of the fitted points
@@ -105,23 +105,23 @@ class Extrapolated:
 def frechet_infinity(
     rows: Tensor, rows_2: Tensor, seed: int = 0, points: int = 10, repeats: int = 200
 ) -> Extrapolated | None:
-    """Fréchet distance at N -> infinity: a line through distances of subsets over 1 / N, read at 0.
+    """Fréchet distance at N -> infinity: intercept of a linear fit of subset distances over 1 / N.
 
-    The idea is FID_infinity (Chong and Forsyth, 2020). Both sets are subsampled to the same size, without
+    Based on FID_infinity (Chong and Forsyth, 2020). Both sets are subsampled to the same size, without
     replacement, at sizes spread evenly in 1 / N from a fifth of the smaller set to all of it.
 
     Returns:
-        None where the sets are too small for five sizes.
+        None if the sets are too small for five sizes.
     """
     largest = min(len(rows), len(rows_2))
     smallest = max(largest // 5, 10)
     if largest < smallest + 5:
         return None
-    rows, rows_2 = rows[in_order(rows)], rows_2[in_order(rows_2)]
+    rows, rows_2 = rows[content_order(rows)], rows_2[content_order(rows_2)]
     generator = torch.Generator().manual_seed(seed)
     sizes = [round(1 / x) for x in torch.linspace(1 / largest, 1 / smallest, points, dtype=torch.float64).tolist()]
     picks = [[torch.randperm(len(x), generator=generator)[:size] for x in (rows, rows_2)] for size in sizes]
-    distances = side_by_side(lambda pick: frechet_distance(rows[pick[0]], rows_2[pick[1]]), picks)
+    distances = map_in_threads(lambda pick: frechet_distance(rows[pick[0]], rows_2[pick[1]]), picks)
     x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(list(distances), dtype=torch.float64)
 
     def intercept(x: Tensor, y: Tensor) -> Tensor:
@@ -134,14 +134,14 @@ def frechet_infinity(
 
 
 def median_distance(rows: Tensor) -> float:
-    """Median Euclidean distance between two rows of [N, D]; of at most 5,000 rows, evenly picked.
+    """Median Euclidean distance between two rows of [N, D]; of at most 5,000 evenly selected rows.
 
     Raises:
         ValueError: fewer than two rows.
     """
     if len(rows) < 2:
-        raise ValueError(f"{len(rows)} sounds: a distance between sounds needs at least two")
-    rows = rows[in_order(rows)].double()
+        raise ValueError(f"{len(rows)} audio files: a distance needs at least two")
+    rows = rows[content_order(rows)].double()
     rows = rows[:: -(-len(rows) // MEDIAN_ROWS)]
     return torch.pdist(rows).median().item()
 
@@ -155,24 +155,24 @@ def kernel_distance(
 ) -> Tensor:
     """Kernel audio distance: 100 times the unbiased squared MMD of two sets under a Gaussian kernel.
 
-    Source: Chung et al., 2025 (kadtk). It has no bias from the number of sounds and can be negative.
+    Source: Chung et al., 2025 (kadtk). It is unbiased for any number of samples and can be negative.
 
     Args:
-        rows, rows_2: embeddings [N, D] of the judged set and [M, D] of the reference.
-        bandwidth: of the kernel; the median distance within the reference where None.
+        rows, rows_2: embeddings [N, D] of the evaluated set and [M, D] of the reference.
+        bandwidth: kernel bandwidth; None: the median distance within the reference.
         weights, weights_2: counts [R, N] and [R, M] of R resamples. A row is never compared with its own copies.
 
     Returns:
-        [R] distances; one where there are no weights.
+        [R] distances; R = 1 without weights.
     """
     sigma = bandwidth or median_distance(rows_2)
-    sigma = sigma or 1.0  # a reference of equal sounds
+    sigma = sigma or 1.0  # all references are equal
     x, y = rows.double(), rows_2.double()
     u = torch.ones(1, len(x), dtype=torch.float64) if weights is None else weights.double()
     v = torch.ones(1, len(y), dtype=torch.float64) if weights_2 is None else weights_2.double()
 
     def form(a: Tensor, p: Tensor, b: Tensor, q: Tensor, itself: bool = False) -> Tensor:
-        """sum_ij p_i k(a_i, b_j) q_j for each resample; of a set with `itself`, pairs are looked at once."""
+        """sum_ij p_i k(a_i, b_j) q_j for each resample; with `itself`, pairs of the same set are computed once."""
 
         def block(i: int) -> Tensor:
             first = i if itself else 0
@@ -181,7 +181,7 @@ def kernel_distance(
                 kernel[:, BLOCK:] *= 2
             return (p[:, i : i + BLOCK] @ kernel).mul_(q[:, first:]).sum(1)
 
-        return sum(side_by_side(block, range(0, len(a), BLOCK)), torch.zeros(len(p), dtype=torch.float64))
+        return sum(map_in_threads(block, range(0, len(a), BLOCK)), torch.zeros(len(p), dtype=torch.float64))
 
     def within(a: Tensor, p: Tensor) -> Tensor:
         own = p.square().sum(1)
@@ -191,20 +191,20 @@ def kernel_distance(
 
 
 def inception_score(probabilities: Tensor, splits: int = 10, seed: int = 2020, weights: Tensor | None = None) -> Tensor:
-    """Inception score: exp of the mean divergence of each sound's classes from all sounds' classes.
+    """Inception score: exp of the mean KL divergence of class distributions from their marginal.
 
     Args:
         probabilities: [N, C], each row a distribution.
-        splits: the score is the mean over this many parts of the set (10, seed 2020 in the field's tools).
-        seed: of the parts. They depend on what the rows hold, not on their order.
+        splits: number of parts of the set to average over (usually 10, seed 2020).
+        seed: seed of the parts, which depend on the content of the rows and not on their order.
         weights: counts [R, N] of R resamples.
 
     Returns:
-        [R] scores; one where there are no weights.
+        [R] scores; R = 1 without weights.
     """
     p = probabilities.double()
     counts = torch.ones(1, len(p), dtype=torch.float64) if weights is None else weights.double()
-    order = in_order(p)[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
+    order = content_order(p)[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
     negative_entropy = -torch.special.entr(p).sum(1)
     scores = []
     for part in order.chunk(splits):

@@ -1,4 +1,4 @@
-"""How fast windows come from disk, by files and by shards, and whether memory stays where it is."""
+"""Speed of loading windows from files and shards, and memory growth."""
 
 import multiprocessing
 import tempfile
@@ -18,11 +18,11 @@ from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.prepare.shard_writer import ShardWriter
 from im2wav.training.timing import best_time
 
-RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # a clip as VGGSound has them
+RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # clips as in VGGSound
 
 
 def write_pairs(root: Path, clips: int) -> None:
-    """A pairs folder of noise."""
+    """Write a pairs folder of noise."""
     generator = torch.Generator().manual_seed(0)
     DatasetInfo("clip_vit_b32", DIM, None, FPS, RATE).write(root)
     samples, frames, rows = int(SECONDS * RATE), int(SECONDS * FPS), []
@@ -36,16 +36,16 @@ def write_pairs(root: Path, clips: int) -> None:
     write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
 
 
-def write_shards(root: Path, out: Path) -> None:
-    """The same as shards."""
+def convert_to_shards(root: Path, out: Path) -> None:
+    """Convert a pairs folder to shards."""
     writer = ShardWriter(root, out)
     for chunk in writer.start():
         writer.write(chunk)
     writer.finish()
 
 
-def through(loader: WindowLoader, batches: int) -> Callable[[], None]:
-    """Reads so many batches."""
+def read_batches(loader: WindowLoader, batches: int) -> Callable[[], None]:
+    """Return a function that reads `batches` batches."""
 
     def work() -> None:
         read = 0
@@ -58,8 +58,8 @@ def through(loader: WindowLoader, batches: int) -> Callable[[], None]:
     return work
 
 
-def plain_reads(root: Path, num_samples: int, windows: int) -> Callable[[], None]:
-    """Reads as many windows of sound with soundfile and of embeddings with numpy, and does nothing with them."""
+def read_with_libraries(root: Path, num_samples: int, windows: int) -> Callable[[], None]:
+    """Return a function that reads as many windows with soundfile and numpy only."""
     wavs, clips = sorted((root / "wav").iterdir()), sorted((root / "clip").iterdir())
     frames = int(num_samples / RATE * FPS) + 1
     generator = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def plain_reads(root: Path, num_samples: int, windows: int) -> Callable[[], None
 
 
 def anonymous_mb() -> float:
-    """Memory of this process and of its children that is no file's, in MB; nan where the system does not tell."""
+    """Anonymous memory of this process and its children in MB; NaN if unknown."""
     total = 0
     for pid in ["self", *(child.pid for child in multiprocessing.active_children())]:
         try:
@@ -87,30 +87,30 @@ def anonymous_mb() -> float:
     return total / 1024
 
 
-def growth(root: Path, num_samples: int, batches: int) -> float:
-    """By how many MB the memory of the loader and its worker grows over so many batches."""
+def memory_growth(root: Path, num_samples: int, batches: int) -> float:
+    """Memory growth of the loader and its worker over `batches` batches, in MB."""
     loader = PairsDataModule(str(root), num_samples=num_samples, batch_size=2, num_workers=1).train_dataloader()
-    through(loader, max(batches // 10, 1))()  # caches and pools fill
+    read_batches(loader, max(batches // 10, 1))()  # fill caches and pools
     before = anonymous_mb()
-    through(loader, batches)()
+    read_batches(loader, batches)()
     return anonymous_mb() - before
 
 
-def loader(
+def measure_loading(
     num_samples: int = 65536,
     clips: int = 256,
     batches: int = 40,
     growth_batches: int = 10_000,
     folder: str | None = None,
 ) -> list[Row]:
-    """Windows per second in one process with one thread.
+    """Benchmark windows per second in one process with one thread.
 
     Args:
-        num_samples: of a window.
-        clips: of 10 s, 16 kHz, 30 frames a second.
-        batches: of 8 windows, that are timed.
-        growth_batches: of 2 windows, that memory is watched over.
-        folder: where the clips are written for a while; the system's temporary folder where None.
+        num_samples: length of a window.
+        clips: number of clips of 10 s, 16 kHz, 30 frames per second.
+        batches: number of timed batches of 8 windows.
+        growth_batches: number of batches of 2 windows for memory growth.
+        folder: where to write the temporary clips; None: the temporary folder of the system.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,22 +118,22 @@ def loader(
         with tempfile.TemporaryDirectory(dir=folder) as name:
             root, shards = Path(name) / "pairs", Path(name) / "shards"
             write_pairs(root, clips)
-            write_shards(root, shards)
+            convert_to_shards(root, shards)
             count = batches * 8
             figures = {}
             for kind, place in (("files", root), ("shards", shards)):
                 data = PairsDataModule(str(place), num_samples=num_samples, batch_size=8)
-                figures[kind] = count / best_time(through(data.train_dataloader(), batches), repeats=3, warm_up=1)
-            plain = count / best_time(plain_reads(root, num_samples, count), repeats=3, warm_up=1)
-            grown = growth(root, num_samples, growth_batches)
+                figures[kind] = count / best_time(read_batches(data.train_dataloader(), batches), repeats=3, warm_up=1)
+            plain = count / best_time(read_with_libraries(root, num_samples, count), repeats=3, warm_up=1)
+            grown = memory_growth(root, num_samples, growth_batches)
     finally:
         torch.set_num_threads(threads)
     what, unit = f"{num_samples / RATE:g} s windows", "windows/s/core"
     reads, files, shards_ = "soundfile and np.load alone", figures["files"], figures["shards"]
     return [
-        Row(f"{what}, pairs folder", files, unit, 300, "promised", bar=1.0, note="files in the page cache"),
-        Row(f"{what}, pairs folder", files, unit, plain, reads, note="besides: collating, manifest, drawing"),
-        Row(f"{what}, shards", shards_, unit, 300, "promised", bar=1.0),
+        Row(f"{what}, pairs folder", files, unit, 300, "target", bar=1.0, note="files in the page cache"),
+        Row(f"{what}, pairs folder", files, unit, plain, reads, note="includes collating, manifest and sampling"),
+        Row(f"{what}, shards", shards_, unit, 300, "target", bar=1.0),
         Row(f"{what}, shards", shards_, unit, plain, reads),
-        Row(f"growth over {growth_batches} batches", grown, "MB", 10, "promised", bar=1.0, at_least=False),
+        Row(f"growth over {growth_batches} batches", grown, "MB", 10, "target", bar=1.0, at_least=False),
     ]

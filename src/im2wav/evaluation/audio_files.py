@@ -1,0 +1,299 @@
+"""Sets of audio files to evaluate: listing, matching by name, checks, and uniform reading.
+
+All files are read in the same way: mono, one sample rate, one resampler, one length and one loudness. Distances between
+sets then do not depend on how the files were stored.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+import torchaudio.functional
+from torch import Tensor
+
+from im2wav.evaluation.network import Network, NetworkOutput, SetOutputs
+from im2wav.evaluation.threads import map_in_threads
+from im2wav.files import AUDIO_SUFFIXES, list_files
+from im2wav.media.reading import MediaError, read_audio, set_loudness
+from im2wav.report.spectrogram import log_mel
+
+log = logging.getLogger(__name__)
+
+SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
+FULL = 0.999  # samples above count as full scale
+CLIPPED = 3  # number of consecutive full-scale samples that count as clipping
+# Outputs are stacked for this many files at once: small tensors that stay allocated between waveforms fragment the
+# memory (0.2 MB per file).
+TOGETHER = 64
+QUIETEST = -100.0  # dB; level of silent audio
+
+
+def format_names(names: Sequence[str], at_most: int = 5) -> str:
+    """Format the first names of a list and the number of the others."""
+    more = len(names) - at_most
+    return ", ".join(map(str, names[:at_most])) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """An audio file; `target` is the name of its item, for references their own name."""
+
+    name: str
+    path: Path
+    target: str
+    rate: int
+    frames: int  # samples per channel
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return self.frames / self.rate
+
+
+@dataclass(frozen=True)
+class AudioFileSet:
+    """A set of audio files.
+
+    Attributes:
+        title: name of the set in messages.
+        files: the files, sorted by name.
+        process: function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction.
+    """
+
+    title: str
+    files: tuple[AudioFile, ...]
+    process: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False)
+
+    @property
+    def rates(self) -> Counter:
+        """Number of files per sample rate."""
+        return Counter(file.rate for file in self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the files."""
+        return [file.name for file in self.files]
+
+    @property
+    def targets(self) -> list[str]:
+        """Item of each file."""
+        return [file.target for file in self.files]
+
+
+def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
+    """Find the audio files in a folder, sorted by name: the relative path without suffix.
+
+    Raises:
+        ValueError: the folder does not exist or has no audio files, or files are unreadable or have the same name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{option}={folder}: no such folder; expected a folder of audio files")
+    paths = list_files(folder, AUDIO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{option}={folder} contains no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
+    files, broken = [], []
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            info = soundfile.info(path)
+            files.append(AudioFile(name, path, name, info.samplerate, info.frames))
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            broken.append(f"{name} ({str(error).splitlines()[0][:80]})")
+    if broken:
+        raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {format_names(broken)}")
+    double = [name for name, count in Counter(s.name for s in files).items() if count > 1]
+    if double:
+        raise ValueError(
+            f"{option}={folder}: several files have the same name: {format_names(double)}; keep one of each"
+        )
+    return sorted(files, key=lambda file: file.name)
+
+
+def target_of(name: str, targets: set[str]) -> str | None:
+    """Item of a generated file: its name, or its name without the suffix `_00`."""
+    if name in targets:
+        return name
+    bare = re.sub(r"_\d{2,}$", "", name)
+    return bare if bare in targets else None
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Names without a counterpart in the other set."""
+
+    generated: list[str]
+    reference: list[str]
+
+
+def match(generated: list[AudioFile], targets: Sequence[str], missing: str) -> tuple[list[AudioFile], Unmatched]:
+    """Assign each generated file to its item.
+
+    Args:
+        generated: generated files.
+        targets: names of the expected items.
+        missing: `error`, or `skip` to use only the matching files.
+
+    Raises:
+        ValueError: names do not match and `missing` is `error`, nothing matches, or `missing` is invalid.
+    """
+    if missing not in ("error", "skip"):
+        raise ValueError(f"missing={missing!r}: expected `error` or `skip`")
+    wanted = set(targets)
+    found = [(file, target_of(file.name, wanted)) for file in generated]
+    matched = [replace(file, target=target) for file, target in found if target is not None]
+    with_audio = {file.target for file in matched}
+    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - with_audio))
+    if not matched:
+        raise ValueError(
+            "no generated file has the name of a reference: "
+            f"generated are {format_names(rest.generated)}; references are {format_names(rest.reference)}. "
+            "Names must be equal, or NAME_00, NAME_01 for several files of one reference; "
+            "paired=false compares the sets without pairing"
+        )
+    if missing == "error" and (rest.generated or rest.reference):
+        raise ValueError(
+            f"names do not match: {len(rest.generated)} generated files without a reference"
+            f"{': ' + format_names(rest.generated) if rest.generated else ''}; "
+            f"{len(rest.reference)} references without a generated file"
+            f"{': ' + format_names(rest.reference) if rest.reference else ''}. "
+            "Correct the names, or set missing=skip to use only the matching files"
+        )
+    return matched, rest
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How all files are read.
+
+    Attributes:
+        rate: sample rate in Hz that all files are resampled to.
+        seconds: duration of the evaluated audio; shorter audio is repeated, as in training.
+        loudness: RMS level in dBFS that all audio is scaled to; None: unchanged.
+    """
+
+    rate: int
+    seconds: float
+    loudness: float | None
+
+    def raw(self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+        """Read a waveform [N] without loudness scaling.
+
+        Raises:
+            MediaError: the file cannot be used.
+        """
+        wav = read_audio(file.path, self.rate)
+        samples = round(self.seconds * self.rate)
+        wav = wav.repeat(-(-samples // len(wav)))[:samples]
+        return wav if process is None else process(wav, self.rate)
+
+    def level(self, wav: Tensor) -> Tensor:
+        """Scale a waveform to the loudness; silent audio stays unchanged."""
+        if self.loudness is None or wav.abs().max() < SILENT:
+            return wav
+        return set_loudness(wav, self.loudness)
+
+
+def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
+    """Common sample rate of the sets, or the lowest one with `resample`.
+
+    Raises:
+        ValueError: sample rates differ and `resample` is false.
+    """
+    rates = {s.title: dict(sorted(s.rates.items())) for s in sets}
+    every = {rate for found in rates.values() for rate in found}
+    if len(every) > 1 and not resample:
+        listing = "; ".join(
+            f"{title}: " + ", ".join(f"{n} at {r} Hz" for r, n in x.items()) for title, x in rates.items()
+        )
+        raise ValueError(
+            f"sample rates differ ({listing}), and all distances depend on the bandwidth: set resample=true "
+            f"to resample all files to {min(every)} Hz"
+        )
+    return min(every)
+
+
+def levels(wav: Tensor) -> Tensor:
+    """RMS level in dB, is silent, is clipped: waveform [N] -> [3]."""
+    rms = 20 * wav.double().square().mean().sqrt().clamp_min(10 ** (QUIETEST / 20)).log10()
+    full = wav.abs() >= FULL
+    clipped = int(full.sum()) >= CLIPPED and bool(full.unfold(0, CLIPPED, 1).all(1).any())
+    return torch.tensor([rms.item(), float(wav.abs().max() < SILENT), float(clipped)], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Network outputs of a set.
+
+    Attributes:
+        set: the S audio files.
+        outputs: outputs by network name.
+        levels: [S, 3], see `levels`.
+        mels: log-mel spectrograms [S, L, bands] for retrieval, or None.
+        nearest: name of the nearest recording of each file, for retrieval.
+    """
+
+    set: AudioFileSet
+    outputs: dict[str, SetOutputs]
+    levels: Tensor
+    mels: Tensor | None = None
+    nearest: Sequence[str] = ()
+
+
+def judge(audio: AudioFileSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
+    """Run each network on each file of a set. One file per thread is in memory at a time.
+
+    Raises:
+        ValueError: files that cannot be used; the message lists them.
+    """
+    from tqdm.auto import tqdm
+
+    def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutput], Tensor | None] | str:
+        """Levels, network outputs and log-mel spectrogram of a file, or an error message."""
+        try:
+            wav = reading.raw(file, audio.process)
+        except MediaError as error:
+            return f"{file.name} ({error.reason})"
+        scaled = reading.level(wav)
+        at_rates = (torchaudio.functional.resample(scaled, reading.rate, n.sample_rate) for n in networks)
+        outputs = [network.analyse(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
+        return levels(wav), outputs, log_mel(wav, reading.rate) if with_mels else None
+
+    progress = tqdm(
+        map_in_threads(analyse, audio.files),
+        desc=f"evaluate {audio.title}",
+        total=len(audio.files),
+        unit="file",
+        disable=None,
+    )
+    stream, parts, all_levels, mels, broken = iter(progress), [], [], [], []
+    while chunk := list(islice(stream, TOGETHER)):
+        broken += [reason for reason in chunk if isinstance(reason, str)]
+        if good := [one for one in chunk if not isinstance(one, str)]:
+            all_levels.append(torch.stack([one[0] for one in good]))
+            mels += [one[2] for one in good if one[2] is not None]
+            parts.append([SetOutputs.join(of) for of in zip(*(one[1] for one in good), strict=True)])
+    if broken:
+        raise ValueError(
+            f"{audio.title}: {len(broken)} audio files cannot be used: {format_names(broken)}; replace them"
+        )
+    by_network = zip(networks, zip(*parts, strict=True), strict=True)
+    outputs = {network.name: SetOutputs.concat(of) for network, of in by_network}
+    return Judged(audio, outputs, torch.cat(all_levels), torch.stack(mels) if mels else None)
+
+
+def describe_set(files: AudioFileSet) -> dict[str, Any]:
+    """Number of files, durations and sample rates of a set."""
+    seconds = sorted(file.seconds for file in files.files)
+    return {
+        "n": len(seconds),
+        "items": len(set(files.targets)),
+        "seconds": {"min": seconds[0], "median": seconds[len(seconds) // 2], "max": seconds[-1]},
+        "sample_rate": {str(rate): count for rate, count in sorted(files.rates.items())},
+    }
