@@ -180,6 +180,7 @@ def test_a_dry_run_writes_nothing(trained, folder, tmp_path, capfd):
         (["input.timeline=[IMAGE@1]"], "first at 0"),
         (["input=IMAGE", "format=mp3"], "format=mp3: must be one of wav, flac"),
         (["input=IMAGE", "mux=maybe"], "mux=maybe"),
+        (["input=IMAGE", "num_samples=0"], "num_samples=0"),
         (["input=IMAGE", "num_drafts=0"], "num_drafts=0"),
         (["input=IMAGE", "num_drafts=2", "keep=3"], "keep=3"),
         (["input=IMAGE", "num_drafts=2", "num_samples=2"], "and num_samples=1"),
