@@ -80,7 +80,8 @@ class SkipNonFiniteSteps(pl.Callback):
             non_finite = non_finite.to(norm)
             dist.all_reduce(non_finite, dist.ReduceOp.MAX)
         # the only synchronisation with the GPU in a step
-        shown = loss if pl_module.last_loss is None else pl_module.last_loss.to(norm)
+        last: Any = pl_module.last_loss
+        shown = loss if last is None else last.to(norm)
         total, self.norm, skip, self.loss = torch.stack([loss, norm, non_finite.to(norm), shown]).tolist()
         ids, self._ids = self._ids, []
         self._losses.clear()
