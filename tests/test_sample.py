@@ -102,7 +102,6 @@ def test_a_real_video(trained, tmp_path, shared):
         (["input=IMAGE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
         (["input=IMAGE", "codec=none.ckpt"], "none.ckpt does not exist"),
         (["input=IMAGE", "run_name=other"], "does not exist, expected a vqvae checkpoint"),
-        (["input=IMAGE", "num_samples=0"], "num_samples=0"),
         (["input=IMAGE", "sampler.temperature=0"], "temperature=0"),
         (["input=BROKEN"], "none of 1 inputs could be read"),
     ],
