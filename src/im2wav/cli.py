@@ -101,12 +101,15 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
 def show_help(command: str, overrides: list[str]) -> None:
     """Print the help of a command; overrides choose what it shows."""
     from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
 
-    required = {"train": "model=vqvae"}.get(command)
-    if required and not any(word.startswith("model=") for word in overrides):
-        overrides = [required, *overrides]
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(command, overrides, return_hydra_config=True)
+        try:
+            cfg = compose(command, overrides, return_hydra_config=True)
+        except HydraException:
+            if command != "train":
+                raise
+            cfg = compose(command, ["model=vqvae", *overrides], return_hydra_config=True)  # model has no default
     names = [str(name) for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra/")]
     choices = {name: str(cfg.hydra.runtime.choices[name]) for name in names if "@" not in name}
     OmegaConf.set_readonly(cfg, False)
