@@ -94,7 +94,7 @@ def test_every_figure_of_decoding_is_measured(tmp_path):
     assert named | {"peak memory, fp32", "start to first code, fp32", f"last 16 codes of 64, fp32{ways[0]}"} <= set(
         names
     )
-    assert {"batch 1, fp32", "batch 8, fp32", "a sound of 0.128 s, batch 1"} <= set(names)
+    assert {"batch 1, fp32", "batch 8, fp32", "0.128 s of audio, batch 1"} <= set(names)
     assert all(row["value"] > 0 for row in rows)
 
 

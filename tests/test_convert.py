@@ -248,7 +248,7 @@ def test_the_authors_weights_are_heard_through_the_command_line(official, tmp_pa
 
 
 def test_without_a_network_one_message_says_where_files_go(tmp_path):
-    with pytest.raises(ValueError, match="by hand") as caught:
+    with pytest.raises(ValueError, match="manually") as caught:
         fetch(tmp_path, "http://127.0.0.1:9/{id}")
     assert all(name in str(caught.value) for name in folder.RELEASED)
     assert str(tmp_path / "official") in str(caught.value)
@@ -257,7 +257,7 @@ def test_without_a_network_one_message_says_where_files_go(tmp_path):
 def test_a_page_instead_of_a_file_is_no_checkpoint(server, tmp_path):
     place, url = server
     (place / folder.RELEASED[0]).write_text("<html>quota exceeded</html>")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         fetch(tmp_path / "cache", url)
 
 

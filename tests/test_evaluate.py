@@ -303,7 +303,7 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert (out / "sounds" / "up" / "cat_03_00.wav").stat().st_mtime_ns == kept
     assert "im2wav.sample" in capfd.readouterr().out
     assert command("evaluate", *arguments, "seed=1") == 2
-    assert "made by another model or with other options" in capfd.readouterr().err
+    assert "audio of another model or other options" in capfd.readouterr().err
 
 
 def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, pairs, tmp_path, capfd):
@@ -368,7 +368,7 @@ def test_imagehear_in_one_command(trained, tmp_path):
 
 
 def test_imagehears_lists():
-    shares = imagehear.shares(120)
+    shares = imagehear.images_per_class(120)
     assert len(imagehear.class_names()) == 30
     assert len(shares) == 101
     assert sum(shares.values()) == 3600
@@ -376,7 +376,7 @@ def test_imagehears_lists():
     assert imagehear.class_of("Playing Accordion") == "Accordion"
     assert imagehear.audioset_names("owl", ["Owl", "Hoot"]) == ["Owl"]
     with pytest.raises(ValueError, match="120 in the paper"):
-        imagehear.shares(0)
+        imagehear.images_per_class(0)
 
 
 def test_av_benchmark_finds_its_folders(folders, tmp_path):

@@ -64,7 +64,7 @@ def test_a_global_batch_that_does_not_divide_is_refused(tmp_path):
     class Trainer:
         world_size, global_rank, accumulate_grad_batches = 2, 0, 3
 
-    with pytest.raises(ValueError, match=r"data\.global_batch_size=8 .* 2 device.* =?.*choose a multiple of 6"):
+    with pytest.raises(ValueError, match=r"data\.global_batch_size=8 .* 2 device.* =?.*use a multiple of 6"):
         BatchPartition.divide(8, 1, Trainer())
     assert BatchPartition.divide(12, 1, Trainer()).batch_size == 2
     assert BatchPartition.divide(None, 4, Trainer()).global_batch_size == 24
