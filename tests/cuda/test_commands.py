@@ -55,7 +55,7 @@ def assert_same(found, expected) -> None:
         {},
         {"seconds": 0.3},
         {"negative": OTHER},
-        {"prefix": WAV, "seconds": 0.25},
+        {"continue_from": WAV, "seconds": 0.25},
         {"num_drafts": 3},
         {"top_k": 5, "temperature": 0.9},
     ],
@@ -69,7 +69,7 @@ def test_generation_in_fp32_gives_the_codes_of_the_cpu(machine, card_runs, cpu_m
 
 
 def test_inpainting_gives_the_codes_of_the_cpu(machine, card_runs, cpu_model):
-    options = {"edit": cpu_model.generate(PHOTO, seed=1, seconds=0.3), "replace": [0.1, 0.2], "seed": 2}
+    options = {"inpaint": cpu_model.generate(PHOTO, seed=1, seconds=0.3), "inpaint_interval": [0.1, 0.2], "seed": 2}
     assert_same(on(card_runs, "cuda").generate(OTHER, **options), cpu_model.generate(OTHER, **options))
 
 
@@ -124,16 +124,16 @@ def test_sample_drafts(sample):
     assert (len(files["low"]), len(files["up"])) == (3, 1)
 
 
-def test_sample_inpainting_keeps_what_is_not_replaced(sample, tmp_path):
+def test_sample_inpainting_keeps_the_length(sample, tmp_path):
     original = tmp_path / "original.wav"
     soundfile.write(original, WAV.repeat(3).numpy(), 16000)
-    (path,) = sample(f"input={PHOTO}", f"edit={original}", "replace=[0.1,0.2]")["up"]
+    (path,) = sample(f"input={PHOTO}", f"inpaint={original}", "inpaint_interval=[0.1,0.2]")["up"]
     assert soundfile.info(path).frames == 3 * 2048
 
 
 def test_sample_a_continuation(sample, tmp_path):
     soundfile.write(tmp_path / "prompt.wav", WAV.numpy(), 16000)
-    (path,) = sample(f"input={PHOTO}", f"prefix={tmp_path / 'prompt.wav'}", "seconds=0.3")["up"]
+    (path,) = sample(f"input={PHOTO}", f"continue_from={tmp_path / 'prompt.wav'}", "seconds=0.3")["up"]
     assert soundfile.info(path).frames == 4800
 
 

@@ -124,8 +124,9 @@ def pick_device(name: str | int | torch.device, mps: bool = True) -> str:
     if name == "auto":
         apple = mps and torch.backends.mps.is_available()
         return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
+    is_number = str(name).isdecimal()  # a structured config makes device=0 the text "0"
     try:
-        device = torch.device("cuda", name) if isinstance(name, int) else torch.device(str(name))
+        device = torch.device("cuda", int(str(name))) if is_number else torch.device(str(name))
     except (RuntimeError, ValueError):
         device = torch.device("meta")
     if device.type not in PRECISIONS or (device.type == "mps" and not mps):
