@@ -27,7 +27,7 @@ demo: setup ## train three small models on the shipped pairs and write runs/demo
 	$(PYTHON) -m im2wav.demo $(ARGS)
 
 test: setup ## run the tests (needs 2 CPU cores, no GPU)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
 
 test-cuda: setup ## run the GPU tests: on a simulated card (needs g++), and on a real GPU if there is one
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/cuda tests/gpu $(ARGS)

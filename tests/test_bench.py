@@ -54,7 +54,7 @@ def test_the_memory_of_an_evaluation_is_its_own(monkeypatch):
     held = torch.ones(2**26)  # 256 MiB
     evaluation = importlib.import_module("im2wav.benchmarks.evaluation_speed")
     monkeypatch.setattr(evaluation, "COMMAND", [sys.executable, "-c", "b'x' * (64 * 2**20)"])
-    *_, memory = evaluation.evaluate(sounds=2, seconds=0.1)
+    *_, memory = evaluation.measure_evaluation(sounds=2, seconds=0.1)
     assert held.nbytes < memory_held("VmHWM")
     assert 0.06 < memory.value < 0.12  # 64 MiB and Python itself
 

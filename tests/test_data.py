@@ -71,7 +71,7 @@ def test_batches_follow_the_manifest_s_split_and_carry_codes_once_a_tokenizer_is
     assert batch.clip.shape == (2, 6, 2)
 
     class Halver(torch.nn.Module):
-        def encode(self, wav, levels):
+        def encode(self, wav, levels=("low", "up")):
             return {"low": (wav[:, 0, ::2] > 0).long()}
 
     data.tokenizer = Halver()

@@ -152,8 +152,6 @@ def test_resume_auto_of_a_finished_run_changes_nothing(pairs, tmp_path):
     before = (tmp_path / "last.ckpt").read_bytes()
     train(cfg)
     assert (tmp_path / "last.ckpt").read_bytes() == before
-    with pytest.raises(ValueError, match="resume=yes: expected auto"):
-        train(tiny_config("vqvae", pairs, tmp_path, "resume=yes"))
 
 
 def poisoned(monkeypatch, calls):

@@ -120,7 +120,7 @@ def manifest(rows: list[tuple[str, str]], first: int = 0) -> Manifest:
     values["id"] = [str(first + i) for i in range(len(rows))]
     values["group"], values["sound"] = ([row[i] for row in rows] for i in (0, 1))
     numbers = dict.fromkeys(NUMBERS, np.ones(len(rows), np.int64))
-    return Manifest({name: numbers.get(name, StringColumn.pack_frames(values[name])) for name in COLUMNS})
+    return Manifest({name: numbers.get(name, StringColumn.pack(values[name])) for name in COLUMNS})
 
 
 @few

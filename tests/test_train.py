@@ -79,7 +79,7 @@ def test_a_run_goes_on_where_it_stopped(pairs, tmp_path):
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(trained, pairs):
-    with pytest.raises(ValueError, match="resume=auto to go on"):
+    with pytest.raises(ValueError, match="resume=auto to resume it"):
         train(tiny_config("vqvae", pairs, trained / "base" / "vqvae"))
 
 

@@ -82,10 +82,10 @@ class Embed:
         "input=videos out=data/pairs fps=8 loudness=-20 dry_run=true",
     )
 
-    input: str = option(
-        MISSING,
-        "a folder of videos; of images with audio files of the same name; of images; or a manifest.csv with "
-        "the columns id, image (or video), audio, label and optionally split and group",
+    input: str | None = option(
+        None,
+        "required except with data=demo: a folder of videos; of images with audio files of the same name; of images; "
+        "or a manifest.csv with the columns id, image (or video), audio, label and optionally split and group",
     )
     out: str = option("${data.root}", "the pairs folder to write")
     dry_run: bool = option(False, "only log what would be done, with time and size measured on a few inputs")

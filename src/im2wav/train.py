@@ -220,7 +220,8 @@ def build_trainer(cfg: DictConfig, **options: Any) -> Any:
     """
     half = half_weights(cfg.trainer.precision)
     more = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
-    trainer = instantiate(cfg.trainer, **options, **more)
+    bar = bool(cfg.callbacks.progress)  # else Lightning adds a bar of its own, which synchronises with the GPU
+    trainer = instantiate(cfg.trainer, enable_progress_bar=bar, **options, **more)
     check_launcher(trainer)
     return trainer
 

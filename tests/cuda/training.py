@@ -19,7 +19,6 @@ COMMON = [
     "data.windows_per_epoch=100",
     "trainer.limit_val_batches=1",
     "callbacks.progress=null",
-    "+trainer.enable_progress_bar=false",  # without a callback of ours Lightning adds a bar of its own
     "callbacks.dashboard.items=1",
     "callbacks.dashboard.guidance=[3]",
 ]

@@ -236,10 +236,10 @@ import resource, sys
 from functools import partial
 import numpy as np
 from im2wav.media.crops import resized_square
-from im2wav.prepare.clip_reader import ClipReader, one_thread
+from im2wav.prepare.clip_reader import ClipReader, use_one_thread
 from im2wav.prepare.sources import Source
 
-one_thread()
+use_one_thread()
 frames = 0
 for message in ClipReader(partial(resized_square, size=32), 32, 30.0)(Source("a", video=sys.argv[1])):
     frames += len(message) if isinstance(message, np.ndarray) else 0

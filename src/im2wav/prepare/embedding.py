@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -190,6 +190,8 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         ValueError: sources, encoder or folder do not fit the options, or the folder cannot be written.
     """
     shard, num_shards = parse_shard(cfg.shard)
+    if cfg.input is None and "${input}" in OmegaConf.to_container(cfg.source).values():  # type: ignore[union-attr]
+        raise ValueError("input=... is required: a folder of videos, images, or both with audio, or a manifest.csv")
     sources, out = build(cfg.source), Path(cfg.out)
     check_dataset(out, dataset_info(sources, cfg))
     state, mine = State.read(out), sources[shard::num_shards]

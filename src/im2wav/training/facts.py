@@ -93,7 +93,7 @@ class RunMonitor(pl.Callback):
         elif step - self._first == MEASURED_TO and trainer.is_global_zero and trainer.max_steps > 0:
             each = (self._end - self._since) / (MEASURED_TO - MEASURED_FROM)
             left = format_duration(each * (trainer.max_steps - step))
-            log.info("%.3g s a step: the remaining %d steps take about %s", each, trainer.max_steps - step, left)
+            log.info("%.3g s per step: the remaining %d steps take about %s", each, trainer.max_steps - step, left)
         if step % (self.every_n_steps or trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             pl_module.log_dict({f"run/{k}": v for k, v in self._figures(trainer, pl_module).items()})
             self._waited = self._worked = 0.0
