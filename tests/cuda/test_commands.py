@@ -171,7 +171,7 @@ def test_evaluate_a_model(machine, card_runs, pairs, tmp_path, monkeypatch):
     def in_this_process(name, *arguments):  # a process of its own would have no simulated card
         assert command(name, *arguments) == 0
 
-    monkeypatch.setattr("im2wav.evaluation.sampling.verb", in_this_process)
+    monkeypatch.setattr("im2wav.evaluation.generate_items.verb", in_this_process)
     fast = ["resamples=50", "resamples_fd=3", "examples=1", "batch_size=6"]
     arguments = [f"model={card_runs.folder / 'base'}", f"data={pairs}", "split=all", "suite=offline", *fast]
     assert command("evaluate", *arguments, f"out={tmp_path / 'out'}") == 0
