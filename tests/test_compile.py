@@ -9,12 +9,15 @@ from conftest import HAS_COMPILER, tiny_config
 from im2wav.train import train
 
 SMALL = "model.net.transformer={width: 32, depth: %d, heads: 2, blocks: 8}"
-# model, backend (`eager` traces and generates no code, which takes a quarter of a minute and more), sizes, graphs:
-# kinds of layers; of a codec an encoder and a decoder for each level
+# model, backend (`eager` traces and generates no code, which takes a quarter of a minute and more), sizes, number of graphs
+# (kinds of layers; of a codec an encoder and a decoder for each level), precision
 CASES = [
-    ("low_prior", "inductor", SMALL % 1, 1),
-    ("low_prior", "eager", SMALL % 4, 3),
-    ("vqvae", "eager", "model.net.depth=1", 4),
+    ("low_prior", "inductor", SMALL % 1, 1, "32-true"),
+    ("low_prior", "eager", SMALL % 4, 3, "32-true"),
+    ("vqvae", "eager", "model.net.depth=1", 4, "32-true"),
+    ("low_prior", "eager", SMALL % 3, 3, "bf16-mixed"),
+    ("up_prior", "eager", SMALL % 3, 3, "bf16-mixed"),
+    ("vqvae", "eager", "model.net.depth=1", 4, "bf16-mixed"),
 ]
 
 
@@ -24,9 +27,9 @@ def losses(folder) -> list[float]:
     return [float(row[name]) for name in ("train/loss", "valid/loss") for row in rows if row[name]]
 
 
-@pytest.mark.parametrize(("model", "backend", "size", "graphs"), CASES, ids=lambda x: str(x).split("=")[0])
+@pytest.mark.parametrize(("model", "backend", "size", "graphs", "precision"), CASES, ids=lambda x: str(x).split("=")[0])
 def test_compiled_training_has_the_same_losses_and_compiles_each_kind_once(
-    pairs, trained, tmp_path, monkeypatch, model, backend, size, graphs
+    pairs, trained, tmp_path, monkeypatch, model, backend, size, graphs, precision
 ):
     """Validation, with batches of another size, and the dashboard are between the steps."""
     from torch._dynamo.utils import counters
@@ -37,7 +40,7 @@ def test_compiled_training_has_the_same_losses_and_compiles_each_kind_once(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile_(self, backend=backend, **options))
     always = [f"codec={trained}/base/vqvae/last.ckpt", "trainer.max_steps=3", "callbacks.dashboard.every_n_steps=2"]
     always += ["data.batch_size=2", "data.windows_per_epoch=4", "callbacks.dashboard.items=1", "callbacks.ema=null"]
-    always += ["callbacks.dashboard.guidance=[1]", size]
+    always += ["callbacks.dashboard.guidance=[1]", f"trainer.precision={precision}", size]
     train(tiny_config(model, pairs, tmp_path / "eager", *always))
     torch._dynamo.reset()
     counters.clear()
