@@ -9,8 +9,8 @@ from conftest import HAS_COMPILER, tiny_config
 from im2wav.train import train
 
 SMALL = "model.net.transformer={width: 32, depth: %d, heads: 2, blocks: 8}"
-# model, backend (`eager` traces and generates no code, which takes a quarter of a minute and more), sizes, number of graphs
-# (kinds of layers; of a codec an encoder and a decoder for each level), precision
+# model; backend (`eager` traces and generates no code, which takes a quarter of a minute and more); sizes; number of
+# graphs, one for each kind of layer, and for an encoder and a decoder of each codec level; precision
 CASES = [
     ("low_prior", "inductor", SMALL % 1, 1, "32-true"),
     ("low_prior", "eager", SMALL % 4, 3, "32-true"),
