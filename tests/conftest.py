@@ -1,3 +1,4 @@
+import csv
 import os
 import shutil
 import sys
@@ -21,15 +22,15 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 IDS = ("bird_02", "bird_03", "cat_03", "cow_04", "owl_03", "scream_01")
 
 # the real networks, small enough for a second
-TINY = [
+TINY_ON_ANY_TRAINER = [
     "encoder=efficientnet_lite2",
-    "trainer=cpu",
     "trainer.log_every_n_steps=1",
     "codes.size=32",
     "data.num_samples=4096",
     "data.num_workers=0",
     "data.batch_size=5",
 ]
+TINY = [*TINY_ON_ANY_TRAINER, "trainer=cpu"]
 TINY_NET = {
     "vqvae": [
         "model.net.width=8",
@@ -96,11 +97,15 @@ def tiny_config(model: str, root: Path, output: Path, *overrides: str):
     return config("train", *arguments, output=output)
 
 
+def logged_values(folder: Path, name: str = "train/loss") -> list[float]:
+    """The values of a metric in the csv log of a run that was started once, in their order."""
+    with (folder / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
     """A pairs folder of a few shipped pairs, made by the real `embed`."""
-    import csv
-
     folder = tmp_path_factory.mktemp("source")
     with (ASSETS / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["id"] in IDS]

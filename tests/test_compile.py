@@ -1,11 +1,9 @@
 """compile=true: the same losses, and each kind of layer compiled once, whatever else the run does."""
 
-import csv
-
 import pytest
 import torch
 
-from conftest import HAS_COMPILER, tiny_config
+from conftest import HAS_COMPILER, logged_values, tiny_config
 from im2wav.train import train
 
 SMALL = "model.net.transformer={width: 32, depth: %d, heads: 2, blocks: 8}"
@@ -22,9 +20,7 @@ CASES = [
 
 
 def losses(folder) -> list[float]:
-    with (folder / "csv/version_0/metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [float(row[name]) for name in ("train/loss", "valid/loss") for row in rows if row[name]]
+    return [value for name in ("train/loss", "valid/loss") for value in logged_values(folder, name)]
 
 
 @pytest.mark.parametrize(("model", "backend", "size", "graphs", "precision"), CASES, ids=lambda x: str(x).split("=")[0])

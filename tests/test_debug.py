@@ -1,17 +1,10 @@
 """`debug=` configs, each through a whole small run."""
 
-import csv
-
 import pytest
 import torch
 
-from conftest import tiny_config
+from conftest import logged_values, tiny_config
 from im2wav.train import train
-
-
-def losses(folder) -> list[float]:
-    with (folder / "csv/version_0/metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def test_fdr_leaves_nothing_behind(pairs, tmp_path):
@@ -24,14 +17,14 @@ def test_overfit_learns_one_batch_by_heart(pairs, trained, tmp_path):
     more = ["trainer.max_steps=60", "model.optimizer.lr=0.01", "+model.net.transformer.init_scale=5"]
     more += ["model.scheduler.steps=5", "model.condition_dropout=0.1", f"codec={trained}/base/vqvae/last.ckpt"]
     train(tiny_config("low_prior", pairs, tmp_path, "debug=overfit", *more))
-    found = losses(tmp_path)
+    found = logged_values(tmp_path)
     assert len(found) == 60
     assert sum(found[-5:]) / 5 < 0.7 * found[0]
 
 
 def test_limit_goes_the_whole_way(pairs, tmp_path):
     train(tiny_config("vqvae", pairs, tmp_path, "debug=limit", "data.windows_per_epoch=100", "data.batch_size=2"))
-    assert len(losses(tmp_path)) == 30
+    assert len(logged_values(tmp_path)) == 30
     assert (tmp_path / "media/step_00000020/index.html").is_file()
     assert (tmp_path / "best.ckpt").is_file()
 

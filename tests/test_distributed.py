@@ -1,6 +1,5 @@
 """Two processes are one: the same losses from the same global batch."""
 
-import csv
 import json
 import os
 import socket
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.distributed.device_mesh import init_device_mesh
 
-from conftest import TINY, TINY_NET, config
+from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config, logged_values
 from im2wav.checkpoint import load
 from im2wav.prior.transformer import LayerNorm
 from im2wav.train import train
@@ -25,8 +24,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
 }
-COMMON = [o for o in TINY if not o.startswith("trainer=")]
-COMMON += ["data.global_batch_size=4", "data.windows_per_epoch=40", "callbacks.progress=null", "overwrite=true"]
+COMMON = [*TINY_ON_ANY_TRAINER, "data.global_batch_size=4", "data.windows_per_epoch=40"]
+COMMON += ["callbacks.progress=null", "overwrite=true"]
 COMMON += ["trainer.max_steps=20", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 
 
@@ -39,8 +38,7 @@ def losses(pairs, out: Path, model: str, *overrides: str) -> list[float]:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert not list(out.glob("rank*/last.ckpt"))  # one run directory for all
-    with (out / "csv/version_0/metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    return logged_values(out)
 
 
 def test_two_processes_train_the_codec_as_one_does(pairs, tmp_path):
@@ -117,8 +115,7 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
 
 def column(folder: Path, name: str) -> torch.Tensor:
     """The logged values of a metric."""
-    with (folder / "csv/version_0/metrics.csv").open() as file:
-        return torch.tensor([float(row[name]) for row in csv.DictReader(file) if row.get(name)])
+    return torch.tensor(logged_values(folder, name))
 
 
 def assert_same_checkpoints(one: Path, other: Path, rtol: float, atol: float) -> None:

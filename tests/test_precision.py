@@ -1,11 +1,9 @@
 """Training in every precision, by the real Trainer with its default callbacks."""
 
-import csv
-
 import pytest
 import torch
 
-from conftest import tiny_config
+from conftest import logged_values, tiny_config
 from im2wav.train import train
 
 MODELS = ("vqvae", "low_prior", "up_prior")
@@ -46,8 +44,7 @@ def test_twenty_steps_in_bf16_mixed_lower_the_loss(model, pairs, trained, tmp_pa
     options = ["trainer.precision=bf16-mixed", "trainer.max_steps=20", "data.crop=start"]
     result = run(model, pairs, trained, tmp_path, *options, "model.optimizer.lr=1e-3", "model.scheduler.steps=1")
     assert result["trainer"].gradient_clip_val == 1.0
-    with (tmp_path / "csv/version_0/metrics.csv").open() as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    losses = logged_values(tmp_path)
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.99 * sum(losses[:5]), losses
 

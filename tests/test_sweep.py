@@ -1,6 +1,5 @@
 """Sweeps at tiny size, through the real command."""
 
-import csv
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, TINY, TINY_NET, command
+from conftest import REPO, TINY, TINY_NET, command, logged_values
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -35,9 +34,8 @@ def test_optuna_finds_the_metric_that_train_returns(pairs, tmp_path):
     best = (folder / "optimization_results.yaml").read_text()
     value = float(best.split("best_value: ")[1].split()[0])
     found = []
-    for path in folder.glob("*/csv/version_0/metrics.csv"):
-        with path.open() as file:
-            found += [float(row["valid/loss"]) for row in csv.DictReader(file) if row["valid/loss"]]
+    for log in folder.glob("*/csv"):
+        found += logged_values(log.parent, "valid/loss")
     assert len(found) == 2
     assert value == pytest.approx(min(found))
 

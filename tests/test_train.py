@@ -6,7 +6,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from conftest import TINY, TINY_NET, command, config, tiny_config
+from conftest import TINY, TINY_NET, command, config, logged_values, tiny_config
 from im2wav.checkpoint import load, load_net, net_sha256
 from im2wav.train import train
 from im2wav.training.schedules import warmup
@@ -41,8 +41,7 @@ def test_each_model_overfits_a_batch(pairs, trained, tmp_path, model):
         "data.crop=start",
     )
     result = train(cfg)
-    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    losses = logged_values(tmp_path)
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0], losses[::10]
     assert result["train/loss"] == pytest.approx(losses[-1], rel=1e-4)
 

@@ -219,9 +219,10 @@ def build_trainer(cfg: DictConfig, **options: Any) -> Any:
         ValueError: see `check_launcher`.
     """
     half = half_weights(cfg.trainer.precision)
-    more = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
-    bar = bool(cfg.callbacks.progress)  # else Lightning adds a bar of its own, which synchronises with the GPU
-    trainer = instantiate(cfg.trainer, enable_progress_bar=bar, **options, **more)
+    more: dict[str, Any] = {"precision": None, "plugins": [*plugins(), half]} if half else {"plugins": plugins()}
+    if not cfg.callbacks.get("progress"):  # Lightning would add a bar of its own, which synchronises with the GPU
+        more["enable_progress_bar"] = False
+    trainer = instantiate(cfg.trainer, **options, **more)
     check_launcher(trainer)
     return trainer
 

@@ -8,12 +8,13 @@ from unittest import mock
 import lightning.pytorch as pl
 import torch
 
-from conftest import TINY, TINY_NET, config
+from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config
 from cuda.state import machine
 
 MODELS = ("vqvae", "low_prior", "up_prior")
 COMMON = [
-    *(option for option in TINY if not option.startswith(("trainer", "data.num_samples", "data.batch_size"))),
+    *TINY_ON_ANY_TRAINER,
+    "trainer.log_every_n_steps=50",  # Lightning's default: steps that log synchronise more often
     "data.num_samples=2048",
     "data.batch_size=2",
     "data.windows_per_epoch=100",

@@ -1,11 +1,9 @@
 """A real card against the CPU: the same numbers, and how fast they come."""
 
-import csv
-
 import pytest
 import torch
 
-from conftest import TINY, TINY_NET, config
+from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config, logged_values
 from im2wav.benchmarks.decoding_speed import measure_decoding
 from im2wav.benchmarks.training import measure_training
 from im2wav.decoding import Decoder, SamplingOptions
@@ -24,12 +22,10 @@ CONDITIONING = {
 
 def run(model: str, pairs, trained, out, *overrides: str) -> list[float]:
     """Losses of a tiny training by the real command."""
-    tiny = [o for o in TINY if not o.startswith("trainer=")]
     codec = f"codec={trained}/base/vqvae/last.ckpt"
-    arguments = [f"model={model}", f"data.root={pairs}", codec, *tiny, *TINY_NET[model], *overrides]
+    arguments = [f"model={model}", f"data.root={pairs}", codec, *TINY_ON_ANY_TRAINER, *TINY_NET[model], *overrides]
     train(config("train", *arguments, "callbacks.progress=null", "trainer.max_steps=6", output=out))
-    with (out / "csv/version_0/metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    return logged_values(out)
 
 
 def small_prior(level: str) -> tuple[Prior, Conditions]:

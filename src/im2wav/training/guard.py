@@ -79,9 +79,9 @@ class SkipNonFiniteSteps(pl.Callback):
         if trainer.world_size > 1:  # all processes skip the same steps
             non_finite = non_finite.to(norm)
             dist.all_reduce(non_finite, dist.ReduceOp.MAX)
-        # the only synchronisation with the GPU in a step
         last: Any = pl_module.last_loss
         shown = loss if last is None else last.to(norm)
+        # the only synchronisation with the GPU in a step
         total, self.norm, skip, self.loss = torch.stack([loss, norm, non_finite.to(norm), shown]).tolist()
         ids, self._ids = self._ids, []
         self._losses.clear()

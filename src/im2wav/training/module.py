@@ -169,9 +169,9 @@ class NetModule(pl.LightningModule):
         """Log each value under `stage/`, averaged over all processes and, in validation, over the epoch."""
         if stage == "train":
             self.last_loss = parts.get("loss", self.last_loss)
-        if stage == "train" and self.trainer.world_size > 1:  # one all-reduce for all values
-            values = torch.stack([value.detach().float() for value in parts.values()])
-            dist.all_reduce(values)
-            parts = dict(zip(parts, values / self.trainer.world_size, strict=True))
+            if self.trainer.world_size > 1:  # one all-reduce for all values
+                values = torch.stack([value.detach().float() for value in parts.values()])
+                dist.all_reduce(values)
+                parts = dict(zip(parts, values / self.trainer.world_size, strict=True))
         options |= {"batch_size": batch_size, "sync_dist": stage != "train"}
         self.log_dict({f"{stage}/{name}": value for name, value in parts.items()}, **options)
