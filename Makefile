@@ -16,6 +16,8 @@ help: ## list all targets
 setup: $(VENV)/.ok ## create .venv and install im2wav with everything that the demo and the tests use
 
 $(VENV)/.ok: pyproject.toml constraints.txt .ci/cpu_torch.py
+	@$(PY) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] < (3, 14) else \
+		f"im2wav needs Python 3.10 to 3.13, and $(PY) is {v.major}.{v.minor}: use another one, for example make setup PY=python3.13")'
 	$(PY) -m venv $(VENV)
 	$(PYTHON) -m pip install -q "uv>=0.5"
 	$(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(INDEX_URL),UV_DEFAULT_INDEX="$(INDEX_URL)") \

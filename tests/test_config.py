@@ -145,6 +145,21 @@ def test_a_wrong_value_gives_one_line_before_data_is_read(name, given, said, pai
     assert line.startswith(f"error: {said}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.colour", 3), ("trainer.foo", 1), ("paths.x", 2), ("model.net.bar", 1), ("callbacks.ema.zz", 1)],
+)
+def test_a_key_that_no_class_of_a_group_takes_is_unknown(key, value):
+    cfg = config("train", "model=vqvae", f"+{key}={value}", "paths.output=x")
+    with pytest.raises(ValueError, match=f"{key}={value}: no such option"):
+        check_config(cfg, Path(CONF))
+
+
+def test_optional_arguments_that_no_file_of_a_group_names_are_known():
+    cfg = config("train", "model=vqvae", "+trainer.max_time=00:01:00", "data.shares.train=0.7", "paths.output=x")
+    check_config(cfg, Path(CONF))
+
+
 def test_required_options_are_named_with_their_description(capfd):
     assert command("embed") == 2
     assert capfd.readouterr().err.startswith("error: input=... is required: a folder of videos")

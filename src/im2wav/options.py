@@ -15,7 +15,7 @@ from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, ValueNode
 
 SCALARS = (str, int, float, bool)
 TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "int", float: "float", str: "str"}
@@ -125,10 +125,15 @@ def check_config(cfg: Any, conf: Path) -> None:
 
 
 def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, Any]]) -> None:
-    """Compare values in a config group with the annotations of the class that takes them, else with the default."""
-    hints = target_hints(node.get("_target_"))
-    for key in map(str, node):
-        path = f"{prefix}{key}"
+    """Compare keys and values in a config group with the class that takes them, else with the files of the group."""
+    target = node.get("_target_")
+    hints, arguments = target_hints(target), target_arguments(target)
+    is_described = any(path.startswith(prefix) for path in known)  # else the user chooses the keys, as in data.shares
+    for key in (str(key) for key in node if not str(key).startswith("_")):
+        path, raw = f"{prefix}{key}", node._get_node(key)
+        unknown = key not in arguments if arguments else not target and is_described and path not in known
+        if unknown and (arguments or isinstance(raw, ValueNode)):
+            raise ValueError(f"{path}={raw}: no such option; --help lists all")
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         value, default = node[key], known.get(path, ("", None))[1]
@@ -139,8 +144,8 @@ def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, A
             if not types_ and isinstance(value, str) and isinstance(default, int | float):
                 types_ = {type(default)}
             if types_ and not any(_fits(value, kind) for kind in types_):
-                names = " or ".join(sorted(TYPE_NAMES[kind] for kind in types_))
-                raise ValueError(f"{path}={shown(value)}: must be {names}")
+                allowed_types = " or ".join(sorted(TYPE_NAMES[kind] for kind in types_))
+                raise ValueError(f"{path}={shown(value)}: must be {allowed_types}")
 
 
 def target_hints(target: str | None) -> dict[str, Any]:
@@ -153,6 +158,17 @@ def target_hints(target: str | None) -> dict[str, Any]:
         return {key: hint for part in parts if part for key, hint in typing.get_type_hints(part).items()}
     except Exception:  # a class that cannot be imported is reported by whoever builds it
         return {}
+
+
+def target_arguments(target: str | None) -> set[str]:
+    """Names of the arguments of a function or class; empty where they are not known or others are allowed."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values() if target else ()
+    except Exception:  # a class that cannot be imported is reported by whoever builds it
+        return set()
+    return set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
 
 
 def scalar_types(hint: Any) -> set[type]:
