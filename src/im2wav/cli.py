@@ -3,10 +3,12 @@
 import functools
 import logging
 import os
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from im2wav.config import register_schemas, schemas_of
-from im2wav.options import check_config, expected_type, help_text
+from im2wav.options import check_config, expected_type, help_text, is_text
 
 VERBS = {
     "embed": "videos, or images and audio files -> a pairs folder",
@@ -77,9 +79,16 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
         raise SystemExit(2) from error
 
 
+def quoted(value: object) -> str:
+    """A value as Hydra reads it literally, whatever characters are in it."""
+    # backslashes are doubled only where a quote follows them
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value)) + "'"
+
+
 def rewrite(command: str, arguments: list[str]) -> list[str]:
     """Translate arguments to what Hydra accepts. All exceptions to its grammar are here.
 
+    - The value of an option that is a path or a text is taken literally; see `literal`.
     - `+experiment=NAME` becomes `experiment=NAME`: Hydra rejects the + if the defaults list holds the
       group, and requires it otherwise. Both spellings are common.
     - `model=DIR` and `data=DIR` of `evaluate` become `model_dir=DIR` and `data_dir=DIR`: the folder of configs has
@@ -87,15 +96,40 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
     - `evaluate` without `mode=` gets the mode that the given options belong to.
     """
     arguments = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments]
-    if command != "evaluate":
-        return arguments
-    names = {"model": "model_dir", "data": "data_dir"}
     split = [word.partition("=") for word in arguments]
-    arguments = [names.get(key, key) + equals + value if equals else key for key, equals, value in split]
-    given = {key for key, equals, _ in (word.partition("=") for word in arguments) if equals}
+    if command == "evaluate":
+        names = {"model": "model_dir", "data": "data_dir"}
+        split = [(names.get(key, key) if equals else key, equals, value) for key, equals, value in split]
+    is_multirun = bool({"-m", "--multirun"} & set(arguments))
+    arguments = [key + equals + literal(command, key, value, is_multirun) for key, equals, value in split]
+    given = {key for key, equals, _ in split if equals}
     modes = {"codec": "codec", "model_dir": "model", "generated": "folders"}
     mode = next((mode for key, mode in modes.items() if key in given), None)
-    return arguments if "mode" in given or mode is None else [*arguments, f"mode={mode}"]
+    return arguments if command != "evaluate" or "mode" in given or mode is None else [*arguments, f"mode={mode}"]
+
+
+def literal(command: str, key: str, value: str, is_multirun: bool = False) -> str:
+    """Quote the value of an option that is a path or a text, so that Hydra does not interpret it; expand `~/`.
+
+    Values that the user quoted for Hydra, `null` for options that may be null, and in a multirun sweeps (unless a file
+    has this name) stay as they are. Interpolations `${...}` still work.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if not value or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
+    if re.fullmatch(r"[A-Za-z/.][\w./-]*", value, re.ASCII) and not re.fullmatch(
+        "true|false|null|nan|inf", value.lower()
+    ):
+        return value  # Hydra reads it literally; most values end here, before anything is imported
+    if not is_text(schemas_of(command), key.lstrip("+"), value, Path(CONF)):
+        return value
+    if is_multirun and not Path(value).exists():
+        with suppress(HydraException):
+            if OverridesParser.create().parse_override(f"{key}={value}").is_sweep_override():
+                return value
+    return quoted(os.path.expanduser(value) if value == "~" or value.startswith("~/") else value)
 
 
 def show_help(command: str, overrides: list[str]) -> None:
@@ -170,12 +204,6 @@ def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
         return entry
 
     return decorate
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra reads it literally, whatever characters are in it."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
 
 
 def verb(name: str, *arguments: str) -> None:

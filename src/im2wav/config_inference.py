@@ -31,7 +31,7 @@ class Sample:
         "pretrained=official input=photos out=sounds trainer.devices=8",
     )
 
-    input: Any = group()
+    input: Any = group(or_path=True)
     out: str = option("samples", "folder of the generated audio")
     run_name: str = option("base", "run of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
     pretrained: str | None = option(

@@ -37,9 +37,9 @@ def option(default: Any, text: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def group() -> Any:
-    """The options of a config group, filled by the group's file."""
-    return field(default=None, metadata={"group": True})
+def group(or_path: bool = False) -> Any:
+    """The options of a config group, filled by the group's file; or_path: a path may be given instead."""
+    return field(default=None, metadata={"group": True, "or_path": or_path})
 
 
 def device_option(more: str = "") -> Any:
@@ -69,6 +69,29 @@ def expected_type(schemas: Iterable[Any], path: str) -> str:
         if item is not None:
             return str(item.type).replace("bool", "true or false").replace("None", "null").replace(" | ", " or ")
     return ""
+
+
+def is_text(schemas: Iterable[Any], path: str, value: str, conf: Path) -> bool:
+    """Whether an option is a path or a text, to which `value` is given: never a number, a list or a mapping.
+
+    Args:
+        schemas: the dataclasses of a command.
+        path: the option.
+        value: as on the command line; null is no text for options that may be null.
+        conf: the folder of the configs, whose files describe the options of config groups.
+    """
+    declared = expected_type(schemas, path)
+    if declared:
+        return declared == "str" or (declared == "str or null" and value != "null")
+    if any(item.name == path and item.metadata.get("or_path") for schema in schemas for item in fields(schema)):
+        return not (value[0] == "{" and value[-1] == "}")
+    _, default, target = described_options(conf).get(path, ("", 0, None))
+    if value == "null" or isinstance(default, bool | int | float | list | dict):
+        return False
+    hint = target_hints(target).get(path.rpartition(".")[2])
+    types_ = scalar_types(hint) if hint is not None else {str}
+    only_text = {hint, *typing.get_args(hint)} - {str, Path, type(None)} <= ({hint} if typing.get_args(hint) else set())
+    return types_ == {str} and (only_text or value[0] not in "[{")
 
 
 # checks
@@ -124,7 +147,7 @@ def check_config(cfg: Any, conf: Path) -> None:
             _check_types(cfg[item.name], f"{item.name}.", known)
 
 
-def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, Any]]) -> None:
+def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, Any, str | None]]) -> None:
     """Compare keys and values in a config group with the class that takes them, else with the files of the group."""
     target = node.get("_target_")
     hints, arguments = target_hints(target), target_arguments(target)
@@ -190,13 +213,14 @@ def _fits(value: Any, kind: type) -> bool:
 # help
 
 
-def described_options(conf: Path) -> dict[str, tuple[str, Any]]:
-    """Comment and value of each key in the files of `conf`, by its path in the config.
+@functools.cache
+def described_options(conf: Path) -> dict[str, tuple[str, Any, str | None]]:
+    """Comment, value and the class that takes it of each key in the files of `conf`, by its path in the config.
 
     Each is found twice: for the choice of a group alone, as GROUP=CHOICE:PATH, and by PATH, from the first file
     that has a comment.
     """
-    found: dict[str, tuple[str, Any]] = {}
+    found: dict[str, tuple[str, Any, str | None]] = {}
     for path in sorted(conf.rglob("*.yaml")):
         parts, text = path.relative_to(conf).with_suffix("").parts, path.read_text(encoding="utf-8")
         if parts[0] in ("hydra", "local", "debug", "mode"):
@@ -206,9 +230,11 @@ def described_options(conf: Path) -> dict[str, tuple[str, Any]]:
         prefix = "" if package == "_global_" else f"{package}."
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         for key, comment in read_comments(text).items():
-            described = (comment, functools.reduce(operator.getitem, key.split("."), values))  # type: ignore[arg-type]
+            *above, name = key.split(".")
+            node: Any = functools.reduce(operator.getitem, above, values)  # type: ignore[arg-type]
+            described = (comment, node[name], node.get("_target_"))
             found[f"{parts[0]}={parts[-1]}:{prefix}{key}"] = described
-            if not found.get(prefix + key, ("", None))[0]:
+            if not found.get(prefix + key, ("",))[0]:
                 found[prefix + key] = described
     return found
 
@@ -230,7 +256,7 @@ def read_comments(text: str) -> dict[str, str]:
     return {key: comment for key, comment in found.items() if not key.startswith(("defaults", "hydra"))}
 
 
-def leaves(node: Any, known: Mapping[str, tuple[str, Any]], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, known: Mapping[str, tuple[str, Any, str | None]], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Path and value, interpolations unresolved, of each option; a mapping that its file writes in one line is one."""
     plain: Any = OmegaConf.to_container(node, resolve=False)
     for key, value in plain.items():
