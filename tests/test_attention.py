@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2wav.prior.attention import KINDS, attend, attend_dense, mask
+from im2wav.prior.transformer import KINDS, attend, attend_dense, mask
 
 
 def qkv(length, heads=2, width=4, batch=3):

@@ -9,7 +9,7 @@ from im2wav.decoding import batch_size as memory
 from im2wav.decoding.kv_cache import LayerCache, PlaceTable
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior
-from im2wav.prior.attention import KINDS, attend
+from im2wav.prior.transformer import KINDS, attend
 from test_prior import CASES, conditions, low_prior, up_prior
 
 GREEDY = SamplingOptions(top_k=1)

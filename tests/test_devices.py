@@ -20,7 +20,6 @@ from im2wav.decoding import sampler as sampling
 from im2wav.decoding.compiled import compile_step
 from im2wav.decoding.linear import check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import uniforms
-from im2wav.inference.block_decoder import measure_reach
 from im2wav.prior import Prior, conditioning
 from test_prior import CASES, conditions, low_prior, up_prior
 
@@ -333,7 +332,7 @@ def test_the_reach_of_a_decoder_is_measured_on_the_cpu():
     codec = AudioCodec(width=8, depth=1, code_dim=8, codebook_size=16).eval()
     seen = []
     codec.decoders["up"].register_forward_pre_hook(lambda net, args: seen.append((net, args[0].device.type)))
-    expected = measure_reach(codec, "up")
+    expected = codec.reach("up")
     assert {device for _, device in seen} == {"cpu"}
     assert all(net is not codec.decoders["up"] for net, _ in seen)
     assert min(expected) > 0

@@ -10,7 +10,7 @@ from torch import nn
 from conftest import command, config, tiny_config
 from im2wav.benchmarks.training import loss_of, official_net
 from im2wav.codec import AudioCodec
-from im2wav.codec.exact import exact_fp32
+from im2wav.codec.codec import exact_fp32
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.training import hardware
 from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memory, step_peak

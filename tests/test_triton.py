@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from im2wav.decoding.decoder_layer import DecoderLayer
 from im2wav.decoding.kv_cache import LayerCache
 from im2wav.decoding.linear import PlainLinear
-from im2wav.prior.attention import KINDS
-from im2wav.prior.transformer import Layer, Transformer, TransformerConfig
+from im2wav.prior.transformer import KINDS, Layer, Transformer, TransformerConfig
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 

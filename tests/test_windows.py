@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from im2wav.codec import AudioCodec
+from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.decoding import SamplingOptions
-from im2wav.inference.block_decoder import BlockDecoder, decode_wave, measure_reach
 from im2wav.inference.code_buffer import CodeBuffer, Networks, window_conditions
 from im2wav.inference.generate import count_codes, draw_level, generate
 from im2wav.inference.inputs import ImageEmbeddings, Input
@@ -136,9 +136,9 @@ def test_decoding_in_blocks_equals_decoding_at_once(networks, level):
     codes = torch.randint(0, 16, (700,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = networks.codec.decode(codes[None], level)[0, 0]
-    reach = measure_reach(networks.codec, level)
+    reach = networks.codec.reach(level)
     for block in (1600, 10**6):
-        torch.testing.assert_close(decode_wave(networks.codec, codes, level, reach, block), whole.clamp(-1, 1))
+        torch.testing.assert_close(decode_wave(networks.codec, codes, level, block), whole.clamp(-1, 1))
     spoilt = codes.clone()
     spoilt[300] = (codes[300] + 1) % 16  # only samples within the receptive field change
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_decoding_in_blocks_equals_decoding_at_once(networks, level):
     changed = (whole - other).nonzero().flatten() // hop
     assert 300 - reach.after <= changed.min() < changed.max() <= 300 + reach.before
     assert reach.before < 20
-    decoder = BlockDecoder(networks.codec, level, 700, reach, 100 * hop)
+    decoder = BlockDecoder(networks.codec, level, 700, 100 * hop)
     assert [len(list(decoder.push(codes, n))) for n in (100, 100 + reach.after, 500, 700)] == [0, 1, 3, 3]
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from im2wav.files import state_sha256
-from im2wav.media.crops import resized_square
-from im2wav.media.encoder import ImageEncoder
+from im2wav.media.encoder import ImageEncoder, resized_square
 
 TINY_ENCODER = ["encoder=efficientnet_lite2", "encoder._target_=tiny_encoder.TinyEncoder", "encoder.name=tiny"]
 TINY_ENCODER += ["encoder.dim=16", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=1", "threads=1"]

@@ -116,7 +116,7 @@ def test_frames_are_cut_and_scaled_as_photos_are(shape):
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.transform import image_transform
 
-    from im2wav.media.crops import resized_centre, resized_square
+    from im2wav.media.encoder import resized_centre, resized_square
 
     generator = np.random.default_rng(0)
     frame = np.kron(generator.integers(0, 256, (shape[0] // 4 + 1, shape[1] // 4 + 1, 3)), np.ones((4, 4, 1)))

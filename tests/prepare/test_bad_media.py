@@ -235,7 +235,7 @@ MEASURE = """
 import resource, sys
 from functools import partial
 import numpy as np
-from im2wav.media.crops import resized_square
+from im2wav.media.encoder import resized_square
 from im2wav.prepare.clip_reader import ClipReader, use_one_thread
 from im2wav.prepare.sources import Source
 

@@ -13,7 +13,7 @@ import torch
 
 from im2wav.benchmarks.row import Row
 from im2wav.files import VIDEO_SUFFIXES, list_files
-from im2wav.media.crops import resized_centre
+from im2wav.media.encoder import resized_centre
 from im2wav.media.reading import read_all_frames
 from im2wav.prepare.clip_reader import ClipReader, Decoded
 from im2wav.prepare.packing import PackedFrames

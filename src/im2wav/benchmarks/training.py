@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from im2wav.benchmarks.row import Row
 from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
-from im2wav.prior import Conditions, Prior, Timing, attention, transformer
+from im2wav.prior import Conditions, Prior, Timing, transformer
 from im2wav.training.flops import forward_flops, prior_flops
 from im2wav.training.memory import step_memory
 from im2wav.training.timing import best_time, matmul_peak
@@ -60,11 +60,11 @@ def autocast(device: str, precision: str) -> Any:
 @contextmanager
 def dense_attention() -> Iterator[None]:
     """Replace the fast attention by dense masked attention."""
-    transformer.attend = attention.attend_dense
+    fast, transformer.attend = transformer.attend, transformer.attend_dense
     try:
         yield
     finally:
-        transformer.attend = attention.attend
+        transformer.attend = fast
 
 
 def step_flops(model: str, batch: int) -> int:

@@ -3,17 +3,66 @@
 Level `up` is fine (hop length 8 in the official model), level `low` is coarse (hop length 32).
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from im2wav.codec.conv import LevelDecoder, LevelEncoder
-from im2wav.codec.exact import exact_fp32
 from im2wav.codec.quantizer import Codebook
+from im2wav.layers import DownsampleStack, UpsampleStack
 
 LEVELS = ("up", "low")
+BLOCK = 16384  # samples that are decoded at once
+
+
+@contextmanager
+def exact_fp32(device: torch.device) -> Iterator[None]:
+    """Disable TF32 for matrix products and convolutions on CUDA devices; a no-op on other devices.
+
+    Rounding can change the index of the nearest code vector. cuDNN uses TF32 for fp32 convolutions by default, and
+    training enables it for matrix products. With TF32, the codes of the same audio depend on the GPU, and
+    `im2wav.tokenize` and training could produce different codes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+class LevelEncoder(nn.Sequential):
+    """Audio [B, 1, N] -> latents [B, code_dim, N / hop]: one `DownsampleStack` per group of strides."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], width: int, code_dim: int, **stack):
+        super().__init__(
+            *(DownsampleStack(1 if i == 0 else code_dim, width, code_dim, g, **stack) for i, g in enumerate(groups))
+        )
+
+
+class LevelDecoder(nn.Module):
+    """Quantised latents [B, code_dim, N / hop] -> audio [B, 1, N]: the encoder's groups reversed, no activation."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], width: int, code_dim: int, **stack):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(UpsampleStack(code_dim, width, code_dim, g[::-1], reverse=True, **stack) for g in reversed(groups))
+        )
+        self.out = nn.Conv1d(code_dim, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Decode latents [B, code_dim, T] to audio [B, 1, T * hop]."""
+        return self.out(self.blocks(x))
 
 
 @dataclass(frozen=True)
@@ -24,6 +73,13 @@ class CodecOutput:
     codes: dict[str, Tensor]  # [B, N / hop]
     commit_loss: dict[str, Tensor]
     metrics: dict[str, dict[str, Tensor]]
+
+
+class Reach(NamedTuple):
+    """Receptive field of a sample: number of codes before and after its own."""
+
+    before: int
+    after: int
 
 
 class AudioCodec(nn.Module):
@@ -66,6 +122,7 @@ class AudioCodec(nn.Module):
         self.encoders = nn.ModuleDict({k: LevelEncoder(g, width, code_dim, **stack) for k, g in groups.items()})
         self.codebooks = nn.ModuleDict({k: Codebook(codebook_size, code_dim, **(codebook or {})) for k in groups})
         self.decoders = nn.ModuleDict({k: LevelDecoder(g, width, code_dim, **stack) for k, g in groups.items()})
+        self._reach: dict[str, Reach] = {}
 
     def _check(self, wav: Tensor) -> None:
         hop = self.hop_lengths["low"]
@@ -115,3 +172,72 @@ class AudioCodec(nn.Module):
             commit_loss={level: q.commit_loss for level, q in quantised.items()},
             metrics={level: q.metrics for level, q in quantised.items()},
         )
+
+    @torch.inference_mode()
+    def reach(self, level: str) -> Reach:
+        """Receptive field of the decoder of a level, measured once: the samples that become NaN if one latent is NaN.
+
+        On a copy on the CPU: FFT and Winograd algorithms of cuDNN spread a NaN further than the receptive field.
+
+        Raises:
+            ValueError: the receptive field is not bounded.
+        """
+        if level not in self._reach:
+            decoder = copy.deepcopy(self.decoders[level]).cpu()
+            self._reach[level] = _measure_reach(decoder, self.code_dim, self.hop_lengths[level])
+        return self._reach[level]
+
+
+def _measure_reach(decoder: nn.Module, code_dim: int, hop: int) -> Reach:
+    like, codes = next(decoder.parameters()), 128
+    while codes <= 2**15:
+        latents = like.new_zeros(1, code_dim, codes)
+        latents[..., codes // 2] = torch.nan
+        affected = decoder(latents)[0, 0].isnan().nonzero().flatten().tolist()
+        first, last = affected[0] // hop, affected[-1] // hop
+        if first > 0 and last < codes - 1:
+            return Reach(last - codes // 2, codes // 2 - first)
+        codes *= 2
+    raise ValueError(f"the decoder has a receptive field of more than {codes} codes")
+
+
+class BlockDecoder:
+    """Decodes the codes [T] of one level in blocks while they are drawn, each from the codes in its receptive field.
+
+    Audio of any length is decoded in constant memory, and before its later codes are drawn. The blocks lie on a fixed
+    grid, so that streamed audio equals audio that is decoded at the end, sample for sample.
+
+    Args:
+        codec: in eval mode.
+        level: level of the codes.
+        total: number of codes, T.
+        block: samples in a block.
+    """
+
+    def __init__(self, codec: AudioCodec, level: str, total: int, block: int = BLOCK):
+        self.codec, self.level, self.total, self.reach = codec, level, total, codec.reach(level)
+        self.size = max(1, block // codec.hop_lengths[level])
+        self.done = 0  # codes
+
+    def missing(self, known: int) -> int:
+        """Number of codes that the next block needs beyond the first `known`."""
+        return min(self.done + self.size + self.reach.after, self.total) - known
+
+    @torch.inference_mode()
+    def push(self, codes: Tensor, known: int) -> Iterator[Tensor]:
+        """Decode the blocks [n] of samples in [-1, 1] that depend on the first `known` codes only."""
+        while self.done < self.total:
+            end = min(self.done + self.size, self.total)
+            last = min(end + self.reach.after, self.total)
+            if last > known:
+                return
+            first, hop = max(0, self.done - self.reach.before), self.codec.hop_lengths[self.level]
+            wav = self.codec.decode(codes[None, first:last], self.level)[0, 0]
+            yield wav[(self.done - first) * hop : (end - first) * hop].float().clamp(-1, 1)
+            self.done = end
+
+
+def decode_wave(codec: AudioCodec, codes: Tensor, level: str, block: int = BLOCK) -> Tensor:
+    """Codes [T] of one level -> samples [T * hop] in [-1, 1] on the CPU, in constant memory of the device."""
+    blocks = BlockDecoder(codec, level, len(codes), block).push(codes, len(codes))
+    return torch.cat([part.cpu() for part in blocks])

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from im2wav.decoding.kv_cache import LayerCache, Place
 from im2wav.decoding.linear import Linear
-from im2wav.prior.attention import Kind, attend
-from im2wav.prior.transformer import Layer
+from im2wav.prior.transformer import Kind, Layer, attend
 
 # a number, or for positions on the device an entry of `PlaceTable`
 Position = int | Mapping[Kind, Place]

@@ -1,7 +1,7 @@
 """The KV cache of factored attention.
 
 Shapes: B sequences, H heads, D width of a head, n positions; keys and values travel together as kv [2, B, H, n, D].
-The kinds of attention are those of `im2wav.prior.attention`.
+The kinds of attention are those of `im2wav.prior.transformer`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.prior.attention import Kind
+from im2wav.prior.transformer import Kind
 
 # rows of positions that a kind of attention sees; `column` sees all
 ROWS_KEPT = {"row": 1, "previous_row": 2}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from im2wav.codec import LEVELS, AudioCodec
+from im2wav.codec.codec import decode_wave
 from im2wav.decoding import Decoder
 from im2wav.decoding.linear import Compile
 from im2wav.decoding.sampler import uniforms
-from im2wav.inference.block_decoder import Reach, decode_wave, measure_reach
 from im2wav.inference.inputs import ImageEmbeddings
 from im2wav.inference.outputs import GeneratedAudio
 from im2wav.inference.request import Request
@@ -55,11 +55,6 @@ class Networks:
     def device(self) -> torch.device:
         """Device of the networks."""
         return next(self.codec.parameters()).device
-
-    @cached_property
-    def reach(self) -> dict[str, Reach]:
-        """Receptive field of the codec's decoders, by level."""
-        return {level: measure_reach(self.codec, level) for level in LEVELS}
 
     @torch.inference_mode()
     def encode(self, wav: Tensor, pad: bool = True) -> dict[str, Tensor]:
@@ -211,7 +206,7 @@ class CodeBuffer:
 
         Each audio is decoded alone: the convolutions are not batch-invariant.
         """
-        codec, reach = self.networks.codec, self.networks.reach
+        codec = self.networks.codec
         codes: Mapping[str, Tensor] = {level: self.codes[level][: self.lengths[level]] for level in levels}
-        wav = {k: decode_wave(codec, c, k, reach[k])[: self.samples] for k, c in codes.items()}
+        wav = {k: decode_wave(codec, c, k)[: self.samples] for k, c in codes.items()}
         return GeneratedAudio(self.request, {k: c.cpu() for k, c in codes.items()}, wav, rank, gap)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from im2wav.inference.block_decoder import BlockDecoder
+from im2wav.codec.codec import BlockDecoder
 from im2wav.inference.code_buffer import CodeBuffer
 from im2wav.inference.generate import OnStep, draw_windows, start_windows
 
@@ -19,7 +19,7 @@ def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor
         on_step: called with the number of codes drawn, after each step.
     """
     networks, length, codes = buffer.networks, buffer.lengths["up"], buffer.codes["up"]
-    blocks = BlockDecoder(networks.codec, "up", length, networks.reach["up"])
+    blocks = BlockDecoder(networks.codec, "up", length)
     remaining = buffer.samples
 
     def pieces(known: int) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from im2wav.files import wav_bytes
 from im2wav.media import reading as media
-from im2wav.media.crops import AnyImage
+from im2wav.media.encoder import AnyImage
 from im2wav.prepare.sources import Source
 from im2wav.prepare.workers import Failed
 

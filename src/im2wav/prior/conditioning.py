@@ -11,8 +11,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from im2wav.layers import UpsampleStack
-from im2wav.prior.transformer import LayerNorm, code_table, normal
+from im2wav.layers import LayerNorm, UpsampleStack, code_table, normal
 
 
 @dataclass(frozen=True)

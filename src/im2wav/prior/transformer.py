@@ -1,6 +1,24 @@
-"""Transformer of a prior: factored attention and MLP layers. Tensors are [B, T, W]."""
+"""Prior: the distribution of one level of codes given conditions, from a transformer with factored attention.
 
+Letters: B batch, T positions, K codebook size, W width. Queries, keys and values are [B, H, T, D] (heads, width of a
+head). Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.py.
+
+A sequence is reshaped into rows of `block` positions: position p lies in row r = p // block and column c = p % block.
+Layers alternate between three kinds of attention:
+
+    row           p attends to columns <= c of its row
+    column        p attends to rows <= r of its column
+    previous_row  p attends to all of row r - 1; the output of row 0 is zero
+
+`mask` is the specification. `attend` is the fast path: plain scaled-dot-product attention after a reshape, which
+fused kernels serve. `im2wav.decoding.decoder_layer` is the incremental path. All three are equal, and tests hold them
+to it. Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,22 +26,51 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from im2wav.prior.attention import KINDS, Kind, attend
+from im2wav.layers import LayerNorm, code_table, normal
+from im2wav.prior.conditioning import Conditioner, ConditioningConfig, Conditions, UpsamplerConfig
+
+Kind = Literal["row", "column", "previous_row"]
+KINDS: tuple[Kind, ...] = ("row", "column", "previous_row")
 
 
-def normal(*shape: int, std: float) -> nn.Parameter:
-    """A parameter initialised from N(0, std^2).
+def mask(kind: Kind, length: int, block: int, device: torch.device | None = None) -> Tensor:
+    """Boolean attention mask [length, length]: entry [p, s] is true if position p attends to position s."""
+    p = torch.arange(length, device=device)
+    row, column = p // block, p % block
+    if kind == "row":
+        return (row[:, None] == row) & (column[:, None] >= column)
+    if kind == "column":
+        return (column[:, None] == column) & (row[:, None] >= row)
+    return row[:, None] - 1 == row
 
-    On the meta device (a network whose weights are loaded later) it is left uninitialised: sampling there would import
-    large parts of torch.
+
+def attend_dense(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """Reference implementation: attention with the boolean mask, [B, H, T, D]. Quadratic in T; for tests, benchmarks.
+
+    It does not call the fused kernel of `attend`, so that the two implementations are independent.
     """
-    weight = torch.empty(*shape)
-    return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
+    allowed = mask(kind, q.shape[2], block, q.device)
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~allowed, torch.finfo(q.dtype).min)
+    return (scores.softmax(-1) * allowed).to(v.dtype) @ v  # positions without keys get zeros
 
 
-def code_table(size: int, width: int, std: float) -> nn.Embedding:
-    """An embedding [size, width] initialised from N(0, std^2)."""
-    return nn.Embedding.from_pretrained(normal(size, width, std=std), freeze=False)
+def attend(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """Fast path: equal to `attend_dense`, [B, H, T, D], without the [T, T] matrix."""
+    batch, _, length, _ = q.shape
+    padding = -length % block
+    if padding:  # incomplete last row: padding comes last, so that no real position attends to it
+        q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+    if kind == "column":
+        q, k, v = (rearrange(x, "b h (r c) d -> (b c) h r d", c=block) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = rearrange(out, "(b c) h r d -> b h (r c) d", b=batch)
+    else:
+        if kind == "previous_row":  # row 0 attends to zeros, whose mean is zero
+            k, v = (F.pad(x, (0, 0, block, 0))[:, :, :-block] for x in (k, v))
+        q, k, v = (rearrange(x, "b h (r c) d -> (b r) h c d", c=block) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=kind == "row")
+        out = rearrange(out, "(b r) h c d -> b h (r c) d", b=batch)
+    return out[:, :, :length]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -60,15 +107,6 @@ class TransformerConfig:
     def attention_width(self) -> int:
         """Width of the queries of all heads together."""
         return int(self.attention_ratio * self.width)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm that computes in fp32 and returns the input dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class Layer(nn.Module):
@@ -125,3 +163,71 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         return x
+
+
+class Prior(nn.Module):
+    """Autoregressive transformer over one level of codes.
+
+    The input at position t is the code at t - 1; at position 0 it is an embedding of the image. The position
+    embeddings of the conditions are added before and after the transformer. The output layer shares the weights of the
+    code embedding.
+
+    Args:
+        codebook_size: number of codes K.
+        context_length: number of positions T.
+        transformer: options of `TransformerConfig`.
+        conditioning: options of `ConditioningConfig`; `upsampler` holds options of `UpsamplerConfig`.
+
+    Raises:
+        TypeError: unknown option.
+        ValueError: incompatible sizes.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 2048,
+        context_length: int = 2048,
+        transformer: Mapping[str, Any] | None = None,
+        conditioning: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        sizes = TransformerConfig(**(transformer or {}))
+        options = dict(conditioning or {})
+        if options.get("upsampler") is not None:
+            options["upsampler"] = UpsamplerConfig(**options["upsampler"])
+        self.codebook_size, self.context_length = codebook_size, context_length
+        self.code_embedding = code_table(codebook_size, sizes.width, 0.02 * sizes.init_scale)
+        self.position_embedding = normal(context_length, sizes.width, std=0.01 * sizes.init_scale)
+        self.conditioner = Conditioner(ConditioningConfig(**options), codebook_size, sizes.width, sizes.init_scale)
+        self.transformer = Transformer(sizes, context_length)
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the prior has a null embedding, which classifier-free guidance (CFG) requires."""
+        return self.conditioner.null_start is not None
+
+    def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Return logits [B, n, K] for codes [B, n]: entry t is the distribution of codes[:, t].
+
+        `im2wav.decoding.Decoder` computes the same logits position by position with a KV cache.
+
+        Args:
+            codes: int64, n <= `context_length`.
+            conditions: conditions of the B sequences.
+
+        Raises:
+            ValueError: too many codes, or incompatible conditions.
+        """
+        length = codes.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"{length} codes, but the context has {self.context_length} positions")
+        start, positions = self.conditioner(conditions, self.context_length)
+        condition = start.new_zeros(1) if positions is None else positions[:, :length]
+        inputs = torch.cat([start[:, None], self.code_embedding(codes[:, :-1]).to(start.dtype)], 1)
+        h = self.transformer(inputs + self.position_embedding[:length] + condition) + condition
+        return h @ self.code_embedding.weight.t()
+
+    def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Mean bits per code, -log2 p, of codes [B, n]: a scalar, the training loss."""
+        logits = self(codes, conditions)
+        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten()) / math.log(2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS
-from im2wav.codec.exact import exact_fp32
+from im2wav.codec.codec import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
 from im2wav.decoding.decoder import Decoder
 from im2wav.decoding.sampler import SamplingOptions
