@@ -107,10 +107,10 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
     from im2wav.decoding import SamplingOptions
-    from im2wav.inference.code_buffer import CodeBuffer, Networks
+    from im2wav.inference.api import Networks
     from im2wav.inference.generate import generate
-    from im2wav.inference.inputs import ImageEmbeddings, Input
-    from im2wav.inference.request import Request
+    from im2wav.inference.inputs import Input
+    from im2wav.inference.request import CodeBuffer, Request
 
     strong = "+model.net.transformer.init_scale=50"  # fresh weights so large that every condition is heard
     files = {"vqvae": trained / "base/vqvae/last.ckpt"}
@@ -128,8 +128,9 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
         networks = Networks(*(load_net(now[kind], kind) for kind in ("vqvae", "low_prior", "up_prior")))
         (pair,) = (p for p in folder.pairs if (media / f"{p.id}_guidance_3_up.wav").is_file())
         options = SamplingOptions(guidance_scale=3.0)
-        request = Request(Input(pair.id, "pair"), seed=0, sampling=options, recording=pair.samples)
-        ((audio,),) = generate([[CodeBuffer(networks, request, ImageEmbeddings(folder.read_clip(pair)))]])
+        item = Input(pair.id, "pair", embeddings=folder.read_clip(pair))
+        request = Request(item, seed=0, sampling=options, recording=pair.samples)
+        ((audio,),) = generate([[CodeBuffer(networks, request)]])
         for level in ("low", "up"):
             heard, _ = soundfile.read(media / f"{pair.id}_guidance_3_{level}.wav", dtype="float32")
             np.testing.assert_allclose(heard, audio.waveforms[level].clamp(-1, 1).numpy().ravel(), atol=1e-4)

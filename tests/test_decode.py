@@ -5,8 +5,8 @@ import torch
 
 from conftest import needs_compiler
 from im2wav.decoding import Decoder, SamplingOptions, sample_codes
-from im2wav.decoding import batch_size as memory
-from im2wav.decoding.kv_cache import LayerCache, PlaceTable
+from im2wav.decoding import decoder as memory
+from im2wav.decoding.decoder_layer import LayerCache, PlaceTable
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import KINDS, attend

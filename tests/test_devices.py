@@ -339,26 +339,29 @@ def test_the_reach_of_a_decoder_is_measured_on_the_cpu():
 
 
 def test_processes_wait_for_the_slowest_as_long_as_it_takes():
-    from im2wav.inference.devices import LONGEST_WAIT, waiting_strategy
+    from im2wav.cli import instantiate
+    from im2wav.distributed import LONGEST_WAIT, predict_trainer
 
     def strategy(*overrides):
-        return waiting_strategy(config("sample", "input=x", *overrides).trainer).get("strategy")
+        options = config("sample", "input=x", "trainer.accelerator=cpu", *overrides).trainer
+        return predict_trainer(options, instantiate).strategy
 
-    assert strategy() is None
-    assert strategy("trainer.devices=2", "trainer.strategy=fsdp") is None
-    for several in ("trainer.devices=2", "trainer.devices=auto", "trainer.num_nodes=2"):
-        assert strategy(several)._timeout == LONGEST_WAIT
+    assert not hasattr(strategy(), "_timeout")
+    gloo = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
+    for several in (["trainer.num_nodes=2"], ["trainer.devices=2"], ["trainer.devices=2", gloo]):
+        assert strategy(*several)._timeout == LONGEST_WAIT
+    assert strategy("trainer.devices=2", gloo).process_group_backend == "gloo"
 
 
 def test_each_device_sizes_its_batches_by_its_own_memory(monkeypatch):
     """With several devices the nets are on the CPU until the Trainer gives a process its device."""
-    from im2wav.inference import runner
+    from im2wav.inference import generate
 
     nets = SimpleNamespace(low=low_prior(), up=up_prior(), precision="fp32", compile=False, device=CPU)
-    work = runner.Runner(SimpleNamespace(networks=nets))
+    work = generate.Runner(SimpleNamespace(networks=nets))
     asked = []
     monkeypatch.setattr(
-        runner, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
+        generate, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
     )
     nets.low, nets.device = nets.low.to("meta"), torch.device("meta")
     assert work.fit_batch(has_negative=False) == 7

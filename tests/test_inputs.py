@@ -60,7 +60,7 @@ def test_a_pairs_folder_gives_its_embeddings_under_its_ids(pairs):
     found = find_inputs(pairs)
     assert [i.name for i in found] == sorted(i.name for i in found)
     assert {i.kind for i in found} == {"pair"}
-    seen = embed_input(found[0], None, None, 1.0)
+    seen = embed_input(found[0], Brightness, None, 1.0)
     assert seen.embeddings.shape == (1, 1280)
     assert seen.fps is None
     assert found[0].source.endswith(f"{found[0].name}.jpg")
@@ -74,11 +74,11 @@ def test_photos_in_turn(tmp_path):
         Image.new("RGB", (8, 8), (value,) * 3).save(tmp_path / f"{name}.png")
     timeline = timeline_input([f"{tmp_path}/dark.png@0", f"{tmp_path}/grey.png@0.5", (tmp_path / "light.png", 1)])
     assert (timeline.name, timeline.kind) == ("dark_grey_light", "timeline")
-    seen = embed_input(timeline, Brightness(), None, 1.2)
+    seen = embed_input(timeline, Brightness, None, 1.2)
     assert seen.fps == 10
-    assert seen.order.tolist() == [0] * 5 + [1] * 5 + [2] * 3
-    assert [round(x, 1) for x in seen.embeddings.flatten().tolist()] == [0, 0.5, 1]
-    assert embed_input(timeline, Brightness(), 4.0, 1.2).order.tolist() == [0, 0, 1, 1, 2]
+    assert [round(x, 1) for x in seen.embeddings.flatten().tolist()] == [0] * 5 + [0.5] * 5 + [1] * 3
+    fewer = embed_input(timeline, Brightness, 4.0, 1.2)
+    assert [round(x, 1) for x in fewer.embeddings.flatten().tolist()] == [0, 0, 0.5, 0.5, 1]
     other = timeline_input([f"{tmp_path}/dark.png@0", f"{tmp_path}/grey.png@0.7", f"{tmp_path}/light.png@1"])
     assert other.sha256 != timeline.sha256
 
@@ -107,20 +107,32 @@ def test_a_video_is_seen_as_long_as_is_wanted(tmp_path):
     assert Video(path).seconds == pytest.approx(3.0, abs=0.05)
     video = input_of(path)
     assert video.seconds() == pytest.approx(3.0, abs=0.05)
-    seen = embed_input(video, Brightness(), 5.0, 2.0)
+    seen = embed_input(video, Brightness, 5.0, 2.0)
     assert (seen.fps, seen.embeddings.shape) == (5.0, (11, 1))
     assert (seen.embeddings.flatten().diff() > 0).all()  # dark to bright
-    assert len(embed_input(video, Brightness(), 5.0, 60.0).embeddings) == 15
-    assert embed_input(video, Brightness(), None, 60.0).fps == 1.0
+    assert len(embed_input(video, Brightness, 5.0, 60.0).embeddings) == 15
+    assert embed_input(video, Brightness, None, 60.0).fps == 1.0
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(MediaError, match="unreadable video"):
         input_of(path).seconds()
 
 
+def test_frames_between_two_times():
+    def seen(start, duration, frames=40, fps=10.0):
+        embeddings = torch.arange(float(frames)).view(frames, 1)
+        return Input("", "video", embeddings=embeddings, fps=fps).between(start, duration).flatten().tolist()
+
+    assert seen(1.0, 0.5) == [10, 11, 12, 13, 14, 15]
+    assert seen(3.75, 0.5) == [37, 38, 39, 39, 39, 39]
+    assert len(seen(0, 4.096)) == 41
+    assert seen(3.75, 0.5, frames=1) == [0]  # a photo is shown all the time
+    assert len(seen(3.75, 0.5, fps=None)) == 40
+
+
 def test_texts():
     text = text_input("  A dog barks, loudly! ")
     assert (text.name, text.text) == ("A_dog_barks_loudly", "A dog barks, loudly!")
-    assert embed_input(text, Brightness(), None, 1.0).embeddings.tolist() == [[20.0]]
+    assert embed_input(text, Brightness, None, 1.0).embeddings.tolist() == [[20.0]]
     with pytest.raises(ValueError, match="empty"):
         text_input(" ")
 

@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"codec", "prior"},
     "official": {"codec", "prior", "data", "media", "checkpoint"},
     "hub": {"checkpoint", "data", "official"},
-    "prepare": {"data", "media", "report"},
-    "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub"},
+    "distributed": set(),
+    "prepare": {"data", "media", "report", "distributed"},
+    "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
     "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub", "cli"},
     "benchmarks": {
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "hydra": ENTRIES | {"config", "options"},
     "lightning": ENTRIES
-    | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py", "inference/devices.py"},
+    | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py", "distributed.py"},
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
     "av": {"media/mux.py", "benchmarks"},

@@ -15,7 +15,7 @@ from im2wav.data.manifest import COLUMNS, NUMBERS, SPLITS, Manifest, StringColum
 from im2wav.data.splits import fraction_of, split_rows
 from im2wav.inference.inputs import Input, name_inputs, text_input
 from im2wav.inference.outputs import Outputs
-from im2wav.inference.sliding_windows import plan_windows, window_starts
+from im2wav.inference.request import plan_windows, window_starts
 from im2wav.prepare.clip_reader import Decoded
 from im2wav.prepare.packing import Unpacker, pack_frames
 from im2wav.prepare.sources import Source, Sources

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from im2wav.decoding.decoder_layer import DecoderLayer
-from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.decoder_layer import DecoderLayer, LayerCache
 from im2wav.decoding.linear import PlainLinear
 from im2wav.prior.transformer import KINDS, Layer, Transformer, TransformerConfig
 

@@ -7,15 +7,11 @@ import torch
 from im2wav.codec import AudioCodec
 from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.decoding import SamplingOptions
-from im2wav.inference.code_buffer import CodeBuffer, Networks, window_conditions
-from im2wav.inference.generate import count_codes, draw_level, generate
-from im2wav.inference.inputs import ImageEmbeddings, Input
-from im2wav.inference.request import Request
-from im2wav.inference.sliding_windows import plan_windows, window_starts
-from im2wav.inference.streaming import stream
+from im2wav.inference.api import Networks
+from im2wav.inference.generate import count_codes, draw_level, generate, stream
+from im2wav.inference.inputs import Input
+from im2wav.inference.request import CodeBuffer, Request, Window, plan_windows, window_starts
 from im2wav.prior import Conditions, Prior
-
-INPUT = Input("image", "photo")
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +26,16 @@ def networks():
 
 
 def clip(frames=30, fps=10.0, seed=0):
-    return ImageEmbeddings(torch.randn(frames, 4, generator=torch.Generator().manual_seed(seed)), fps)
+    embeddings = torch.randn(frames, 4, generator=torch.Generator().manual_seed(seed))
+    return Input("clip", "video", embeddings=embeddings, fps=fps)
 
 
 def generate_all(buffers, batch_size=16):
     return [audio for (audio,) in generate([[buffer] for buffer in buffers], batch_size=batch_size)]
 
 
-def generate_one(networks, request, embeddings, negative=None):
-    return generate_all([CodeBuffer(networks, request, embeddings, negative)])[0]
+def generate_one(networks, request):
+    return generate_all([CodeBuffer(networks, request)])[0]
 
 
 def test_starts_by_hand():
@@ -71,7 +68,7 @@ def test_each_window_continues_the_codes_before_it(networks):
         {"clip_dim": 4, "map_width": 4, "guidance": True},
     ).eval()
     image = clip(1)
-    buffer = CodeBuffer(replace(networks, low=low), Request(INPUT, 1, samples=80 * 32, overlap=0.5), image)
+    buffer = CodeBuffer(replace(networks, low=low), Request(image, 1, samples=80 * 32, overlap=0.5))
     draw_level([buffer], "low", 1)
     codes, uniform, conditions = buffer.codes["low"], buffer.uniform["low"], Conditions(image.embeddings[None])
     for start in (0, 16, 32, 48):  # the new codes of a window follow from its logits and random numbers
@@ -87,7 +84,7 @@ def test_each_window_continues_the_codes_before_it(networks):
 def test_audio_longer_than_the_timing_tables_and_the_video(networks, frames):
     def buffers():
         return [
-            CodeBuffer(networks, Request(INPUT, s, samples=n, recording=2000), clip(frames, seed=s))
+            CodeBuffer(networks, Request(clip(frames, seed=s), s, samples=n, recording=2000))
             for s, n in ((1, 2048), (2, 5000), (3, 5000))
         ]
 
@@ -102,33 +99,22 @@ def test_audio_longer_than_the_timing_tables_and_the_video(networks, frames):
 
 
 def test_audio_shorter_than_a_window_is_its_beginning(networks):
-    requests = [Request(INPUT, 1), Request(INPUT, 1, samples=300)]
-    whole, short = generate_all([CodeBuffer(networks, request, clip()) for request in requests])
+    requests = [Request(clip(), 1), Request(clip(), 1, samples=300)]
+    whole, short = generate_all([CodeBuffer(networks, request) for request in requests])
     assert len(short.waveforms["up"]) == len(short.waveforms["low"]) == 300
     assert (short.codes["up"] == whole.codes["up"][:38]).all()
 
 
-def test_frames_of_a_window_are_those_shown_in_it():
-    def seen(embeddings, *window):
-        return window_conditions(Request(INPUT), embeddings, *window).clip.flatten().tolist()
+def test_windows_beyond_the_training_length_are_conditioned_as_the_end_of_a_recording(networks):
+    def timing(start, recording):
+        buffer = CodeBuffer(networks, Request(clip(), recording=recording))
+        found = buffer.conditions("low", Window(start, start, start + 32), buffer.request.input).timing
+        return [int(value) for value in (found.total, found.offset, found.duration)]
 
-    video = ImageEmbeddings(torch.arange(40.0).view(40, 1), 10.0)
-    assert seen(video, 16000, 8000) == [10, 11, 12, 13, 14, 15]
-    assert seen(video, 60000, 8000) == [37, 38, 39, 39, 39, 39]
-    assert len(seen(video, 0, 65536)) == 41
-    assert len(seen(ImageEmbeddings(video.embeddings[:1]), 60000, 8000)) == 1
-    timeline = ImageEmbeddings(torch.tensor([[7.0], [8.0]]), 10.0, torch.tensor([0] * 12 + [1] * 5))
-    assert seen(timeline, 16000, 3200) == [7, 7, 8]
-    assert seen(timeline, 19200, 8000) == [8] * 6
-    assert seen(timeline, 14400, 8000) == [7, 7, 7, 8, 8, 8]
-
-
-def test_windows_beyond_the_training_length_are_conditioned_as_the_end_of_a_recording():
-    request = Request(INPUT, recording=10_000)
-    timings = [window_conditions(request, clip(), offset, 4000).timing for offset in (0, 6000, 8000, 900_000)]
-    values = [[int(v) for v in (t.total, t.offset, t.duration)] for t in timings]
-    assert values == [[10_000, 0, 4000], [10_000, 6000, 4000], [10_000, 6000, 4000], [10_000, 6000, 4000]]
-    assert window_conditions(request, clip(), 0, 40_000).timing.total == 40_000
+    assert [timing(start, 2000) for start in (0, 16, 32, 28_125)] == [
+        [2000, 0, 1024], [2000, 512, 1024], [2000, 976, 1024], [2000, 976, 1024]
+    ]  # fmt: skip
+    assert timing(0, 500) == [1024, 0, 1024]
 
 
 @pytest.mark.parametrize("level", ["low", "up"])
@@ -153,10 +139,10 @@ def test_decoding_in_blocks_equals_decoding_at_once(networks, level):
 
 @pytest.mark.parametrize(("samples", "overlap"), [(300, 0.5), (1024, 0.5), (18_000, 0.3)])
 def test_streamed_audio_equals_generated_audio(networks, samples, overlap):
-    request = Request(INPUT, 5, samples=samples, overlap=overlap)
-    whole = generate_one(networks, request, clip())
+    request = Request(clip(), 5, samples=samples, overlap=overlap)
+    whole = generate_one(networks, request)
     drawn, before = [], []
-    buffer = CodeBuffer(networks, request, clip())
+    buffer = CodeBuffer(networks, request)
     pieces = [before.append(len(drawn)) or piece for piece in stream(buffer, drawn.append)]
     assert (torch.cat(pieces) == whole.wav).all()
     assert len(pieces) == -(-samples // 16384)
@@ -169,7 +155,7 @@ def test_streamed_audio_equals_generated_audio(networks, samples, overlap):
 def test_joints_of_windows_are_inaudible(networks):
     """Energy and steps at the joints of windows are like elsewhere."""
     samples, window = 60 * 512 + 512, networks.window
-    wav = generate_one(networks, Request(INPUT, 7, samples=samples), clip()).wav.double()
+    wav = generate_one(networks, Request(clip(), 7, samples=samples)).wav.double()
     joints = torch.arange(window, samples - 256, window // 2)
     energy = wav.square().unfold(0, 128, 1).mean(1)
     step = wav.diff().abs().unfold(0, 16, 1).amax(1)
@@ -180,11 +166,11 @@ def test_joints_of_windows_are_inaudible(networks):
 
 
 def test_inpainting_keeps_the_rest(networks):
-    request = Request(INPUT, 1, samples=4096)
-    first = generate_one(networks, request, clip())
+    request = Request(clip(), 1, samples=4096)
+    first = generate_one(networks, request)
     again = replace(request, known_codes=first.codes, inpaint_interval=(1500, 2500))
-    same, other = (generate_one(networks, replace(again, seed=seed), clip()) for seed in (1, 2))
-    streamed = stream(CodeBuffer(networks, again, clip()))
+    same, other = (generate_one(networks, replace(again, seed=seed)) for seed in (1, 2))
+    streamed = stream(CodeBuffer(networks, again))
     assert (torch.cat(list(streamed)) == first.wav).all()
     for level, hop in (("low", 32), ("up", 8)):
         assert (same.codes[level] == first.codes[level]).all()  # the same seed draws the same codes
@@ -195,20 +181,20 @@ def test_inpainting_keeps_the_rest(networks):
 
 
 def test_audio_continuation_keeps_the_prompt(networks):
-    request = Request(INPUT, 1, samples=4096)
-    first = generate_one(networks, request, clip())
+    request = Request(clip(), 1, samples=4096)
+    first = generate_one(networks, request)
     prompt = {"low": first.codes["low"][:50], "up": first.codes["up"][:200]}
-    continued = generate_one(networks, replace(request, known_codes=prompt), clip())
+    continued = generate_one(networks, replace(request, known_codes=prompt))
     assert all((continued.codes[k] == first.codes[k]).all() for k in prompt)
     with pytest.raises(ValueError, match="1024 samples are requested, but 1600 are known"):
-        CodeBuffer(networks, replace(request, known_codes=prompt, samples=1024), clip())
+        CodeBuffer(networks, replace(request, known_codes=prompt, samples=1024))
     with pytest.raises(ValueError, match="expected an interval within the 1600 samples"):
-        CodeBuffer(networks, replace(request, known_codes=prompt, inpaint_interval=(1500, 1700)), clip())
+        CodeBuffer(networks, replace(request, known_codes=prompt, inpaint_interval=(1500, 1700)))
 
 
 def test_the_best_drafts_are_refined(networks):
     def groups(networks=networks):
-        return [[CodeBuffer(networks, Request(INPUT, seed), clip(seed=g)) for seed in range(4)] for g in range(2)]
+        return [[CodeBuffer(networks, Request(clip(seed=g), seed)) for seed in range(4)] for g in range(2)]
 
     drawn = []
     drafts = generate(groups(), 2, on_step=drawn.append)
@@ -221,7 +207,8 @@ def test_the_best_drafts_are_refined(networks):
         for draft, buffer in zip(group, buffers, strict=True):
             (plain,) = generate_all([buffer])
             assert all((draft.waveforms[k] == plain.waveforms[k]).all() for k in draft.waveforms)
-            codes, conditions = plain.codes["low"][None], window_conditions(buffer.request, buffer.embeddings, 0, 1024)
+            codes = plain.codes["low"][None]
+            conditions = buffer.conditions("low", Window(0, 0, 32), buffer.request.input)
             with torch.no_grad():  # the definition, computed another way
                 gap = networks.low.bits(codes, conditions.null_like()) - networks.low.bits(codes, conditions)
             assert draft.gap == pytest.approx(gap.item(), abs=1e-4)
@@ -233,7 +220,7 @@ def test_the_best_drafts_are_refined(networks):
 
 def test_guidance_away_from_a_negative_image(networks):
     plain, ignored, same = (
-        generate_one(networks, Request(INPUT, 1, sampling=SamplingOptions(**options)), clip(), negative).codes["low"]
+        generate_one(networks, Request(clip(), 1, sampling=SamplingOptions(**options), negative=negative)).codes["low"]
         for negative, options in (
             (None, {"guidance_scale": 2.0}),
             (clip(1, seed=3), {"guidance_scale": 2.0, "negative_scale": 0.0}),
@@ -242,9 +229,9 @@ def test_guidance_away_from_a_negative_image(networks):
     )
     assert (plain == ignored).all()
     assert (plain == same).float().mean() > 0.98
-    pair = [CodeBuffer(networks, Request(INPUT, seed), clip(), clip(1, seed=3)) for seed in (1, 2)]
+    pair = [CodeBuffer(networks, Request(clip(), seed, negative=clip(1, seed=3))) for seed in (1, 2)]
     together = generate_all(pair)
-    alone = generate_one(networks, Request(INPUT, 2), clip(), clip(1, seed=3))
+    alone = generate_one(networks, Request(clip(), 2, negative=clip(1, seed=3)))
     assert (alone.wav == together[1].wav).all()
     assert (together[0].codes["low"] != plain).any()
 
@@ -260,7 +247,7 @@ def test_guidance_away_from_a_negative_image(networks):
 )
 def test_bad_requests_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
-        Request(INPUT, **options)
+        Request(clip(), **options)
 
 
 def test_independent_windows_share_a_batch(networks, monkeypatch):
@@ -275,7 +262,7 @@ def test_independent_windows_share_a_batch(networks, monkeypatch):
 
     def buffers():
         return [
-            CodeBuffer(networks, Request(INPUT, s, samples=n * 1024, overlap=0.0), clip(1, seed=s))
+            CodeBuffer(networks, Request(clip(1, seed=s), s, samples=n * 1024, overlap=0.0))
             for s, n in enumerate((5, 5, 5, 2))
         ]
 
@@ -290,8 +277,8 @@ def test_independent_windows_share_a_batch(networks, monkeypatch):
 
 
 def test_requests_with_other_sampling_options_do_not_share_a_batch(networks):
-    requests = [Request(INPUT, 1, sampling=SamplingOptions(top_k=k)) for k in (0, 1, 4)]
-    together = generate_all([CodeBuffer(networks, request, clip()) for request in requests])
+    requests = [Request(clip(), 1, sampling=SamplingOptions(top_k=k)) for k in (0, 1, 4)]
+    together = generate_all([CodeBuffer(networks, request) for request in requests])
     for request, audio in zip(requests, together, strict=True):
-        assert (generate_one(networks, request, clip()).wav == audio.wav).all()
+        assert (generate_one(networks, request).wav == audio.wav).all()
     assert (together[0].codes["low"] != together[1].codes["low"]).any()

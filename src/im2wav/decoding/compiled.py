@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.decoding.decoder_layer import DecoderLayer
-from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.decoder_layer import DecoderLayer, LayerCache
 
 log = logging.getLogger(__name__)
 

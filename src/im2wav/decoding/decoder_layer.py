@@ -1,14 +1,144 @@
-"""A layer of a prior's transformer for decoding. R rows of the network, W width, n positions."""
+"""A layer of a prior's transformer for decoding, with the KV cache of factored attention.
 
-from collections.abc import Callable, Mapping
+Shapes: R rows of the network, W width, A width of attention, H heads, D width of a head, n positions; keys and values
+travel together as kv [2, R, H, n, D]. The kinds of attention are those of `im2wav.prior.transformer`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from im2wav.decoding.kv_cache import LayerCache, Place
 from im2wav.decoding.linear import Linear
 from im2wav.prior.transformer import Kind, Layer, attend
+
+# rows of positions that a kind of attention sees; `column` sees all
+ROWS_KEPT = {"row": 1, "previous_row": 2}
+# CUDA's fused attention copies a mask whose rows do not start at a multiple of 16 elements
+MASK_ALIGNMENT = 16
+
+
+class Place(NamedTuple):
+    """Cache places of one position for one kind of attention, as tensors on the device.
+
+    Attributes:
+        target: place of the position's key and value, [1].
+        column: the position's column, [1].
+        mask: added to the attention scores, 0 for visible places of the cache and -inf for the others, [1, places].
+    """
+
+    target: Tensor
+    column: Tensor
+    mask: Tensor
+
+
+class PlaceTable:
+    """The `Place` of every position. Two operations per step look it up for all layers.
+
+    Args:
+        kinds: kinds of attention in the transformer.
+        length: positions of the context, T.
+        block: positions in a row.
+        like: tensor with the device, and the dtype of queries and masks.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], length: int, block: int, like: Tensor):
+        position = torch.arange(length, device=like.device)
+        row, column, rows = position // block, position % block, -(-length // block)
+        self.kinds = tuple(dict.fromkeys(kinds))
+        targets: list[Tensor] = [column]
+        masks: list[Tensor] = []
+        self.spans: list[tuple[int, int]] = []  # columns of `masks` by kind
+        for kind in self.kinds:
+            kept = rows if kind == "column" else ROWS_KEPT[kind] * block
+            place = torch.arange(kept, device=like.device)
+            if kind == "column":
+                targets.append(column * rows + row)
+                visible = place <= row[:, None]
+            elif kind == "row":
+                targets.append(column)
+                visible = place <= column[:, None]
+            else:
+                targets.append(row % 2 * block + column)
+                visible = place // block != row[:, None] % 2
+            first = sum(mask.shape[1] for mask in masks)
+            self.spans.append((first, first + kept))
+            masks.append(F.pad(visible, (0, -kept % MASK_ALIGNMENT)))
+        self.targets = torch.stack(targets, 1)  # [T, 1 + kinds]: columns, then targets
+        hidden = torch.cat(masks, 1).logical_not()
+        self.masks = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)  # [T, aligned places of all kinds]
+
+    def at(self, position: Tensor) -> Mapping[Kind, Place]:
+        """Look up a position [1]."""
+        column, *targets = self.targets.index_select(0, position).unbind(1)
+        mask = self.masks.index_select(0, position)
+        return {
+            kind: Place(target, column, mask[:, first:end])
+            for kind, target, (first, end) in zip(self.kinds, targets, self.spans, strict=True)
+        }
+
+
+class LayerCache:
+    """The KV cache of one layer, allocated once and written by position.
+
+    `row` keeps the current row, `previous_row` the current and the previous one, `column` all.
+    The buffer is [2, R, H, places, D]. A position of row r and column c has the place (r mod rows kept) * block + c;
+    for `column` c * rows + r, so that the positions of a column are contiguous.
+    """
+
+    def __init__(self, kind: Kind, batch: int, heads: int, length: int, width: int, block: int, like: Tensor):
+        self.kind: Kind = kind
+        self.block, self.rows = block, -(-length // block)
+        self.kept = self.rows if kind == "column" else ROWS_KEPT[kind]
+        self.buffer = like.new_zeros(2, batch, heads, self.kept * block, width)
+
+    def clear(self) -> None:
+        """Set all keys and values to zero."""
+        self.buffer.zero_()  # `previous_row` of row 0 sees zeros
+
+    def fill(self, kv: Tensor, rows: Tensor) -> None:
+        """Write positions 0 to n - 1 of the sequences `rows` [b]: kv [2, b, H, n, D]."""
+        length = kv.shape[3]
+        for row in range(max(0, -(-length // self.block) - self.kept), -(-length // self.block)):
+            part = kv[:, :, :, row * self.block : (row + 1) * self.block]
+            if self.kind == "column":
+                self.buffer.unflatten(3, (self.block, self.rows))[:, rows, :, : part.shape[3], row] = part
+            else:
+                first = row % self.kept * self.block
+                self.buffer[:, rows, :, first : first + part.shape[3]] = part
+
+    def places(self, position: int) -> tuple[int, int, int]:
+        """The place of `position`, the first place that it attends to, and their number."""
+        row, column = divmod(position, self.block)
+        if self.kind == "column":
+            return column * self.rows + row, column * self.rows, row + 1
+        first = row % self.kept * self.block
+        if self.kind == "row":
+            return column, 0, column + 1
+        return first + column, self.block - first, self.block  # the other of the two rows
+
+    def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
+        """Write kv [2, R, H, 1, D] at `position` and let q [R, H, 1, D] attend: [R, H, 1, D].
+
+        Not the fused kernel: on a CPU it is not batch-invariant.
+        """
+        place, first, count = self.places(position)
+        self.buffer.narrow(3, place, 1).copy_(kv)
+        keys, values = self.buffer.narrow(3, first, count).unbind(0)
+        return (q @ keys.mT).mul_(q.shape[-1] ** -0.5).softmax(-1) @ values
+
+    def attend_at(self, q: Tensor, kv: Tensor, place: Place) -> Tensor:
+        """`attend` at a position on the device: the same operations at every position, for CUDA graphs."""
+        self.buffer.index_copy_(3, place.target, kv)
+        if self.kind == "column":
+            keys, values = self.buffer.unflatten(3, (self.block, self.rows)).index_select(3, place.column).squeeze(3)
+        else:
+            keys, values = self.buffer.unbind(0)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=place.mask)
+
 
 # a number, or for positions on the device an entry of `PlaceTable`
 Position = int | Mapping[Kind, Place]

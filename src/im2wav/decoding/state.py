@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from im2wav.decoding.decoder_layer import Position
-from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.decoder_layer import LayerCache, Position
 from im2wav.decoding.linear import give_back_freed_memory
 from im2wav.decoding.sampler import SamplingOptions, draw, draw_device, guide
 from im2wav.prior import Conditions

@@ -21,8 +21,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-from im2wav.decoding.decoder_layer import DecoderLayer
-from im2wav.decoding.kv_cache import LayerCache
+from im2wav.decoding.decoder_layer import DecoderLayer, LayerCache
 from im2wav.decoding.linear import PlainLinear
 
 TILE = 8192  # weights per program: 16 kB in bf16; the official sizes then give 32 to 128 programs per sequence

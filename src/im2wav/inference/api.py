@@ -8,7 +8,7 @@ audio.save("dog.wav")
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,74 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
+from im2wav.codec import AudioCodec
 from im2wav.data.pairs import DatasetInfo
-from im2wav.decoding import SamplingOptions
+from im2wav.decoding import Decoder, SamplingOptions
 from im2wav.decoding.linear import Compile, check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import item_seed
 from im2wav.hub import find_folder, load_folder, save_folder
-from im2wav.inference.code_buffer import Networks
+from im2wav.inference.generate import Runner, stream
 from im2wav.inference.inputs import ImageSource, one_input
 from im2wav.inference.outputs import GeneratedAudio
 from im2wav.inference.request import Request, make_request
-from im2wav.inference.runner import Runner
-from im2wav.inference.streaming import stream
 from im2wav.media.encoder import ImageEncoder, build_encoder
+from im2wav.prior import Prior
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A codec and its priors in eval mode, on one device.
+
+    Attributes:
+        codec, low, up: the networks.
+        precision, consume, compile: of the priors, see `Decoder`.
+    """
+
+    codec: AudioCodec
+    low: Prior
+    up: Prior
+    precision: str = "fp32"
+    consume: bool = False
+    compile: Compile = False
+
+    @cached_property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders of the priors by level, created at first use."""
+        priors = {"low": self.low, "up": self.up}
+        return {k: Decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
+
+    @property
+    def window(self) -> int:
+        """Samples in the context of the priors."""
+        return self.low.context_length * self.codec.hop_lengths["low"]
+
+    @property
+    def ratio(self) -> int:
+        """Number of up codes for each low code."""
+        return self.codec.hop_lengths["low"] // self.codec.hop_lengths["up"]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.codec.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor, pad: bool = True) -> dict[str, Tensor]:
+        """Encode samples [N] as codes by level [T].
+
+        Args:
+            wav: at the sample rate of the codec.
+            pad: pad with silence to whole low codes; otherwise drop the rest.
+
+        Raises:
+            ValueError: too short for one code.
+        """
+        hop = self.codec.hop_lengths["low"]
+        count = -(-len(wav) // hop) if pad else len(wav) // hop
+        if not count:
+            raise ValueError(f"audio of {len(wav)} samples is too short: expected at least {hop}, one low code")
+        wav = torch.nn.functional.pad(wav, (0, max(0, count * hop - len(wav))))[: count * hop]
+        return {k: codes[0].cpu() for k, codes in self.codec.encode(wav[None, None].to(self.device)).items()}
 
 
 class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "image-to-audio", "video-to-audio"]):
@@ -63,39 +119,23 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
     ):
         check_same_origin(codec, low, up)
         self.device = pick_device(device)
+        precision = resolve_precision(precision, torch.device(self.device))
+        check_compile(compile, torch.device(self.device))
         self.loaded = {"codec": codec, "low": low, "up": up}
         data = dict(low.data)
         self.recording = round(data.pop("seconds") * data["sample_rate"])  # samples, see `Request.recording`
         self.info = DatasetInfo(**data)
         nets: dict[str, Any] = {name: x.net.to(self.device) for name, x in self.loaded.items()}
-        precision = resolve_precision(precision, torch.device(self.device))
-        check_compile(compile, torch.device(self.device))
         self.networks = Networks(**nets, precision=precision, consume=consume, compile=compile)
         if consume:
             _ = self.sha256  # before the weights are freed
         self._make_encoder = make_encoder or (lambda: build_encoder(self.info.encoder))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Im2Wav":
-        """Load a model.
-
-        Args:
-            pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
-                runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
-            options: `device`, `precision`, `consume`, `compile`: see the class; `encoder`, options of the image encoder
-                such as {"weights": "/path/to/ViT-B-32.pt"}; for the Hub `revision`, `token`, `cache_dir`,
-                `force_download`, `local_files_only`.
-
-        Raises:
-            ValueError: no such folder or id, or networks that are missing or of different origin.
-        """
-        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
-
-    @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
         encoder: Mapping[str, Any] | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -103,13 +143,27 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         compile: Compile = False,
         **hub: Any,
     ) -> "Im2Wav":
-        loaded, saved = load_folder(find_folder(model_id, **hub))
+        """Load a model.
 
-        def make_encoder() -> ImageEncoder:
-            return build_encoder(**{**saved, **(encoder or {})})
+        Args:
+            pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
+                runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
+            encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
+            device, precision, consume, compile: see the class.
+            hub: for the Hub `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
+        Raises:
+            ValueError: no such folder or id, or networks that are missing or of different origin.
+        """
+        loaded, saved = load_folder(find_folder(str(pretrained_model_name_or_path), **hub))
+        options = {**saved, **(encoder or {})}
         return cls(
-            **loaded, make_encoder=make_encoder, device=device, precision=precision, consume=consume, compile=compile
+            **loaded,
+            make_encoder=lambda: build_encoder(**options),
+            device=device,
+            precision=precision,
+            consume=consume,
+            compile=compile,
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -207,5 +261,4 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         known = {f.name for f in fields(SamplingOptions)}
         sampling = SamplingOptions(**{k: v for k, v in options.items() if k in known})
         rest = {k: v for k, v in options.items() if k not in known}
-        about = {"sample_rate": self.sample_rate, "recording": self.recording}
-        return make_request(self.networks, one_input(image, video, timeline, text), sampling, **about, **rest)
+        return make_request(self, one_input(image, video, timeline, text), sampling, **rest)

@@ -2,26 +2,25 @@
 
 import importlib.util
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from im2wav.checkpoint import load
-from im2wav.decoding.batch_size import MAX_BATCH_SIZE
-from im2wav.decoding.linear import check_compile, pick_device, resolve_precision
+from im2wav.decoding.decoder import MAX_BATCH_SIZE
+from im2wav.decoding.sampler import item_seed
 from im2wav.hub import KINDS, find_folder, find_weights
 from im2wav.inference.api import Im2Wav
+from im2wav.inference.generate import Runner
 from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
 from im2wav.inference.outputs import Outputs
 from im2wav.inference.request import Request, make_request
-from im2wav.inference.runner import Runner, make_batches
+from im2wav.media.reading import MediaError
 
 log = logging.getLogger(__name__)
 Build = Callable[..., Any]
@@ -48,8 +47,12 @@ def read_inputs(cfg: DictConfig) -> list[Input]:
     return [text_input(str(cfg.input.text)) if cfg.input.timeline is None else timeline_input(list(cfg.input.timeline))]
 
 
-def load_model(cfg: DictConfig, build: Build) -> Im2Wav:
-    """The model that the options name.
+def _is_distributed(cfg: DictConfig) -> bool:
+    return cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
+
+
+def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
+    """The model that the options name, on a device.
 
     Raises:
         ValueError: a wrong or missing checkpoint, or networks of different origin.
@@ -62,18 +65,10 @@ def load_model(cfg: DictConfig, build: Build) -> Im2Wav:
         model.info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")  # before fetching weights
         return build(cfg.encoder)
 
-    device = "cpu" if cfg.trainer.accelerator == "cpu" else pick_device(cfg.device)
-    check_compile(cfg.compile, torch.device(device))
     loaded: dict[str, Any] = {name: load(paths[name], kind) for name, kind in KINDS.items()}
-    precision = resolve_precision(cfg.precision, torch.device(device))
-    # the Trainer moves the networks from the CPU to the device of each process
-    model = Im2Wav(**loaded, make_encoder=make_encoder, device="cpu" if _is_distributed(cfg) else device, consume=True)
-    model.networks = replace(model.networks, precision=precision, compile=cfg.compile)
+    options = {"precision": cfg.precision, "compile": cfg.compile, "consume": True}
+    model = Im2Wav(**loaded, make_encoder=make_encoder, device=device, **options)
     return model
-
-
-def _is_distributed(cfg: DictConfig) -> bool:
-    return cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
 
 
 def read_numbers(cfg: DictConfig) -> range:
@@ -82,20 +77,19 @@ def read_numbers(cfg: DictConfig) -> range:
     Raises:
         ValueError: keep out of range, or num_samples with num_drafts.
     """
-    numbers = range(cfg.num_samples if cfg.num_drafts is None else cfg.num_drafts)
     if cfg.num_drafts is not None and (cfg.num_samples != 1 or not 1 <= cfg.keep <= cfg.num_drafts):
         raise ValueError(
             f"num_drafts={cfg.num_drafts}, keep={cfg.keep}, num_samples={cfg.num_samples}: expected keep from 1 to "
             "num_drafts, and num_samples=1"
         )
-    return numbers
+    return range(cfg.num_drafts or cfg.num_samples)
 
 
 def make_outputs(cfg: DictConfig) -> Outputs:
     """The folder of generated audio.
 
     Raises:
-        ValueError: another format, or PyAV is not installed.
+        ValueError: videos are wanted, but PyAV is not installed.
     """
     installed = importlib.util.find_spec("av") is not None
     if not installed and cfg.mux is True:
@@ -105,27 +99,71 @@ def make_outputs(cfg: DictConfig) -> Outputs:
 
 def make_template(cfg: DictConfig, model: Im2Wav, item: Input, sampling: Any) -> Request:
     """The request that all inputs share, with the seed of the run."""
+    names = ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")
+    options: dict[str, Any] = {name: cfg[name] for name in names}
     request = make_request(
-        model.networks,
-        item,
-        sampling,
-        sample_rate=model.sample_rate,
-        recording=model.recording,
-        seconds=cfg.seconds,
-        overlap=cfg.overlap,
-        negative=cfg.negative.image,
-        negative_text=cfg.negative.text,
-        continue_from=cfg.continue_from,
-        inpaint=cfg.inpaint,
-        inpaint_interval=cfg.inpaint_interval,
+        model, item, sampling, negative=cfg.negative.image, negative_text=cfg.negative.text, **options
     )
     return replace(request, seed=cfg.seed)
+
+
+def plan_requests(
+    runner: Runner, template: Request, items: Sequence[Input], numbers: Sequence[int], outputs: Outputs
+) -> tuple[list[list[Request]], int]:
+    """Requests that are not finished yet, by input, and the number of unreadable inputs.
+
+    Args:
+        runner: that generates the audio.
+        template: the options, with the seed of the run.
+        items: inputs.
+        numbers: of the audio files of each input.
+        outputs: the folder.
+
+    Raises:
+        ValueError: a file of the same name was generated with other settings.
+    """
+    groups, failed = [], 0
+    for item in items:
+        try:
+            first = template.resolve(runner.model.networks.window, input=item)
+            group = [replace(first, seed=item_seed(template.seed, item.name, n), number=n) for n in numbers]
+            todo = [r for r in group if not outputs.finished(r, partial(runner.identity, r, len(numbers)))]
+        except MediaError as error:
+            failed += 1
+            log.warning("skipped: %s", error)
+            continue
+        if todo:
+            groups.append(group if runner.keep is not None else todo)
+    return sorted(groups, key=lambda group: group[0].samples or 0), failed  # batches of similar length
+
+
+def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
+    """Divide groups into batches of at most `size` requests, without dividing a group."""
+    batches: list[list[Sequence[Request]]] = []
+    for group in groups:
+        if not batches or sum(map(len, batches[-1])) + len(group) > size:
+            batches.append([])
+        batches[-1].append(group)
+    return batches
+
+
+def generate_files(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
+    """Generate and write audio files, a batch at a time; skip inputs that cannot be read with a warning."""
+    for batch in make_batches(groups, runner.fit_batch(groups[0][0].negative is not None)):
+        buffers = []
+        for group in batch:
+            try:
+                buffers.append(runner.buffers(group))
+            except MediaError as error:
+                log.warning("skipped: %s", error)
+        for audio in [audio for group in runner.generate(buffers) for audio in group] if buffers else []:
+            outputs.write(audio)
 
 
 def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     """Generate audio for each input: out/up/NAME_K.wav, drafts in out/low/, and manifest.csv.
 
-    Files of an earlier run are kept.
+    Files of an earlier run are kept. With several devices, each process of a Trainer has the model on its own.
 
     Args:
         cfg: options of conf/sample.yaml.
@@ -137,15 +175,20 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
     """
-    is_leader = os.environ.get("LOCAL_RANK", "0") == "0"
+    numbers, sampling, items, outputs = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg), make_outputs(cfg)
+    trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
+    if _is_distributed(cfg):
+        from im2wav.distributed import distribute, predict_trainer
+
+        trainer = predict_trainer(cfg.trainer, build)
+        device, is_leader = str(trainer.strategy.root_device), trainer.is_global_zero
     if not is_leader:
         log.setLevel(logging.WARNING)
-    numbers, sampling, items, outputs = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg), make_outputs(cfg)
-    model = load_model(cfg, build)
+    model = load_model(cfg, build, device)
     template = make_template(cfg, model, items[0], sampling)
     keep, size = None if cfg.num_drafts is None else cfg.keep, None if cfg.batch_size == "auto" else cfg.batch_size
     runner = Runner(model, keep, size, None if is_leader else True)
-    groups, failed = runner.plan(template, items, numbers, outputs)
+    groups, failed = plan_requests(runner, template, items, numbers, outputs)
     requests = [request for group in groups for request in group]
     log.info(
         "%d inputs: %d audio files to generate, %.1f s in total; %d exist already",
@@ -158,8 +201,24 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
         for first, *rest in groups:
             log.info("%s: %d x %.3f s from %s", first.input.name, 1 + len(rest), _seconds(first), first.input.source)
         return []
-    if groups and not _generate(cfg, build, runner, outputs, groups):
-        return []
+    if any(group[0].input.pair is None for group in groups):
+        _ = model.encoder  # so that its errors come before generation
+    if groups and trainer is not None:
+        # the same in all processes, whatever the memory of their devices, and small enough to give every device work
+        size = min(size or MAX_BATCH_SIZE, -(-len(requests) // trainer.world_size))
+        distribute(trainer, partial(generate_files, runner, outputs), make_batches(groups, size))
+    elif groups:
+        generate_files(runner, outputs, groups)
+    return _write_manifest(cfg, outputs, items, numbers) if is_leader else []
+
+
+def _seconds(request: Request) -> float:
+    return (request.samples or 0) / request.sample_rate
+
+
+def _write_manifest(
+    cfg: DictConfig, outputs: Outputs, items: Sequence[Input], numbers: Sequence[int]
+) -> list[dict[str, Any]]:
     rows = outputs.write_manifest([(item.name, number) for item in items for number in numbers])
     missing = len(items) - len({row["name"] for row in rows})
     log.info("%d audio files in %s", len(rows), outputs.root / "up")
@@ -169,23 +228,3 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
             raise ValueError(f"{message} (max_failed={cfg.max_failed})")
         log.warning(message)
     return rows
-
-
-def _seconds(request: Request) -> float:
-    return (request.samples or 0) / request.sample_rate
-
-
-def _generate(cfg: DictConfig, build: Build, runner: Runner, outputs: Outputs, groups: list[list[Request]]) -> bool:
-    """Generate, on the devices of a Trainer if there are several. Returns whether this process writes the manifest."""
-    networks: list[Any] = [runner.model.networks.codec, runner.model.networks.low, runner.model.networks.up]
-    if any(group[0].input.pair is None for group in groups):
-        networks.append(runner.model.encoder)  # so that its errors come before generation
-    if not _is_distributed(cfg):
-        runner.write(outputs, groups)
-        return True
-    from im2wav.inference.devices import distribute, waiting_strategy
-
-    trainer = build(cfg.trainer, **waiting_strategy(cfg.trainer))
-    # the same in all processes, whatever the memory of their devices, and small enough to give every device work
-    size = min(runner.batch_size or MAX_BATCH_SIZE, -(-sum(map(len, groups)) // trainer.world_size))
-    return distribute(trainer, partial(runner.write, outputs), make_batches(groups, size), networks)

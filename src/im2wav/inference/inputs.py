@@ -5,8 +5,8 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -25,34 +25,7 @@ from im2wav.media.encoder import ImageEncoder
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trained on photos
 
-
 ImageSource = str | Path | Image.Image
-
-
-@dataclass(frozen=True)
-class ImageEmbeddings:
-    """Embeddings of images over time.
-
-    Attributes:
-        embeddings: [U, D]; may be memory-mapped, only the rows that a window needs are read.
-        fps: frames per second; None for one image that is shown all the time.
-        order: index of the embedding of each frame [F]; None if each frame has its own.
-    """
-
-    embeddings: Tensor
-    fps: float | None = None
-    order: Tensor | None = None
-
-    def between(self, start: float, duration: float) -> Tensor:
-        """Embeddings [F, D] of the frames from `start` to `start + duration` seconds, both included.
-
-        The last frame is repeated after the end. Without a frame rate, all frames. Source: Im2Wav, sample.py.
-        """
-        frames = len(self.embeddings if self.order is None else self.order)
-        if self.fps is None or frames == 1:
-            return self.embeddings if self.order is None else self.embeddings[self.order]
-        index = (int(start * self.fps) + torch.arange(int(duration * self.fps) + 1)).clamp_max(frames - 1)
-        return self.embeddings[index if self.order is None else self.order[index]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +40,9 @@ class Input:
         text: of a text.
         image: a photo in memory.
         pair: of a pairs folder.
+        embeddings: image embeddings over time [F, D], once it is embedded; may be memory-mapped, only the rows that a
+            window needs are read.
+        fps: frames per second of the embeddings; None for one image that is shown all the time.
     """
 
     name: str
@@ -76,6 +52,8 @@ class Input:
     text: str = ""
     image: Image.Image | None = None
     pair: tuple[PairsFolder, Pair] | None = None
+    embeddings: Tensor | None = field(default=None, repr=False, compare=False)
+    fps: float | None = None
 
     @property
     def source(self) -> str:
@@ -131,6 +109,17 @@ class Input:
             return folder.read_clip(pair)
         except ValueError as error:
             raise media.MediaError("unreadable embeddings", str(error)) from error
+
+    def between(self, start: float, duration: float) -> Tensor:
+        """Embeddings [F, D] of the frames from `start` to `start + duration` seconds, both included.
+
+        The last frame is repeated after the end. Without a frame rate, all frames. Source: Im2Wav, sample.py.
+        """
+        assert self.embeddings is not None
+        if self.fps is None or len(self.embeddings) == 1:
+            return self.embeddings
+        index = int(start * self.fps) + torch.arange(int(duration * self.fps) + 1)
+        return self.embeddings[index.clamp_max(len(self.embeddings) - 1)]
 
 
 def input_of(path: Path) -> Input:
@@ -233,12 +222,12 @@ def text_input(text: str) -> Input:
     return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())
 
 
-def embed_input(item: Input, encoder: ImageEncoder | None, fps: float | None, seconds: float) -> ImageEmbeddings:
-    """Embed an input, or read the stored embeddings of a pair.
+def embed_input(item: Input, encoder: Callable[[], ImageEncoder], fps: float | None, seconds: float) -> Input:
+    """The input with its embeddings; for a pair, the stored ones.
 
     Args:
         item: the input.
-        encoder: image encoder of the model; not used for a pair.
+        encoder: gives the image encoder of the model; not called for a pair.
         fps: frames per second of the training videos; None if the model was trained on photos.
         seconds: duration of a video to embed.
 
@@ -247,23 +236,23 @@ def embed_input(item: Input, encoder: ImageEncoder | None, fps: float | None, se
         ValueError: a text, with an encoder without a text tower.
     """
     if item.pair is not None:
-        stored = item.read_embeddings()
-        return ImageEmbeddings(stored, item.pair[0].info.fps if len(stored) > 1 else None)
-    assert encoder is not None
+        embeddings, rate = item.read_embeddings(), item.pair[0].info.fps
+        return replace(item, embeddings=embeddings, fps=rate if len(embeddings) > 1 else None)
     if item.kind == "text":
-        return ImageEmbeddings(encoder.encode_text([item.text]))
+        return replace(item, embeddings=encoder().encode_text([item.text]))
     if item.kind == "video":
         rate = fps or 1.0  # one frame per second for models that were trained on photos
-        frames = _embed_video(item.path, encoder, rate, int(seconds * rate) + 1)  # type: ignore[arg-type]
-        return ImageEmbeddings(frames, rate)
+        frames = _embed_video(item.path, encoder(), rate, int(seconds * rate) + 1)  # type: ignore[arg-type]
+        return replace(item, embeddings=frames, fps=rate)
     if item.kind == "timeline":
         rate = fps or TIMELINE_FPS
-        embeddings = torch.cat([encoder.encode([media.read_image(path)]) for path, _ in item.images])
+        embeddings = torch.cat([encoder().encode([media.read_image(path)]) for path, _ in item.images])
         times = torch.arange(int(seconds * rate) + 1, dtype=torch.float64) / rate
         starts = torch.tensor([start for _, start in item.images], dtype=torch.float64)
-        return ImageEmbeddings(embeddings, rate, torch.searchsorted(starts, times + 1e-9, right=True) - 1)
+        shown = torch.searchsorted(starts, times + 1e-9, right=True) - 1
+        return replace(item, embeddings=embeddings[shown], fps=rate)
     image = item.image or media.read_image(item.path)  # type: ignore[arg-type]
-    return ImageEmbeddings(encoder.encode([image]))
+    return replace(item, embeddings=encoder().encode([image]))
 
 
 def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> Tensor:

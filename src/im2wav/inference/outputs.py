@@ -99,19 +99,12 @@ class Outputs:
         format: wav or flac.
         video: also write the audio of videos into copies of them, NAME_00.mp4.
         overwrite: generate existing files again.
-
-    Raises:
-        ValueError: another format.
     """
 
     root: Path
     format: str = "wav"
     video: bool = False
     overwrite: bool = False
-
-    def __post_init__(self):
-        if self.format not in FORMATS:
-            raise ValueError(f"format={self.format}: expected one of {', '.join(FORMATS)}")
 
     def path(self, level: str, name: str, number: int, suffix: str | None = None) -> Path:
         """Path of a file.

@@ -1,21 +1,29 @@
-"""Requests: one audio to generate, and the options it is generated with."""
+"""One audio to generate: the request, the windows it is drawn in, and its codes while they are drawn.
+
+Windows slide over a sequence of codes. Each starts with codes that are drawn already. Source: Im2Wav (Sheffer & Adi,
+2022), sample.py; the scheme is Jukebox's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from im2wav.codec import LEVELS
 from im2wav.decoding import SamplingOptions
+from im2wav.decoding.sampler import uniforms
 from im2wav.files import state_sha256
 from im2wav.inference.inputs import ImageSource, Input, one_input
 from im2wav.media.reading import read_audio
+from im2wav.prior import Conditions, Timing
 
 if TYPE_CHECKING:
-    from im2wav.inference.code_buffer import Networks
+    from im2wav.inference.api import Im2Wav, Networks
     from im2wav.inference.outputs import GeneratedAudio
 
 # the length of a VGGSound clip in samples: the low prior is conditioned on the length of the whole recording
@@ -76,11 +84,7 @@ class Request:
         return self.input.seconds() or window / self.sample_rate
 
     def resolve(self, window: int, **changes: Any) -> Request:
-        """The request with its length in samples, and other changes.
-
-        Raises:
-            MediaError: a video that cannot be read.
-        """
+        """The request with its length in samples, and other changes; errors as in `seconds`."""
         request = replace(self, **changes)
         return replace(request, samples=round(request.seconds(window) * self.sample_rate))
 
@@ -102,12 +106,10 @@ class Request:
 
 
 def make_request(
-    networks: Networks,
+    model: Im2Wav,
     item: Input,
     sampling: SamplingOptions,
     *,
-    sample_rate: int,
-    recording: int,
     seconds: float | None = None,
     overlap: float = 0.5,
     negative: ImageSource | None = None,
@@ -122,6 +124,7 @@ def make_request(
         ValueError: options out of range or that exclude each other, or a negative input without guidance.
         MediaError: an audio file that cannot be read.
     """
+    rate, networks = model.sample_rate, model.networks
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds={seconds}: expected more than 0")
     if continue_from is not None and (inpaint is not None or inpaint_interval is not None):
@@ -135,23 +138,158 @@ def make_request(
             raise ValueError(
                 "a negative input needs guidance, but this low prior was trained without (condition_dropout=0)"
             )
-    samples = None if seconds is None else round(seconds * sample_rate)
-    request = Request(item, 0, 0, samples, overlap, sampling, recording, sample_rate, away)
+    samples = None if seconds is None else round(seconds * rate)
+    request = Request(item, 0, 0, samples, overlap, sampling, model.recording, rate, away)
     if continue_from is not None:
-        wav = continue_from if isinstance(continue_from, Tensor) else read_audio(continue_from, sample_rate)
+        wav = continue_from if isinstance(continue_from, Tensor) else read_audio(continue_from, rate)
         return replace(request, known_codes=networks.encode(wav, pad=False))
     if inpaint is None or inpaint_interval is None:
         return request
     if isinstance(inpaint, str | Path):
-        wav = read_audio(inpaint, sample_rate)
+        wav = read_audio(inpaint, rate)
         codes = networks.encode(wav)
     else:
         wav, codes = inpaint.wav, dict(inpaint.codes)
-    length = len(wav) / sample_rate
+    length = len(wav) / rate
     if len(inpaint_interval) != 2 or not 0 <= inpaint_interval[0] < inpaint_interval[1] <= length:
         raise ValueError(
             f"inpaint_interval={list(inpaint_interval)}: expected two increasing seconds within the {length:.3f} s "
             "of the audio"
         )
-    first, end = (round(x * sample_rate) for x in inpaint_interval)
+    first, end = (round(x * rate) for x in inpaint_interval)
     return replace(request, samples=len(wav), known_codes=codes, inpaint_interval=(first, end))
+
+
+class Window(NamedTuple):
+    """Draws codes `first` to `end` of a sequence; the context starts at `start`."""
+
+    start: int
+    first: int
+    end: int
+
+
+def window_starts(total: int, length: int, hop: int) -> list[int]:
+    """Starts of windows of `length` that cover `total` positions: 0, hop, ...; the last one ends at `total`.
+
+    Raises:
+        ValueError: the sequence is shorter than a window, or the hop is not 1 to `length`.
+    """
+    if total < length:
+        raise ValueError(f"{total} codes are fewer than a window of {length}")
+    if not 0 < hop <= length:
+        raise ValueError(f"hop={hop}: expected 1 to {length} codes (the window)")
+    return [*range(0, total - length, hop), total - length]
+
+
+def plan_windows(total: int, length: int, hop: int, wanted: Sequence[tuple[int, int]]) -> list[Window]:
+    """Windows that draw the intervals `wanted` (first, end) of `total` codes, each code once, from left to right.
+
+    They start where they would if all codes were drawn, so that each code has the same context in both cases.
+    """
+    plan, done = [], 0
+    for start in window_starts(total, length, hop):
+        for a, b in sorted(wanted):
+            first, end = max(a, done), min(b, start + length)
+            if first < end:
+                plan.append(Window(start, first, end))
+        done = start + length
+    return plan
+
+
+class CodeBuffer:
+    """The codes of one audio while they are generated.
+
+    Args:
+        networks: that generate it.
+        request: the audio; its input, and its negative input if any, are embedded.
+
+    Attributes:
+        samples: length of the audio.
+        codes: by level, all positions [T]; 0 where not drawn yet.
+        uniform: by level, the random numbers [T] that draw the codes.
+        plan: by level, the windows to draw; `windows`, those that are not drawn yet.
+        lengths: by level, the number of codes of the audio; the context may be longer.
+        rank, gap: of a draft, see `GeneratedAudio`.
+
+    Raises:
+        ValueError: the known codes do not fit the length.
+    """
+
+    def __init__(self, networks: Networks, request: Request):
+        self.networks, self.request = networks, request
+        self.rank: int = 0
+        self.gap: float | None = None
+        self.samples = request.samples or networks.window
+        hops, ratio, context = networks.codec.hop_lengths, networks.ratio, networks.low.context_length
+        self.lengths = {level: -(-self.samples // hops[level]) for level in LEVELS}
+        total = max(context, self.lengths["low"])
+        totals = {"low": total, "up": total * ratio}
+        self.codes = {k: torch.zeros(n, dtype=torch.long, device=networks.device) for k, n in totals.items()}
+        self.uniform = {k: uniforms([request.seed], n, k, networks.device)[0] for k, n in totals.items()}
+        hop = max(1, int((1 - request.overlap) * context))
+        low = self._intervals(total)
+        ends = ((a * ratio, min(b * ratio, self.lengths["up"])) for a, b in low)
+        up = [(a, b) for a, b in ends if a < b]
+        self.plan = {
+            "low": plan_windows(total, context, hop, low),
+            "up": plan_windows(total * ratio, context * ratio, hop * ratio, up),
+        }
+        self.windows = {level: list(plan) for level, plan in self.plan.items()}
+
+    def _intervals(self, total: int) -> list[tuple[int, int]]:
+        """Intervals of low codes to draw; stores the known codes."""
+        known, interval = self.request.known_codes, self.request.inpaint_interval
+        if known is None:
+            return [(0, total)]
+        count, ratio, hop = len(known["low"]), self.networks.ratio, self.networks.codec.hop_lengths["low"]
+        if count > self.lengths["low"] or (interval is None and count == self.lengths["low"]):
+            raise ValueError(
+                f"{self.samples} samples are requested, but {count * hop} are known already: increase seconds"
+            )
+        for level, size in (("low", count), ("up", count * ratio)):
+            if len(known[level]) < size:
+                raise ValueError(f"{len(known[level])} known codes of level {level}: expected {size}")
+            self.codes[level][:size] = known[level][:size].to(self.codes[level])
+        if interval is None:
+            return [(count, total)]
+        first, end = interval[0] // hop, -(-interval[1] // hop)
+        if not 0 <= first < end <= count:
+            raise ValueError(
+                f"inpainting samples {interval[0]} to {interval[1]}: expected an interval within the {count * hop} "
+                "samples of the audio"
+            )
+        return [(first, end), (count, total)]
+
+    def conditions(self, level: str, window: Window, item: Input) -> Conditions:
+        """Conditions of a window on an input, for a batch of 1 on the CPU.
+
+        The low prior knows positions in recordings as long as those it was trained on. Later windows are conditioned
+        as the end of such a recording.
+        """
+        networks, request = self.networks, self.request
+        context, hop = networks.decoders[level].context_length, networks.codec.hop_lengths[level]
+        offset, duration = window.start * hop, context * hop
+        frames = item.between(offset / request.sample_rate, duration / request.sample_rate)
+        total = max(request.recording, duration)
+        timing = Timing(*(torch.tensor([float(v)]) for v in (total, min(offset, total - duration), duration)))
+        low = None
+        if level == "up":
+            low = self.codes["low"][None, window.start // networks.ratio : (window.start + context) // networks.ratio]
+        return Conditions(frames[None].float(), timing, None if low is None else low.cpu())
+
+    def shape(self, level: str, window: Window) -> tuple[int, ...]:
+        """Windows of equal shape can be drawn in one batch: numbers of codes, known codes, and frames."""
+        duration = self.networks.decoders[level].context_length * self.networks.codec.hop_lengths[level]
+        items = (item for item in (self.request.input, self.request.negative) if item is not None)
+        frames = (len(item.between(0.0, duration / self.request.sample_rate)) for item in items)
+        return window.end - window.start, window.first - window.start, *frames
+
+    def ready_windows(self, level: str) -> list[Window]:
+        """Windows that can be drawn now: the next one, and later ones that start without known codes (overlap=0)."""
+        first, *later = self.windows[level]
+        return [first, *(w for w in later if w.first == w.start)]
+
+    def put(self, level: str, window: Window, codes: Tensor) -> None:
+        """Store the codes [n] of a window."""
+        self.windows[level].remove(window)
+        self.codes[level][window.first : window.end] = codes[window.first - window.end :]
