@@ -27,11 +27,7 @@ Build = Callable[..., Any]
 
 
 def read_inputs(cfg: DictConfig) -> list[Input]:
-    """The inputs that `input` names.
-
-    Raises:
-        ValueError: not exactly one way to name inputs, or an error of `im2wav.inference.inputs`.
-    """
+    """The inputs that `input` names."""
     if not isinstance(cfg.input, DictConfig):
         path = str(cfg.input)
         if path == "-" and _is_distributed(cfg):
@@ -52,11 +48,7 @@ def _is_distributed(cfg: DictConfig) -> bool:
 
 
 def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
-    """The model that the options name, on a device.
-
-    Raises:
-        ValueError: a wrong or missing checkpoint, or networks of different origin.
-    """
+    """The model that the options name, on a device."""
     paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
     if cfg.pretrained:
         paths = dict(find_weights(find_folder(str(cfg.pretrained), Path(cfg.paths.cache))))
@@ -72,11 +64,7 @@ def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
 
 
 def read_numbers(cfg: DictConfig) -> range:
-    """Numbers of the audio files of each input.
-
-    Raises:
-        ValueError: keep out of range, or num_samples with num_drafts.
-    """
+    """Numbers of the audio files of each input."""
     if cfg.num_drafts is not None and (cfg.num_samples != 1 or not 1 <= cfg.keep <= cfg.num_drafts):
         raise ValueError(
             f"num_drafts={cfg.num_drafts}, keep={cfg.keep}, num_samples={cfg.num_samples}: expected keep from 1 to "
@@ -86,11 +74,7 @@ def read_numbers(cfg: DictConfig) -> range:
 
 
 def make_outputs(cfg: DictConfig) -> Outputs:
-    """The folder of generated audio.
-
-    Raises:
-        ValueError: videos are wanted, but PyAV is not installed.
-    """
+    """The folder of generated audio."""
     installed = importlib.util.find_spec("av") is not None
     if not installed and cfg.mux is True:
         raise ValueError("mux=true needs PyAV: pip install 'im2wav[video]'")
@@ -99,29 +83,15 @@ def make_outputs(cfg: DictConfig) -> Outputs:
 
 def make_template(cfg: DictConfig, model: Im2Wav, item: Input, sampling: Any) -> Request:
     """The request that all inputs share, with the seed of the run."""
-    names = ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")
-    options: dict[str, Any] = {name: cfg[name] for name in names}
-    request = make_request(
-        model, item, sampling, negative=cfg.negative.image, negative_text=cfg.negative.text, **options
-    )
-    return replace(request, seed=cfg.seed)
+    options = {name: cfg[name] for name in ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")}
+    options |= {"negative": cfg.negative.image, "negative_text": cfg.negative.text}
+    return replace(make_request(model, item, sampling, **options), seed=cfg.seed)
 
 
 def plan_requests(
     runner: Runner, template: Request, items: Sequence[Input], numbers: Sequence[int], outputs: Outputs
 ) -> tuple[list[list[Request]], int]:
-    """Requests that are not finished yet, by input, and the number of unreadable inputs.
-
-    Args:
-        runner: that generates the audio.
-        template: the options, with the seed of the run.
-        items: inputs.
-        numbers: of the audio files of each input.
-        outputs: the folder.
-
-    Raises:
-        ValueError: a file of the same name was generated with other settings.
-    """
+    """Requests that are not finished yet, by input, and the number of unreadable inputs."""
     groups, failed = [], 0
     for item in items:
         try:
@@ -156,7 +126,8 @@ def generate_files(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[R
                 buffers.append(runner.buffers(group))
             except MediaError as error:
                 log.warning("skipped: %s", error)
-        for audio in [audio for group in runner.generate(buffers) for audio in group] if buffers else []:
+        results = runner.generate(buffers) if buffers else []
+        for audio in (audio for drafts in results for audio in drafts):
             outputs.write(audio)
 
 
@@ -194,12 +165,12 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
         "%d inputs: %d audio files to generate, %.1f s in total; %d exist already",
         len(items),
         len(requests),
-        sum(map(_seconds, requests)),
+        sum(request.seconds for request in requests),
         (len(items) - failed) * len(numbers) - len(requests),
     )
     if cfg.dry_run:
         for first, *rest in groups:
-            log.info("%s: %d x %.3f s from %s", first.input.name, 1 + len(rest), _seconds(first), first.input.source)
+            log.info("%s: %d x %.3f s from %s", first.input.name, 1 + len(rest), first.seconds, first.input.source)
         return []
     if any(group[0].input.pair is None for group in groups):
         _ = model.encoder  # so that its errors come before generation
@@ -210,10 +181,6 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     elif groups:
         generate_files(runner, outputs, groups)
     return _write_manifest(cfg, outputs, items, numbers) if is_leader else []
-
-
-def _seconds(request: Request) -> float:
-    return (request.samples or 0) / request.sample_rate
 
 
 def _write_manifest(

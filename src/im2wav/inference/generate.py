@@ -62,14 +62,7 @@ def draw_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]], on_step
 
 
 def draw_level(buffers: Sequence[CodeBuffer], level: str, batch_size: int = 16, on_step: OnStep | None = None) -> None:
-    """Draw all codes of one level. Windows share a batch if their shapes and sampling options are equal.
-
-    Args:
-        buffers: with drawn low codes, for the up level.
-        level: low or up.
-        batch_size: windows in a batch.
-        on_step: called with the number of codes drawn, after each step.
-    """
+    """Draw all codes of one level; low before up. Windows share a batch if shapes and sampling options are equal."""
     while waiting := [buffer for buffer in buffers if buffer.windows[level]]:
         groups = defaultdict(list)
         for buffer in waiting:
@@ -105,12 +98,9 @@ def guidance_gap(buffer: CodeBuffer) -> float:
 
 def count_codes(groups: Sequence[Sequence[CodeBuffer]], keep: int | None = None) -> int:
     """Number of codes that `generate` draws, for progress bars."""
-    total = 0
-    for group in groups:
-        for number, buffer in enumerate(group):
-            levels = LEVELS if keep is None or number < keep else ("low",)
-            total += sum(window.end - window.first for level in levels for window in buffer.plan[level])
-    return total
+    plans = [buffer.plan["low"] for group in groups for buffer in group]
+    plans += [buffer.plan["up"] for group in groups for buffer in group[:keep]]
+    return sum(window.end - window.first for plan in plans for window in plan)
 
 
 @torch.inference_mode()
@@ -223,17 +213,16 @@ class Runner:
         return self.batch_size
 
     def buffers(self, group: Sequence[Request]) -> list[CodeBuffer]:
-        """Embed the input of a group, and create its code buffers.
+        """Embed the input of a group of requests, whose lengths are resolved, and create its code buffers.
 
         Raises:
             MediaError: an input that cannot be read.
             ValueError: embeddings of another encoder, a text without a text encoder, or known codes that do not fit.
         """
-        first, networks = group[0], self.model.networks
-        seconds = first.seconds(networks.window)
-        item = self._embed(first.input, seconds)
-        negative = None if first.negative is None else self._embed(first.negative, seconds)
-        return [CodeBuffer(networks, replace(request, input=item, negative=negative)) for request in group]
+        first = group[0]
+        item = self._embed(first.input, first.seconds)
+        negative = None if first.negative is None else self._embed(first.negative, first.seconds)
+        return [CodeBuffer(self.model.networks, replace(request, input=item, negative=negative)) for request in group]
 
     def _embed(self, item: Input, seconds: float) -> Input:
         info = self.model.info
@@ -243,11 +232,7 @@ class Runner:
         return embed_input(item, lambda: self.model.encoder, info.fps, seconds)
 
     def generate(self, groups: Sequence[Sequence[CodeBuffer]]) -> list[list[GeneratedAudio]]:
-        """Generate the audio of groups of buffers in batches.
-
-        Raises:
-            ValueError: drafts of a low prior without guidance.
-        """
+        """Generate the audio of groups of buffers in batches, see `generate`."""
         start, requests = time.monotonic(), [buffer.request for group in groups for buffer in group]
         names = {request.input.name for request in requests}
         title = names.pop() if len(names) == 1 else f"{len(requests)} audio files"
@@ -260,16 +245,11 @@ class Runner:
     def _about(self, audio: GeneratedAudio, drafts: int, timing: dict[str, Any]) -> dict[str, Any]:
         request = audio.request
         rank = {} if audio.gap is None else {"rank": audio.rank, "gap": audio.gap}
-        seconds = len(audio.waveforms["low"]) / request.sample_rate
-        about = {"input": request.input.source, "seed": request.seed, "seconds": seconds}
+        about = {"input": request.input.source, "seed": request.seed, "seconds": request.seconds}
         return {**about, **rank, "identity": self.identity(request, drafts), "timing": timing}
 
     def identity(self, request: Request, drafts: int) -> dict[str, Any]:
-        """Everything that the audio files of a request depend on, as plain values.
-
-        Raises:
-            MediaError: a file of the input is missing.
-        """
+        """Everything that the audio files of a request depend on, as plain values; see `Request.identity`."""
         networks, identity = self.model.networks, request.identity()
         identity["settings"]["precision"] = networks.precision
         if networks.compile:  # compiled kernels round differently

@@ -99,11 +99,7 @@ class Input:
         return None
 
     def read_embeddings(self) -> Tensor:
-        """The stored embeddings [F, D] of a pair.
-
-        Raises:
-            MediaError: they cannot be read.
-        """
+        """The stored embeddings [F, D] of a pair."""
         folder, pair = self.pair  # type: ignore[misc]
         try:
             return folder.read_clip(pair)
@@ -123,11 +119,7 @@ class Input:
 
 
 def input_of(path: Path) -> Input:
-    """A photo or a video.
-
-    Raises:
-        ValueError: it does not exist, or is neither.
-    """
+    """The photo or the video of a file."""
     if not path.is_file() or path.suffix.lower() not in KNOWN:
         raise ValueError(
             f"input={path}: expected a photo, a video, or a folder of them ({', '.join(sorted(KNOWN))}), a pairs "
@@ -145,7 +137,10 @@ def find_inputs(given: Path) -> list[Input]:
     if not given.is_dir():
         return [input_of(given)]
     if (given / "dataset.json").is_file():
-        return _pairs(given)
+        folder = PairsFolder(given)
+        if not folder.pairs:
+            raise ValueError(f"input={given}: its manifest has no pairs")
+        return [Input(pair.id, "pair", given, pair=(folder, pair)) for pair in folder.pairs]
     paths = list_files(given, KNOWN)
     if not paths:
         input_of(given)  # raises
@@ -153,11 +148,7 @@ def find_inputs(given: Path) -> list[Input]:
 
 
 def list_inputs(lines: Iterable[str]) -> list[Input]:
-    """The inputs named by lines of text, one path each, in their order; empty lines are skipped.
-
-    Raises:
-        ValueError: there is none, or an error of `find_inputs`.
-    """
+    """The inputs named by lines of text, one path each, in their order; empty lines are skipped."""
     paths = [Path(line.strip()) for line in lines if line.strip()]
     if not paths:
         raise ValueError("input=-: stdin lists no photo or video (expected one path per line)")
@@ -165,11 +156,7 @@ def list_inputs(lines: Iterable[str]) -> list[Input]:
 
 
 def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
-    """Name inputs by their paths below `root`; those that differ only in their suffix keep it.
-
-    Raises:
-        ValueError: two inputs would have the same name.
-    """
+    """Name inputs by their paths below `root`; those that differ only in their suffix keep it."""
     root = root.absolute()
     paths = [i.path.absolute() for i in inputs]  # type: ignore[union-attr]
     names = [item_name(path, root) for path in paths]
@@ -181,19 +168,8 @@ def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
     return [replace(i, name=name) for i, name in zip(inputs, names, strict=True)]
 
 
-def _pairs(root: Path) -> list[Input]:
-    folder = PairsFolder(root)
-    if not folder.pairs:
-        raise ValueError(f"input={root}: its manifest has no pairs")
-    return [Input(p.id, "pair", root, pair=(folder, p)) for p in folder.pairs]
-
-
 def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
-    """A timeline of photos: `dog.jpg@0`, or pairs (path, second), in increasing order from 0.
-
-    Raises:
-        ValueError: not of this form, no photo, or not in order.
-    """
+    """A timeline of photos: `dog.jpg@0`, or pairs (path, second), in increasing order from 0."""
     found: list[tuple[Path, float]] = []
     for image in images:
         name, _, start = image.rpartition("@") if isinstance(image, str) else (str(image[0]), "", str(image[1]))
@@ -212,11 +188,7 @@ def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
 
 
 def text_input(text: str) -> Input:
-    """A text.
-
-    Raises:
-        ValueError: it is empty.
-    """
+    """A text, which must not be empty."""
     if not text.strip():
         raise ValueError("input.text is empty")
     return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())

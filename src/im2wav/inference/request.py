@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from im2wav.inference.api import Im2Wav, Networks
     from im2wav.inference.outputs import GeneratedAudio
 
-# the length of a VGGSound clip in samples: the low prior is conditioned on the length of the whole recording
-DEFAULT_RECORDING = 160_000
-
 
 @dataclass(frozen=True)
 class Request:
@@ -41,7 +38,8 @@ class Request:
         samples: length of the audio; None for that of the input, else one window of the priors.
         overlap: fraction of a window that repeats the one before, for audio longer than a window.
         sampling: guidance, temperature, filters.
-        recording: length in samples of the recordings that the low prior was trained on.
+        recording: length in samples of the recordings that the low prior was trained on, which it is conditioned on;
+            by default that of VGGSound.
         sample_rate: Hz.
         negative: input that guidance moves away from, see `SamplingOptions.negative_scale`.
         known_codes: codes by level [T] at the start of the audio.
@@ -57,7 +55,7 @@ class Request:
     samples: int | None = None
     overlap: float = 0.5
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    recording: int = DEFAULT_RECORDING
+    recording: int = 160_000
     sample_rate: int = 16000
     negative: Input | None = None
     known_codes: Mapping[str, Tensor] | None = None
@@ -71,22 +69,24 @@ class Request:
         if self.inpaint_interval is not None and self.known_codes is None:
             raise ValueError("inpaint_interval needs the audio: set inpaint=AUDIO")
 
-    def seconds(self, window: int) -> float:
-        """Length of the audio, for priors with a window of `window` samples.
+    @property
+    def seconds(self) -> float:
+        """Length of the audio, once it is resolved."""
+        return (self.samples or 0) / self.sample_rate
+
+    def resolve(self, window: int, **changes: Any) -> Request:
+        """The request with other changes and its length in samples, for priors with a window of `window` samples.
 
         Raises:
             MediaError: a video that cannot be read.
         """
-        if self.samples is not None:
-            return self.samples / self.sample_rate
-        if self.input.images:
-            return self.input.images[-1][1] + window / self.sample_rate  # one window for the last image
-        return self.input.seconds() or window / self.sample_rate
-
-    def resolve(self, window: int, **changes: Any) -> Request:
-        """The request with its length in samples, and other changes; errors as in `seconds`."""
         request = replace(self, **changes)
-        return replace(request, samples=round(request.seconds(window) * self.sample_rate))
+        if request.samples is not None:
+            return request
+        seconds = request.input.seconds() or window / self.sample_rate
+        if request.input.images:
+            seconds += request.input.images[-1][1]  # one window for the last image
+        return replace(request, samples=round(seconds * self.sample_rate))
 
     def identity(self) -> dict[str, Any]:
         """Everything except the networks that the audio depends on, as plain values; files by their content.
