@@ -87,7 +87,7 @@ def test_stereo_at_44_1_khz_becomes_mono_at_16_khz(tmp_path):
 
 
 def test_the_track_of_a_video_is_mixed_and_resampled(tmp_path):
-    wav = media.read_video_audio(write_mp4(tmp_path / "a.mp4"), RATE)
+    wav = media.read_track_and_rate(write_mp4(tmp_path / "a.mp4"), RATE)[0]
     assert abs(len(wav) - 2 * RATE) < 2500  # AAC pads to whole frames
     spectrum = torch.fft.rfft(wav[8000:24000]).abs()
     assert spectrum.argmax().item() == 440  # bins of 1 Hz
@@ -140,7 +140,7 @@ def bad_files(folder):
         "empty audio": lambda: media.read_audio(empty, RATE),
         "silent audio": lambda: media.check_loudness(silent, 0.001, "a.wav"),
         "unreadable video": lambda: list(media.read_frames(cut, 10)),
-        "no audio track": lambda: media.read_video_audio(mute, RATE),
+        "no audio track": lambda: media.read_track_and_rate(mute, RATE),
     }
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
     with pytest.raises(media.MediaError, match="missing file"):
         media.read_audio(tmp_path / "none.wav", RATE)
     with pytest.raises(media.MediaError, match="missing file"):
-        media.read_video_audio(tmp_path / "none.mp4", RATE)
+        media.read_track_and_rate(tmp_path / "none.mp4", RATE)
 
 
 def test_a_pairs_folder_that_is_not_one_says_what_to_do(tmp_path):

@@ -115,21 +115,15 @@ def _decord(path: str | Path, reason: str) -> Iterator[Any]:
         raise MediaError(reason, f"{path}: {message}") from error
 
 
-def read_video_audio(path: str | Path, sample_rate: int) -> Tensor:
-    """Read the audio track of a video as mono at a sample rate in Hz: [N] float32.
-
-    Raises:
-        MediaError: no audio track, or a truncated one.
-    """
-    return read_track_and_rate(path, sample_rate)[0]
-
-
 def read_track_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
-    """Like `read_video_audio`, with the sample rate of the track in Hz.
+    """Read the audio track of a video as mono at a sample rate: [N] float32, and the track's own rate, both in Hz.
 
     decord does not report the native rate of a track, so the track is also read at a known rate and the lengths are
     compared. Its samples are correct only where it mixes the channels itself, which for stereo gives
     (left + right) / sqrt(2).
+
+    Raises:
+        MediaError: no audio track, or a truncated one.
     """
     with _decord(path, "no audio track") as decord:
         channels, probed = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=False).shape
