@@ -58,7 +58,7 @@ class Sample:
     inpaint_interval: list[float] | None = option(None, "with inpaint: [from, to]", unit="seconds")
     format: str = option("wav", "format of the audio files", choices=("wav", "flac"))
     mux: bool | str = option(
-        "auto", "also write NAME_00.mp4 for videos; auto: if PyAV is installed", choices=(True, False, "auto")
+        "auto", "also write NAME_00.mp4 for videos; auto is the same as true", choices=(True, False, "auto")
     )
     overwrite: bool = option(False, "generate existing files again")
     max_failed: float = option(

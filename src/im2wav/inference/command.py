@@ -1,6 +1,5 @@
 """The command `sample`: options -> model, inputs and runner -> files."""
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -73,14 +72,6 @@ def read_numbers(cfg: DictConfig) -> range:
     return range(cfg.num_drafts or cfg.num_samples)
 
 
-def make_outputs(cfg: DictConfig) -> Outputs:
-    """The folder of generated audio."""
-    installed = importlib.util.find_spec("av") is not None
-    if not installed and cfg.mux is True:
-        raise ValueError("mux=true needs PyAV: pip install 'im2wav[video]'")
-    return Outputs(Path(cfg.out), cfg.format, installed if cfg.mux == "auto" else cfg.mux, cfg.overwrite)
-
-
 def make_template(cfg: DictConfig, model: Im2Wav, item: Input, sampling: Any) -> Request:
     """The request that all inputs share, with the seed of the run."""
     options = {name: cfg[name] for name in ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")}
@@ -146,7 +137,8 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
     """
-    numbers, sampling, items, outputs = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg), make_outputs(cfg)
+    numbers, sampling, items = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg)
+    outputs = Outputs(Path(cfg.out), cfg.format, bool(cfg.mux), cfg.overwrite)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
     if _is_distributed(cfg):
         from im2wav.distributed import distribute, predict_trainer

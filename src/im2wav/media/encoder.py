@@ -138,7 +138,7 @@ class ClipEncoder(ImageEncoder):
             (OpenAI's .pt, or any state dict that open_clip reads).
 
     Raises:
-        ValueError: open_clip is not installed, or the weights cannot be downloaded or read.
+        ValueError: the weights cannot be downloaded or read.
     """
 
     def __init__(
@@ -150,13 +150,8 @@ class ClipEncoder(ImageEncoder):
     ):
         super().__init__()
         self.name, self.dim, self.architecture = name, dim, architecture
-        try:
-            import open_clip
-        except ImportError as error:
-            raise ValueError(
-                f"encoder=clip_vit_b32 needs open_clip ({error}): pip install 'im2wav[clip]', "
-                "or use encoder=efficientnet_lite2"
-            ) from error
+        import open_clip  # here, because it takes some seconds
+
         self._path = self._fetch(open_clip) if weights == "openai" else Path(weights)
         if not self._path.is_file():
             raise ValueError(

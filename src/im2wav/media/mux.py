@@ -15,13 +15,11 @@ def mux(video: Path, wav: Tensor, sample_rate: int, out: Path) -> None:
     """Write `out`, an mp4 with the video stream of `video`, copied, and the audio wav [N] as AAC.
 
     Raises:
-        ValueError: PyAV is not installed, or `out` cannot be written.
+        ValueError: `out` cannot be written.
         MediaError: the video cannot be read, or mp4 cannot contain its format.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("writing audio into a video needs PyAV: pip install 'im2wav[video]', or mux=false") from error
+    import av
+
     with atomic_path(out) as temporary:
         try:
             with av.open(str(video)) as source, av.open(str(temporary), "w", format="mp4") as target:
