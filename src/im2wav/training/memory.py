@@ -1,10 +1,11 @@
-"""Estimate the device memory of a training step and the largest batch size that fits.
+"""Estimate the device memory of a training step, and choose the largest batch size that fits (`data.batch_size=auto`).
 
 The step runs on fake tensors, which have shapes but no data, so that a model of official size takes seconds on a CPU.
 All live storages are counted, rounded up like PyTorch's CUDA allocator does. `RESERVE` covers the CUDA context, library
 workspaces and fragmentation.
 """
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from im2wav.codec.losses import Bandwidth
+from im2wav.data.datamodule import DEFAULT_BATCH
+from im2wav.data.windows import Batch, collate
+from im2wav.training.ema import EMA
+
+log = logging.getLogger(__name__)
 
 RESERVE = 10**9  # bytes
 BLOCK = 512  # bytes, the granularity of the CUDA allocator
@@ -25,7 +35,7 @@ WEIGHTS = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
 MOST = 4096  # windows
 
 
-class LiveMemoryTracker(TorchDispatchMode):
+class _LiveMemory(TorchDispatchMode):
     """Count the bytes of all live tensors and their peak."""
 
     def __init__(self) -> None:
@@ -34,7 +44,6 @@ class LiveMemoryTracker(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count its new storages."""
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self._sizes:
@@ -90,8 +99,11 @@ class StepMemory:
         return batch
 
 
+Build = Callable[[int], tuple[nn.Module, Callable[[], Tensor]]]  # batch size -> module and its loss function
+
+
 def step_peak(
-    build: Callable[[int], tuple[nn.Module, Callable[[], Tensor]]],
+    build: Build,
     batch: int,
     precision: str = "32-true",
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
@@ -101,7 +113,7 @@ def step_peak(
     """Count the bytes of a training step: (state, peak of forward and backward pass).
 
     Args:
-        build: batch -> (module, loss function), called with fake tensors.
+        build: called where tensors are fake.
         batch: number of windows.
         precision: Lightning precision.
         optimizer: module -> optimizer; None: fused AdamW.
@@ -109,7 +121,7 @@ def step_peak(
         accumulates: whether gradients of an earlier pass exist during the forward pass.
     """
     width, _, kind = precision.partition("-")
-    live = LiveMemoryTracker()
+    live = _LiveMemory()
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
         with _default_dtype(WEIGHTS.get(width, torch.float32) if kind == "true" else torch.float32):
             module, loss = build(batch)
@@ -130,7 +142,7 @@ def step_peak(
     return state, live.peak
 
 
-def step_memory(build: Callable[[int], tuple[nn.Module, Callable[[], Tensor]]], **options: Any) -> StepMemory:
+def step_memory(build: Build, **options: Any) -> StepMemory:
     """Estimate the memory of a training step from two batch sizes; `options` are those of `step_peak`."""
     (state, one), (_, other) = (step_peak(build, batch, **options) for batch in BATCHES)
     per_window = (other - one) / (BATCHES[1] - BATCHES[0])
@@ -138,13 +150,7 @@ def step_memory(build: Callable[[int], tuple[nn.Module, Callable[[], Tensor]]], 
 
 
 def fewest_passes(total: int, devices: int, passes: int, most: int) -> int:
-    """Smallest multiple of `passes` that divides the global batch into batches of at most `most` windows.
-
-    Args:
-        total: global batch size.
-        devices: number of devices.
-        passes: trainer.accumulate_grad_batches.
-        most: number of windows that fit on a device.
+    """Smallest multiple of `passes` that divides a global batch of `total` into batches of at most `most` windows.
 
     Raises:
         ValueError: the global batch size is not divisible by devices * passes.
@@ -156,3 +162,84 @@ def fewest_passes(total: int, devices: int, passes: int, most: int) -> int:
             f"trainer.accumulate_grad_batches={passes}: use a multiple of {devices * passes}"
         )
     return passes * next(more for more in range(1, each + 1) if each % more == 0 and each // more <= max(1, most))
+
+
+def device_memory(trainer: Any) -> int | None:
+    """Memory in bytes of the smallest device of this node; None on a CPU."""
+    kind = trainer.strategy.root_device.type
+    if kind == "cuda":
+        return min(torch.cuda.get_device_properties(i).total_memory for i in trainer.device_ids)
+    return torch.mps.recommended_max_memory() if kind == "mps" else None
+
+
+def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> StepMemory:
+    """Memory of this run's training step with accumulated gradients, for all batch sizes; takes some seconds.
+
+    `make` builds the run's LightningModule once more; it is called where tensors are fake.
+    """
+    item = collate([datamodule.windows["train"][(0, 0.5)]])
+    hops = datamodule.tokenizer.hop_lengths if datamodule.tokenizer is not None else {}
+
+    def build(batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        def like(x: Tensor) -> Tensor:
+            return torch.zeros(batch, *x.shape[1:], dtype=x.dtype)
+
+        fake = make()
+        fake.log_parts = lambda *_, **__: None  # there is no trainer
+        if hasattr(fake, "bandwidth"):
+            fake.bandwidth = Bandwidth()
+        codes = {k: torch.zeros(batch, item.wav.shape[-1] // hop, dtype=torch.int64) for k, hop in hops.items()}
+        dropped = torch.zeros(batch, dtype=torch.bool) if getattr(fake, "condition_dropout", 0) else None
+        timing = {name: like(value) for name, value in item.timing.items()}
+        inputs = Batch(like(item.wav), like(item.clip), timing, ["fake"] * batch, codes or None, dropped=dropped)
+        return fake, lambda: fake.training_step(inputs, 0)
+
+    def optimizer(fake: Any) -> Any:
+        made = fake.configure_optimizers()
+        return made["optimizer"] if isinstance(made, dict) else made
+
+    averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)
+    found = step_memory(
+        build, precision=str(cfg.trainer.precision), optimizer=optimizer, averaged=averaged, accumulates=True
+    )
+    return found.sharded(trainer.world_size) if isinstance(trainer.strategy, ModelParallelStrategy) else found
+
+
+def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> None:
+    """Resolve `data.batch_size=auto` for the trainer's devices; called before `Trainer.fit`.
+
+    On a GPU, the batch is as large as the memory allows, up to the device's part of the global batch, which
+    accumulation completes: steps see the same windows whatever the GPU. On a CPU it is `DEFAULT_BATCH`. `make` is that
+    of `training_memory`.
+
+    Raises:
+        ValueError: `data.global_batch_size` is not divisible by the number of devices.
+    """
+    if cfg.data.batch_size != "auto":
+        return
+    cfg.data.batch_size = datamodule.batch_size
+    total = device_memory(trainer)
+    if total is None:
+        return
+    memory = training_memory(cfg, trainer, datamodule, make)
+    most, devices, passes = memory.largest_batch(total), trainer.world_size, trainer.accumulate_grad_batches
+    windows = cfg.data.global_batch_size or -(-DEFAULT_BATCH // (devices * passes)) * devices * passes
+    passes = fewest_passes(windows, devices, passes, most)
+    batch = windows // (devices * passes)
+    trainer.accumulate_grad_batches = cfg.trainer.accumulate_grad_batches = passes
+    datamodule.global_batch_size = cfg.data.global_batch_size = windows
+    datamodule.batch_size = cfg.data.batch_size = batch
+    if not trainer.is_global_zero:
+        return
+    log.info(
+        "batch size: %d windows on each of %d device(s), %d pass(es) per step, global batch %d; a step uses about %.1f "
+        "of %.1f GB (%.2f GB + %.2f GB per window)",
+        *(batch, devices, passes, windows, memory.peak(batch) / 1e9, total / 1e9),
+        *(memory.fixed / 1e9, memory.per_window / 1e9),
+    )
+    if not most:
+        log.warning(
+            "one window may not fit: it needs about %.1f GB of %.1f GB available; "
+            "model.net.transformer.checkpointing=true needs far less memory",
+            *(memory.peak(1) / 1e9, (total - RESERVE) / 1e9),
+        )
