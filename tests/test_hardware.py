@@ -12,8 +12,8 @@ from im2wav.benchmarks.training_speed import loss_of, official_net
 from im2wav.codec import AudioCodec
 from im2wav.codec.exact import exact_fp32
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.training import memory, precision
-from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memory, step_peak
+from im2wav.training import hardware
+from im2wav.training.hardware import RESERVE, StepMemory, fewest_passes, step_memory, step_peak
 
 CODEC = {"width": 8, "depth": 2, "code_dim": 8, "codebook_size": 32}
 
@@ -27,8 +27,8 @@ OFFICIAL = {
 
 
 def device(monkeypatch, cuda=False, mps=False, bf16=True):
-    monkeypatch.setattr(precision.CUDAAccelerator, "is_available", staticmethod(lambda: cuda))
-    monkeypatch.setattr(precision.MPSAccelerator, "is_available", staticmethod(lambda: mps))
+    monkeypatch.setattr(hardware.CUDAAccelerator, "is_available", staticmethod(lambda: cuda))
+    monkeypatch.setattr(hardware.MPSAccelerator, "is_available", staticmethod(lambda: mps))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
 
 
@@ -107,15 +107,15 @@ def test_a_global_batch_takes_as_few_passes_as_fit():
 
 def test_precision_follows_the_device(monkeypatch):
     assert (
-        precision.resolve_training_precision("auto", "cpu")
-        == precision.resolve_training_precision("auto", "mps")
+        hardware.resolve_training_precision("auto", "cpu")
+        == hardware.resolve_training_precision("auto", "mps")
         == "32-true"
     )
     device(monkeypatch, cuda=True)
-    assert precision.resolve_training_precision("auto", precision.resolve_accelerator("auto")) == "bf16-mixed"
-    assert precision.resolve_training_precision("32-true", "cuda") == "32-true"
+    assert hardware.resolve_training_precision("auto", hardware.resolve_accelerator("auto")) == "bf16-mixed"
+    assert hardware.resolve_training_precision("32-true", "cuda") == "32-true"
     device(monkeypatch, cuda=True, bf16=False)
-    assert precision.resolve_training_precision("auto", precision.resolve_accelerator("gpu")) == "16-mixed"
+    assert hardware.resolve_training_precision("auto", hardware.resolve_accelerator("gpu")) == "16-mixed"
 
 
 @pytest.mark.parametrize("trainer", ["default", "gpu", "ddp", "fsdp"])
@@ -124,17 +124,17 @@ def test_training_on_cuda_is_in_bf16_with_tf32(monkeypatch, trainer):
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     cfg = config("train", "model=low_prior", f"trainer={trainer}", "paths.output=x")
-    precision.configure_precision(cfg)
+    hardware.configure_precision(cfg)
     assert (cfg.trainer.precision, asked) == ("bf16-mixed", ["high"])
     given = config("train", "model=low_prior", f"trainer={trainer}", "trainer.precision=16-mixed", "paths.output=x")
-    precision.configure_precision(given)
+    hardware.configure_precision(given)
     assert given.trainer.precision == "16-mixed"
 
 
 def test_training_on_an_apple_gpu_is_in_fp32(monkeypatch):
     device(monkeypatch, mps=True)
     cfg = config("train", "model=low_prior", "trainer=mps", "paths.output=x")
-    precision.configure_precision(cfg)
+    hardware.configure_precision(cfg)
     assert (cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.precision) == ("mps", 1, "32-true")
 
 
@@ -173,14 +173,14 @@ def test_a_small_device_accumulates_to_the_same_global_batch(model, pairs, train
 
     whole = weights_after("whole", "data.batch_size=8")
     seen = []
-    measure = memory.training_memory
+    measure = hardware.training_memory
 
     def measured(*arguments):
         seen.append(measure(*arguments))
         return StepMemory(0, 0, RESERVE)  # two windows on a device of 3 GB
 
-    monkeypatch.setattr(memory, "training_memory", measured)
-    monkeypatch.setattr(memory, "device_memory", lambda trainer: 3 * RESERVE)
+    monkeypatch.setattr(hardware, "training_memory", measured)
+    monkeypatch.setattr(hardware, "device_memory", lambda trainer: 3 * RESERVE)
     with caplog.at_level(logging.INFO):
         split = weights_after("split", "data.batch_size=auto")
     assert "2 windows on each of 1 device(s), 4 pass(es) per step, global batch 8" in caplog.text
@@ -235,5 +235,5 @@ def test_the_memory_of_a_device_is_that_of_the_smallest(monkeypatch):
     sizes = [80 * 10**9, 24 * 10**9]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=sizes[i]))
     strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
-    assert memory.device_memory(SimpleNamespace(strategy=strategy, device_ids=[0, 1])) == sizes[1]
-    assert memory.device_memory(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))) is None
+    assert hardware.device_memory(SimpleNamespace(strategy=strategy, device_ids=[0, 1])) == sizes[1]
+    assert hardware.device_memory(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))) is None

@@ -10,20 +10,11 @@ from im2wav.training.monitor import best_time, matmul_peak
 
 @dataclass(frozen=True)
 class Row:
-    """A measured value.
-
-    Attributes:
-        name: name of the benchmark.
-        value: measured value.
-        unit: unit of value and limit.
-        limit: value of the machine or of a baseline in the same run, or None.
-        limit_name: description of the limit.
-        note: comment.
-    """
+    """A measured value, and its limit: a value of the machine or of a baseline in the same run."""
 
     name: str
     value: float
-    unit: str
+    unit: str  # of value and limit
     limit: float | None = None
     limit_name: str = ""
     note: str = ""

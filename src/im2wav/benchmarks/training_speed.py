@@ -13,7 +13,7 @@ from im2wav.benchmarks.machine import Row
 from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
 from im2wav.prior import Conditions, Prior, Timing
-from im2wav.training.memory import step_memory
+from im2wav.training.hardware import step_memory
 from im2wav.training.monitor import best_time, matmul_peak
 
 MODELS = ("vqvae", "low_prior", "up_prior")

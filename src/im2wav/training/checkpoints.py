@@ -59,13 +59,10 @@ def checkpoint_error(path: Path) -> str | None:
     return None if isinstance(checkpoint, Mapping) and "kind" in checkpoint else "not a training checkpoint"
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def _periodic(folder: Path) -> list[Path]:
-    """Periodic checkpoints of a run, newest first."""
-    return sorted((folder / "checkpoints").glob("step_*.ckpt"), key=_step, reverse=True)
+def _periodic(folder: Path) -> dict[Path, int]:
+    """Periodic checkpoints of a run and their steps, newest first."""
+    steps = {path: int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.ckpt")}
+    return dict(sorted(steps.items(), key=lambda item: -item[1]))
 
 
 def find_newest_checkpoint(folder: Path) -> Path | None:
@@ -74,7 +71,7 @@ def find_newest_checkpoint(folder: Path) -> Path | None:
     Raises:
         ValueError: all checkpoints are incomplete.
     """
-    found = _periodic(folder) + [path for path in (folder / "last.ckpt",) if path.is_file()]
+    found = [*_periodic(folder), *folder.glob("last.ckpt")]
     for path in found:
         error = checkpoint_error(path)
         if error is None:
@@ -240,10 +237,10 @@ class Checkpoints(Checkpoint):
         for stale in (self.folder / "checkpoints").glob(".writing-*"):  # of a run that was killed while it saved
             stale.unlink()
         ours = []
-        for path in _periodic(self.folder):
-            if _step(path) > now:  # from a run that this run overwrites
+        for path, step in _periodic(self.folder).items():
+            if step > now:  # from a run that this run overwrites
                 path.unlink()
-            elif not self.milestone_steps or _step(path) % self.milestone_steps:
+            elif not self.milestone_steps or step % self.milestone_steps:
                 ours.append(path)
         for path in ours[self.keep :]:
             path.unlink()

@@ -64,19 +64,12 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
 
 @dataclass
 class DashboardRow:
-    """A row of the dashboard table.
+    """A row of the dashboard table."""
 
-    Attributes:
-        name: name of the row; a valid file name.
-        facts: additional columns, such as guidance scale and seed.
-        audio: column -> waveform [N] on the CPU.
-        image: conditioning image, or None.
-    """
-
-    name: str
-    facts: Mapping[str, Any]
-    audio: Mapping[str, Tensor]
-    image: Path | None = None
+    name: str  # a valid file name
+    facts: Mapping[str, Any]  # additional columns, such as guidance scale and seed
+    audio: Mapping[str, Tensor]  # column -> waveform [N] on the CPU
+    image: Path | None = None  # conditioning image
 
 
 def _columns(samples: Sequence[DashboardRow]) -> tuple[list[str], list[str]]:

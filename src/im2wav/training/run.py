@@ -18,10 +18,9 @@ from im2wav.checkpoint import load, net_sha256
 from im2wav.files import write_atomic
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
+from im2wav.training.hardware import HalfWeights, configure_precision, size_batch
 from im2wav.training.loggers import WANDB_ID, finish_wandb_run
-from im2wav.training.memory import size_batch
 from im2wav.training.monitor import run_provenance
-from im2wav.training.precision import HalfWeights, configure_precision
 from im2wav.training.priors import PriorModule
 
 log = logging.getLogger(__name__)
