@@ -37,8 +37,7 @@ def test_the_evaluation_is_timed(tmp_path):
     assert all(row["value"] > 0 for row in rows)
 
 
-def test_a_failed_evaluation_is_an_error(monkeypatch, capsys):
-    monkeypatch.setenv("IM2WAV_TRACEBACK", "")
+def test_a_failed_evaluation_is_an_error(capsys):
     assert command("bench", "measure=evaluate", "measure.sounds=0") == 2
     assert "the evaluation failed: error: " in capsys.readouterr().err
 

@@ -212,7 +212,8 @@ def measure_evaluation(sounds: int = 3600, seconds: float = 4.096) -> list[Row]:
         run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         taken, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     if run.returncode:
-        raise ValueError(f"the evaluation failed: {run.stderr.strip()[-300:]}")
+        *_, last = ["", *run.stderr.splitlines()]
+        raise ValueError(f"the evaluation failed: {last[-300:]}")
     # at least the memory of this process when it starts the child; kB, on macOS bytes
     peak = used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     return [
