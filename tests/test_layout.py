@@ -43,18 +43,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "prepare",
         "training",
-        "evaluation",
         "checkpoint",
         "hub",
     },
 }
 ONLY_IN = {
     "hydra": ENTRIES | {"config", "options"},
-    "lightning": ENTRIES
-    | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py", "inference/devices.py"},
+    "lightning": {
+        "training",
+        "data/datamodule.py",
+        "prepare/embedder.py",
+        "prepare/embedding.py",
+        "inference/devices.py",
+    },
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
-    "av": {"media/mux.py", "benchmarks"},
+    "av": {"media/mux.py"},
     "litdata": {"data/shards.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
