@@ -212,21 +212,29 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match=r"a\.ckpt"):
+    with pytest.raises(ValueError, match=r"cannot write .*a\.ckpt: No space left on device"):
         AtomicCheckpointIO().save_checkpoint({"kind": "other"}, path)
     assert checkpoint_error(path) is None
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_slurm_gets_its_job_back():
+def test_slurm_gets_its_job_back(monkeypatch, caplog):
     from im2wav.training.guard import requeue_job
 
-    done = subprocess.CompletedProcess([], 0)
-    command = requeue_job({"SLURM_JOB_ID": "7"}, lambda *a, **k: done)
-    assert command[1:] == ["requeue", "7"]
-    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
-    assert requeue_job(array, lambda *a, **k: done)[2] == "7_2"
-    assert requeue_job({}) is None
+    commands = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda args, **_: commands.append(args) or subprocess.CompletedProcess(args, 0)
+    )
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    requeue_job()
+    assert "outside SLURM" in caplog.text
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    requeue_job()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    requeue_job()
+    assert commands == [["scontrol", "requeue", "9"], ["scontrol", "requeue", "7_2"]]
 
 
 def test_a_run_that_goes_on_is_one_run_in_wandb(pairs, tmp_path, monkeypatch):

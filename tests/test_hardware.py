@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from conftest import command, config, tiny_config
-from im2wav.benchmarks.training import loss_of, official_net
+from im2wav.benchmarks.training_speed import loss_of, official_net
 from im2wav.codec import AudioCodec
 from im2wav.codec.codec import exact_fp32
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.training import hardware
-from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memory, step_peak
+from im2wav.training.hardware import RESERVE, StepMemory, fewest_passes, step_memory, step_peak
 
 CODEC = {"width": 8, "depth": 2, "code_dim": 8, "codebook_size": 32}
 

@@ -44,18 +44,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "prepare",
         "training",
-        "evaluation",
         "checkpoint",
         "hub",
     },
 }
 ONLY_IN = {
     "hydra": ENTRIES | {"config", "options"},
-    "lightning": ENTRIES
-    | {"training", "data/datamodule.py", "prepare/embedder.py", "prepare/embedding.py", "distributed.py"},
+    "lightning": {
+        "training",
+        "data/datamodule.py",
+        "prepare/embedder.py",
+        "prepare/embedding.py",
+        "distributed.py",
+    },
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
-    "av": {"media/mux.py", "benchmarks"},
+    "av": {"media/mux.py"},
     "litdata": {"data/shards.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},

@@ -225,8 +225,8 @@ def test_overfitting_repeats_the_same_batches(pairs, tmp_path, monkeypatch):
 def test_the_loader_is_timed(tmp_path):
     small = ["num_samples=8192", "clips=3", "batches=2", "growth_batches=20", f"folder={tmp_path}"]
     out = tmp_path / "b.json"
-    assert command("bench", "measure=loader", *(f"measure.{text}" for text in small), f"out={out}") in (0, 1)
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["limit"] for row in rows if row["bar"]] == [300, 300, 10]
-    assert all(row["value"] > 1 for row in rows[:4])
+    assert command("bench", "measure=loader", *(f"measure.{text}" for text in small), f"out={out}") == 0
+    *rates, growth = json.loads(out.read_text())["rows"]
+    assert [row["value"] > 1 and row["limit"] > 1 for row in rates] == [True, True]
+    assert growth["name"] == "growth over 20 batches"
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]

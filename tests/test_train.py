@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from conftest import TINY, TINY_NET, command, config, logged_values, tiny_config
 from im2wav.checkpoint import load, load_net, net_sha256
 from im2wav.train import train
-from im2wav.training.schedules import warmup
+from im2wav.training.optimizer import warmup
 
 OVERFIT = {
     "vqvae": ["trainer.max_steps=100", "model.optimizer.lr=0.003", "model.scheduler.steps=5"],

@@ -215,7 +215,7 @@ class Convert:
 
 @dataclass
 class Bench:
-    """Measure speed as ratios to limits that are measured in the same run; exit code 1 where a bar is missed."""
+    """Measure speed as ratios to limits that are measured in the same run; targets are in the documents."""
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "measure=machine",

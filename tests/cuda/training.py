@@ -80,7 +80,7 @@ def train_tiny(model: str, pairs: Path, runs: Path, *overrides: str, run_name: s
     folder = runs / run_name / model
     options = [f"model={model}", f"data.root={pairs}", f"codec={runs}/base/vqvae/last.ckpt", *COMMON, *TINY_NET[model]]
     spy = f"+callbacks.costs={{_target_: {__name__}.Costs}}"
-    with mock.patch("im2wav.training.facts.matmul_peak", return_value=1e15):  # an 8192 x 8192 product
+    with mock.patch("im2wav.training.monitor.matmul_peak", return_value=1e15):  # an 8192 x 8192 product
         result = train(config("train", *options, *overrides, spy, output=folder))
     (costs,) = [c for c in result["trainer"].callbacks if isinstance(c, Costs)]
     return result, costs

@@ -5,7 +5,7 @@ import torch
 
 from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config, logged_values
 from im2wav.benchmarks.decoding_speed import measure_decoding
-from im2wav.benchmarks.training import measure_training
+from im2wav.benchmarks.training_speed import measure_training
 from im2wav.decoding import Decoder, SamplingOptions
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior, Timing

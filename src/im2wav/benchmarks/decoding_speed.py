@@ -1,56 +1,116 @@
 """Time per code, compared with the official implementation and with one read of the weights."""
 
+import json
 import math
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.benchmarks.footprint import measure_footprint
-from im2wav.benchmarks.machine import read_bandwidth
-from im2wav.benchmarks.official_decoder import OfficialDecoder
-from im2wav.benchmarks.row import Row
+from im2wav.benchmarks.machine import Row, read_bandwidth
+from im2wav.checkpoint import Loaded, load_net, save
 from im2wav.decoding import Decoder, DecodeState, SamplingOptions
+from im2wav.decoding.sampler import draw
 from im2wav.prior import Conditions, Prior, Timing
-from im2wav.training.timing import synchronise
+from im2wav.prior.transformer import Layer, quick_gelu
+from im2wav.training.monitor import best_time, synchronise
 
 CONDITIONING: dict[str, dict[str, Any]] = {
     "low": {"frames": True, "timing": True, "guidance": True},
     "up": {"upsampler": {}},
 }
 CONTEXT = {"low": 2048, "up": 8192}
-# targets relative to the official implementation, for a guided low code on a CPU
-BARS = {"fp32": 0.5, "bf16": 0.28, "int8": 0.2}
-OFFICIAL_MS = {"low": 116.0, "up": 54.0}  # measured with the official code, early in a window, on 2 cores
-LIMIT_RATIOS = {"fp32": 2.0, "bf16": 2.0}
 
 
-def random_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
-    """Build a prior with random weights."""
+class ConcatenatedKVCache:
+    """A sequence with its growing KV cache, in the official Im2Wav code: the baseline of this benchmark.
+
+    The network runs at batch 1 with torch linear layers. The KV cache grows by concatenation and is cut to the
+    positions that the attention kind needs. Source: the published code (Sheffer & Adi, 2022), and Jukebox below it.
+    """
+
+    def __init__(self, prior: Prior, condition: Tensor):
+        self.prior, self.condition, self.position = prior, condition, 0
+        self.kept: list[tuple[Tensor, Tensor] | None] = [None] * prior.transformer.config.depth
+
+    def _attend(self, index: int, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        row, column = divmod(self.position, layer.block)
+        old = self.kept[index]
+        if old is not None:
+            k, v = torch.cat([old[0], k], 1), torch.cat([old[1], v], 1)
+        need = {"row": column + 1, "previous_row": layer.block + column + 1, "column": self.position + 1}[layer.kind]
+        k, v = k[:, -need:], v[:, -need:]
+        self.kept[index] = k, v
+        if layer.kind == "previous_row":
+            if not row:
+                return torch.zeros_like(q)
+            k, v = k[:, : layer.block], v[:, : layer.block]
+        elif layer.kind == "column":
+            k, v = k[:, column :: layer.block], v[:, column :: layer.block]
+        weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(-1)
+        return weights @ v
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [1, K] of the next code, given the embedding x [1, W] of the previous code."""
+        prior, config = self.prior, self.prior.transformer.config
+        x = (x + prior.position_embedding[self.position] + self.condition)[:, None]
+        for index, layer in enumerate(prior.transformer.layers):
+            assert isinstance(layer, Layer)
+            q, k, v = layer.qkv(layer.norm_attention(x)).unflatten(2, (3, config.heads, -1)).transpose(1, 3).unbind(2)
+            a = self._attend(index, layer, *(part.flatten(0, 1) for part in (q, k, v)))
+            a = layer.attention_out(a.unflatten(0, (1, -1)).transpose(1, 2).flatten(2))
+            x = x + a + layer.mlp_out(quick_gelu(layer.mlp_in(layer.norm_mlp(x + a))))
+        self.position += 1
+        return F.linear(x[:, 0] + self.condition, prior.code_embedding.weight)
+
+
+class OfficialDecoder:
+    """Sample codes of one item: a conditional and, with guidance, an unconditional pass."""
+
+    def __init__(self, prior: Prior):
+        self.prior, self.options = prior, SamplingOptions()
+        zero = torch.zeros(1, prior.transformer.config.width, device=prior.position_embedding.device)
+        self.sequences = [ConcatenatedKVCache(prior, zero) for _ in range(2 if prior.can_be_guided else 1)]
+        self.input, self.uniform = zero, torch.full((1,), 0.5, dtype=torch.float64, device=zero.device)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Sample the next code."""
+        logits, *null = [sequence.logits(self.input) for sequence in self.sequences]
+        if null:
+            scale = self.options.guidance_scale
+            logits = scale * logits + (1 - scale) * null[0]
+        self.input = self.prior.code_embedding(draw(logits, self.uniform, self.options))
+
+
+def _random_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
     torch.manual_seed(0)
     with torch.device(device):
         return Prior(2048, context[level], transformer, CONDITIONING[level]).eval().requires_grad_(False)
 
 
-def conditions_for(prior: Prior, batch: int) -> Conditions:
-    """Random conditions of `batch` sequences for a prior."""
+def _start_decoding(decoder: Decoder, prior: Prior, batch: int = 1) -> DecodeState:
+    """Start decoding a window of `batch` sequences with random conditions."""
     device, upsampler = prior.position_embedding.device, prior.conditioner.upsampler
     timing = Timing(*(torch.full((batch,), seconds * 16000.0, device=device) for seconds in (10.0, 0.0, 4.096)))
-    coarse = None if upsampler is None else torch.zeros(batch, prior.context_length // upsampler.ratio).long()
-    clip = torch.randn(batch, 1, prior.conditioner.config.clip_dim, device=device)
-    return Conditions(clip, timing, None if coarse is None else coarse.to(device))
+    coarse = None
+    if upsampler is not None:
+        coarse = torch.zeros(batch, prior.context_length // upsampler.ratio, dtype=torch.int64, device=device)
+    conditions = Conditions(torch.randn(batch, 1, prior.conditioner.config.clip_dim, device=device), timing, coarse)
+    uniform = torch.rand(batch, prior.context_length, dtype=torch.float64, device=device)
+    return decoder.start(conditions, uniform, SamplingOptions())
 
 
-def start_decoding(decoder: Decoder, prior: Prior, batch: int = 1) -> DecodeState:
-    """Start decoding a window."""
-    uniform = torch.rand(batch, prior.context_length, dtype=torch.float64, device=decoder.device)
-    return decoder.start(conditions_for(prior, batch), uniform, SamplingOptions())
-
-
-def bytes_per_code(decoder: Decoder, rows: int) -> float:
+def _bytes_per_code(decoder: Decoder, rows: int) -> float:
     """Bytes read per code: all weights of the layers and the output once, and the KV cache."""
     sizes, block = decoder.sizes, decoder.block
     width, inner, hidden = sizes.width, sizes.attention_width, int(sizes.mlp_ratio * sizes.width)
@@ -61,134 +121,137 @@ def bytes_per_code(decoder: Decoder, rows: int) -> float:
     return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
 
 
-def step_time(drawing: DecodeState | OfficialDecoder, device: str, count: int = 3) -> float:
-    """Seconds per code. On a CPU the fastest of `count`; on a GPU, which runs asynchronously, the mean of 32 * `count`.
+def _step_time(drawing: DecodeState | OfficialDecoder, device: str, count: int) -> float:
+    """Seconds per code: the fastest of `count` on a CPU; on a GPU, which runs asynchronously, the mean of 32 * `count`.
 
     A state near its end restarts: the content of the KV cache does not affect the time.
     """
     if isinstance(drawing, DecodeState) and drawing.position + 32 * count > drawing.codes.shape[1]:
         drawing.go_to(0)
-    times = []
-    for _ in range(count if device == "cpu" else 1):
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(1 if device == "cpu" else 32 * count):
-            drawing.step()
-        synchronise(device)
-        times.append((time.perf_counter() - start) / (1 if device == "cpu" else 32 * count))
-    return min(times)
+    if device == "cpu":
+        return best_time(drawing.step, repeats=count, warm_up=0)
+    steps = 32 * count
+    return best_time(lambda: [drawing.step() for _ in range(steps)], device, repeats=1, warm_up=0) / steps
 
 
-def time_interleaved(
-    ways: Mapping[Any, DecodeState | OfficialDecoder], device: str, rounds: int
-) -> tuple[dict, list[float]]:
-    """Seconds per code of each variant, and memory bandwidth, by round. Variants are interleaved."""
-    times: dict[Any, list[float]] = {name: [] for name in ways}
+def _measure_level(
+    level: str, prior: Prior, precisions: Sequence[str], compile: Sequence[bool], device: str, rounds: int
+) -> list[Row]:
+    """Time per code of one level at batch 1 in each precision, guided if the prior supports it; variants interleaved.
+
+    The ratio to the official implementation compares the fastest codes of both. The ratio to one read of the weights
+    uses the median round, because the bandwidth may vary between rounds.
+    """
+    decoders = {(p, c): Decoder(prior, p, compile=c) for c in compile for p in precisions}
+    ways: dict[Any, DecodeState | OfficialDecoder] = {None: OfficialDecoder(prior)}
+    ways |= {way: _start_decoding(decoder, prior) for way, decoder in decoders.items()}
+    times: dict[Any, list[float]] = {way: [] for way in ways}
     bandwidths: list[float] = []
     for drawing in ways.values():
         drawing.step()
     for _ in range(rounds):
         before = read_bandwidth(device, repeats=2)
-        for name, drawing in ways.items():
-            times[name].append(step_time(drawing, device, 8))
+        for way, drawing in ways.items():
+            times[way].append(_step_time(drawing, device, 8))
         bandwidths.append(max(before, read_bandwidth(device, repeats=2)))
-    return times, bandwidths
-
-
-def measure_level(
-    level: str, prior: Prior, precisions: Sequence[str], compile: Sequence[bool], device: str, rounds: int
-) -> list[Row]:
-    """Time per code of one level at batch 1 in each precision, guided if the prior supports it.
-
-    The ratio to the official implementation compares the fastest codes of both. The ratio to one read of the weights
-    uses the median round, because the bandwidth may vary between rounds.
-    """
-    guided = prior.can_be_guided
-    decoders = {(p, c): Decoder(prior, p, compile=c) for c in compile for p in precisions}
-    ways: dict[Any, DecodeState | OfficialDecoder] = {way: start_decoding(d, prior) for way, d in decoders.items()}
-    times, bandwidths = time_interleaved({"official": OfficialDecoder(prior, guided), **ways}, device, rounds)
-    cpu, official = device == "cpu", min(times["official"]) * 1e3
-    name = f"{'guided' if guided else 'unguided'} {level} code"
-    rows = [
-        Row("memory read", median(bandwidths) / 1e9, "GB/s"),
-        Row(
-            f"{name}, official implementation, fp32",
-            official,
-            "ms",
-            note=f"{OFFICIAL_MS[level]:g} ms with the official code",
-        ),
-    ]
+    official, name = min(times[None]) * 1e3, f"{'guided' if prior.can_be_guided else 'unguided'} {level} code"
+    rows = [Row("memory read", median(bandwidths) / 1e9, "GB/s")]
+    rows.append(Row(f"{name}, official implementation, fp32", official, "ms"))
     for (p, c), decoder in decoders.items():
-        label, value = f"{name}, {p}{', compiled' if c else ''}", min(times[p, c]) * 1e3
-        bar = BARS.get(p) if cpu and guided else None
-        note = f"{value / OFFICIAL_MS[level]:.2f} of {OFFICIAL_MS[level]:g} ms" if cpu else ""
-        rows.append(Row(label, value, "ms", official, "official implementation", bar, False, note))
+        label = f"{name}, {p}{', compiled' if c else ''}"
+        rows.append(Row(label, min(times[p, c]) * 1e3, "ms", official, "official implementation"))
         seconds, bandwidth = sorted(zip(times[p, c], bandwidths, strict=True), key=math.prod)[rounds // 2]
-        limit = bytes_per_code(decoder, 2 if guided else 1) / bandwidth
-        near = LIMIT_RATIOS.get(p) if c == any(compile) else None  # the target is for the fastest variant
+        limit = _bytes_per_code(decoder, 2 if prior.can_be_guided else 1) / bandwidth
         note = f"at {bandwidth / 1e9:.1f} GB/s"
-        rows.append(Row(label, seconds * 1e3, "ms", limit * 1e3, "weights and KV cache read once", near, False, note))
+        rows.append(Row(label, seconds * 1e3, "ms", limit * 1e3, "weights and KV cache read once", note))
     return rows
 
 
-def measure_by_position(decoder: Decoder, prior: Prior, device: str, count: int = 100) -> Row:
+def _measure_by_position(decoder: Decoder, prior: Prior, device: str, count: int = 100) -> Row:
     """Last codes of a window compared with the first, interleaved. The last start with an empty cache."""
-    first, last = start_decoding(decoder, prior), start_decoding(decoder, prior)
+    first, last = _start_decoding(decoder, prior), _start_decoding(decoder, prior)
     count = min(count, prior.context_length // 4)
-    for drawing, position in ((first, 0), (last, prior.context_length - count - 3)):
-        drawing.go_to(position)
-        for _ in range(3):
-            drawing.step()
-    times: dict[DecodeState, list[float]] = {first: [], last: []}
-    for _ in range(count):
-        for drawing, spent in times.items():
-            synchronise(device)
-            start = time.perf_counter()
-            drawing.step()
-            synchronise(device)
-            spent.append(time.perf_counter() - start)
-    early, late = (median(spent) * 1e3 for spent in times.values())
-    way = ", compiled" if decoder.compile else ""
-    name = f"last {count} codes of {prior.context_length}, {decoder.precision}{way}"
-    return Row(name, late, "ms", early, "first codes", 1.25, False, "medians")
+    last.go_to(prior.context_length - count - 3)
+    for drawing in (first, last) * 3:
+        drawing.step()
+    times = [[best_time(drawing.step, device, 1, 0) for drawing in (last, first)] for _ in range(count)]
+    late, early = (median(column) * 1e3 for column in zip(*times, strict=True))
+    name = f"last {count} codes of {prior.context_length}, {decoder.precision}{', compiled' if decoder.compile else ''}"
+    return Row(name, late, "ms", early, "first codes", "medians")
 
 
-def measure_by_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: str) -> list[Row]:
+def _measure_by_batch(decoder: Decoder, prior: Prior, batches: Sequence[int], device: str) -> list[Row]:
     """Codes per second at several batch sizes."""
     rows: list[Row] = []
     for batch in batches:
-        drawing = start_decoding(decoder, prior, batch)
+        drawing = _start_decoding(decoder, prior, batch)
         drawing.step()
-        rate = batch / step_time(drawing, device, 8 if batch < 32 else 4)
-        bar = 20.0 if device != "cpu" and batch == 64 else None
+        rate = batch / _step_time(drawing, device, 8 if batch < 32 else 4)
         limit = rows[0].value if rows else None
-        rows.append(Row(f"batch {batch}, {decoder.precision}", rate, "codes/s", limit, "batch 1", bar))
-        del drawing
+        rows.append(Row(f"batch {batch}, {decoder.precision}", rate, "codes/s", limit, "batch 1"))
         decoder.spare = None
     return rows
 
 
-def measure_windows(priors: Mapping[str, Prior], batches: Sequence[int], device: str) -> list[Row]:
-    """Sample both levels of complete windows: seconds at batch 1, and real-time factor at each batch size."""
+def _measure_windows(priors: Mapping[str, Prior], batches: Sequence[int], device: str) -> list[Row]:
+    """Sample all levels of complete windows: seconds of audio generated per second."""
     decoders = {level: Decoder(prior, "auto") for level, prior in priors.items()}
-    length, rows = priors["up"].context_length * 8 / 16000, []
+    rows = []
     for batch in batches:
-        drawings: list[DecodeState] = []
-        for level, decoder in decoders.items():  # warm up: capture graphs, select kernels
-            drawings.append(start_decoding(decoder, priors[level], batch))
-            drawings[-1].step()
+        drawings = [_start_decoding(decoder, priors[level], batch) for level, decoder in decoders.items()]
+        for drawing in drawings:  # warm up: capture graphs, select kernels
+            drawing.step()
         synchronise(device)
         start = time.perf_counter()
-        codes: list[Tensor] = [drawing.steps() for drawing in drawings]
+        for drawing in drawings:
+            drawing.steps()
         synchronise(device)
-        seconds = time.perf_counter() - start
-        assert all(torch.isfinite(c).all() for c in codes)
-        if batch == 1:
-            rows.append(Row(f"{length:g} s of audio, batch 1", seconds, "s", 6.0, "target", 1.0, False))
-        rate = batch * length / seconds
-        rows.append(Row(f"batch {batch}: faster than real time", rate, "times", 1.0, "real time"))
-    best = max((row for row in rows if row.unit == "times"), key=lambda row: row.value)
-    return [*rows, Row("at the best batch", best.value, "times", 1.0, "real time", 10.0)]
+        seconds, length = time.perf_counter() - start, priors["up"].context_length * 8 / 16000
+        note = f"{seconds:.3g} s"
+        rows.append(
+            Row(f"{length:g} s of audio, batch {batch}", batch * length / seconds, "times", 1, "real time", note)
+        )
+    return rows
+
+
+def _memory_held(name: str) -> int:
+    """Current (`VmRSS`) or peak (`VmHWM`) resident memory of this process in bytes, unlike `ru_maxrss` not that of its
+    parent. Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _decode_first_code(path: str, precision: str, compile: bool) -> list[int]:
+    """Load a prior and sample a code: peak memory in bytes, and bytes of one copy of weights and KV cache."""
+    tiny = _random_prior("low", "cpu", {"width": 64, "depth": 3, "blocks": 8}, {"low": 64})
+    _start_decoding(Decoder(tiny, precision), tiny).step()  # the first use of the libraries allocates memory
+    net: Any = load_net(path, "low_prior")
+    before = _memory_held("VmRSS")
+    decoder = Decoder(net, precision, consume=True, compile=compile)
+    state = _start_decoding(decoder, net)
+    state.step()
+    needed = sum(layer.nbytes for layer in decoder.layers) + sum(p.nbytes for p in net.parameters() if not p.is_meta)
+    needed += sum(cache.buffer.nbytes for cache in state.caches) + state.condition.nbytes
+    return [_memory_held("VmHWM") - before, needed]
+
+
+def _measure_first_code(prior: Prior, precision: str, compile: bool) -> list[Row]:
+    """Memory of the first code, and seconds from the start of Python, in a process of its own (this file)."""
+    sizes = {"codebook_size": prior.codebook_size, "context_length": prior.context_length}
+    config = {**sizes, "transformer": vars(prior.transformer.config), "conditioning": CONDITIONING["low"]}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(save(Loaded(prior, "low_prior", config), Path(folder) / "low_prior.safetensors"))
+        for way in ("", ", compiled")[: 1 + compile]:
+            command = [sys.executable, "-m", __name__, path, precision, way]
+            child = partial(subprocess.check_output, command, text=True)
+            held, needed = json.loads(child())  # now the file is in the page cache, and kernels are on disk
+            if not way:
+                copy = "one copy of weights and cache"
+                rows.append(Row(f"peak memory, {precision}", held / 2**20, "MiB", needed / 2**20, copy))
+            seconds = best_time(child, repeats=1, warm_up=0)
+            rows.append(Row(f"start to first code, {precision}{way}", seconds, "s"))
+    return rows
 
 
 def measure_decoding(
@@ -212,7 +275,7 @@ def measure_decoding(
         levels: low, up or both.
         rounds: number of rounds of a few codes per variant.
         batches: batch sizes for codes per second; the first is 1.
-        first_code: also measure memory and the time to the first code in a new process.
+        first_code: also measure memory and the time to the first code in a new process; CPUs only.
         whole: also sample complete windows of both levels, which takes minutes on a CPU.
         transformer: options of the transformer; None: official.
         context: context length by level; None: official.
@@ -221,15 +284,17 @@ def measure_decoding(
     if device != "cpu":
         precisions = [p for p in precisions if p != "int8"]
     rows: list[Row] = []
-    priors: dict[str, Prior] = {}
-    for level in levels:
-        prior = random_prior(level, device, transformer or {}, context or CONTEXT)
-        rows += measure_level(level, prior, precisions, compile, device, rounds)
+    priors = {level: _random_prior(level, device, transformer or {}, context or CONTEXT) for level in levels}
+    for level, prior in priors.items():
+        rows += _measure_level(level, prior, precisions, compile, device, rounds)
         decoder = Decoder(prior, precisions[-1] if device == "cpu" else "auto", compile=any(compile))
-        rows.append(measure_by_position(decoder, prior, device))
-        rows += measure_by_batch(Decoder(prior, "auto"), prior, batches, device) if level == "low" else []
-        if first_code and device == "cpu" and level == "low":
-            rows += [row for p in precisions for row in measure_footprint(prior, p, any(compile))]
-        if whole:
-            priors[level] = prior
-    return [*rows, *(measure_windows(priors, batches, device) if whole else [])]
+        rows.append(_measure_by_position(decoder, prior, device))
+        if level == "low":
+            rows += _measure_by_batch(Decoder(prior, "auto"), prior, batches, device)
+            for p in precisions if first_code and device == "cpu" else ():
+                rows += _measure_first_code(prior, p, any(compile))
+    return [*rows, *(_measure_windows(priors, batches, device) if whole else [])]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_decode_first_code(sys.argv[1], sys.argv[2], bool(sys.argv[3]))))

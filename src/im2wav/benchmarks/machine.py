@@ -1,11 +1,40 @@
-"""Limits of this machine: matmul throughput and memory bandwidth."""
+"""Rows of the benchmark table; the limits of this machine: matmul throughput and memory bandwidth."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from im2wav.benchmarks.row import Row
-from im2wav.training.timing import best_time, matmul_peak
+from im2wav.training.monitor import best_time, matmul_peak
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured value, and its limit: a value of the machine or of a baseline in the same run."""
+
+    name: str
+    value: float
+    unit: str  # of value and limit
+    limit: float | None = None
+    limit_name: str = ""
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """value / limit."""
+        return None if not self.limit else self.value / self.limit
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """Format rows as aligned text."""
+    cells = [("benchmark", "value", "limit", "ratio", "")]
+    for row in rows:
+        limit = "" if row.limit is None else f"{row.limit:.4g} {row.unit} ({row.limit_name})"
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        cells.append((row.name, f"{row.value:.4g} {row.unit}", limit, ratio, row.note))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(lines)
 
 
 def read_bandwidth(device: str = "cpu", megabytes: int = 512, repeats: int = 5) -> float:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.benchmarks.row import Row
+from im2wav.benchmarks.machine import Row
 from im2wav.checkpoint import load
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.windows import collate
@@ -19,23 +20,16 @@ from im2wav.prior import Conditions, Timing
 
 
 @torch.inference_mode()
-def logits_along(decoder: Decoder, conditions: Conditions, codes: Tensor) -> Tensor:
-    """Teacher-forced logits [R, n, K] of the decoding engine for given codes [B, n]."""
-    decoding = decoder.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), SamplingOptions())
-    steps = []
+def _bits_and_greedy_codes(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
+    """Bits per code of given codes [B, n], and the greedy guided code [B, n] at each position."""
+    options = SamplingOptions()
+    state, steps = decoder.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), options), []
     for t in range(codes.shape[1]):
-        steps.append(decoding.logits())
-        decoding.feed(codes[:, t])
-    return torch.stack(steps, 1)
-
-
-def bits_and_greedy_codes(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
-    """Bits per code, and the greedy guided code [B, n] at each position."""
-    logits = logits_along(decoder, conditions, codes)
-    conditional = logits[: len(codes)]
-    bits = F.cross_entropy(conditional.flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
-    scale = SamplingOptions().guidance_scale
-    return bits, (guide(logits, scale) if decoder.can_be_guided else logits).argmax(2)
+        steps.append(state.logits())
+        state.feed(codes[:, t])
+    logits = torch.stack(steps, 1)  # [B or 2B, n, K]
+    bits = F.cross_entropy(logits[: len(codes)].flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
+    return bits, (guide(logits, options.guidance_scale) if decoder.can_be_guided else logits).argmax(2)
 
 
 def measure_quality(
@@ -61,21 +55,23 @@ def measure_quality(
     Raises:
         ValueError: a missing checkpoint or folder.
     """
-    priors = {name: load(path, KINDS[name]).net.to(device) for name, path in find_weights(Path(run)).items()}
+    priors: dict[str, Any] = {
+        name: load(path, KINDS[name]).net.to(device) for name, path in find_weights(Path(run)).items()
+    }
     codec = priors.pop("codec")
-    samples = priors["low"].context_length * codec.hop_lengths["low"]  # type: ignore[operator,index]
+    samples = priors["low"].context_length * codec.hop_lengths["low"]
     windows = PairsDataModule(pairs, int(samples), crop="start").windows[split]
     batch = collate([windows[(i, 0.0)] for i in range(min(items, len(windows.pairs)))])
     timing = Timing(**{name: value.to(device) for name, value in batch.timing.items()})
     with torch.inference_mode():
-        codes = codec.encode(batch.wav.to(device))  # type: ignore[operator]
+        codes = codec.encode(batch.wav.to(device))
     rows: list[Row] = []
     for level, prior in priors.items():
         given = Conditions(batch.clip.to(device), timing, codes["low"] if level == "up" else None)
-        bits, greedy = bits_and_greedy_codes(Decoder(prior, "fp32"), given, codes[level])  # type: ignore[arg-type]
+        bits, greedy = _bits_and_greedy_codes(Decoder(prior, "fp32"), given, codes[level])
         rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
         for p in precisions:
-            value, guesses = bits_and_greedy_codes(Decoder(prior, p, compile=compile), given, codes[level])  # type: ignore[arg-type]
+            value, guesses = _bits_and_greedy_codes(Decoder(prior, p, compile=compile), given, codes[level])
             agree = (guesses == greedy).float().mean().item()
             p = f"{p}, compiled" if compile else p
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))

@@ -1,4 +1,4 @@
-"""Atomic checkpoint files; periodic, best and last checkpoints with pruning."""
+"""Checkpoints of a run: atomic files; periodic, best and last ones; which one a run resumes from."""
 
 import logging
 import math
@@ -13,31 +13,38 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from im2wav.files import atomic_path
 
 log = logging.getLogger(__name__)
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0; known before a process group is."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically: write a temporary file, fsync, rename."""
+    """Write checkpoints that are complete or absent, flushed to disk.
+
+    Lightning's own plugin holds the whole file in memory, and its temporary file may be on another file system.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one checkpoint.
 
         Raises:
-            OSError: the disk is full or the folder is not writable; an existing file stays unchanged.
+            ValueError: the disk is full or the folder is not writable; an existing file stays unchanged.
         """
-        path = Path(path)
-        temporary = path.with_name(path.name + ".writing")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"cannot write the checkpoint {path}: {error}") from error
+        except RuntimeError as error:  # of torch if the disk is full
+            raise ValueError(f"cannot write the checkpoint {path}: {error}") from error
 
 
 def checkpoint_error(path: Path) -> str | None:
@@ -52,13 +59,10 @@ def checkpoint_error(path: Path) -> str | None:
     return None if isinstance(checkpoint, Mapping) and "kind" in checkpoint else "not a training checkpoint"
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def _periodic(folder: Path) -> list[Path]:
-    """Periodic checkpoints of a run, newest first."""
-    return sorted((folder / "checkpoints").glob("step_*.ckpt"), key=_step, reverse=True)
+def _periodic(folder: Path) -> dict[Path, int]:
+    """Periodic checkpoints of a run and their steps, newest first."""
+    steps = {path: int(path.stem.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*.ckpt")}
+    return dict(sorted(steps.items(), key=lambda item: -item[1]))
 
 
 def find_newest_checkpoint(folder: Path) -> Path | None:
@@ -67,7 +71,7 @@ def find_newest_checkpoint(folder: Path) -> Path | None:
     Raises:
         ValueError: all checkpoints are incomplete.
     """
-    found = _periodic(folder) + [path for path in (folder / "last.ckpt",) if path.is_file()]
+    found = [*_periodic(folder), *folder.glob("last.ckpt")]
     for path in found:
         error = checkpoint_error(path)
         if error is None:
@@ -81,16 +85,61 @@ def find_newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def hard_link(path: Path, name: Path) -> None:
-    """Create or replace a hard link atomically; copy the file if the file system has no hard links."""
-    temporary = name.with_name(name.name + ".writing")
-    temporary.unlink(missing_ok=True)
+def find_checkpoint(cfg: DictConfig) -> str | None:
+    """Find the checkpoint to resume from; a finished run is never overwritten silently.
+
+    Raises:
+        ValueError: the folder of this run already holds another checkpoint, `ckpt_path` does not exist, or
+            `resume=auto` finds none that is complete.
+    """
+    output, replaces = Path(cfg.paths.output), cfg.overwrite or cfg.trainer.fast_dev_run
+    last = output / "last.ckpt"
+    newest = find_newest_checkpoint(output) if cfg.resume == "auto" and not replaces else None
+    if newest is not None:
+        log.info("resuming from %s", newest)
+        return str(newest)
+    path = last if cfg.ckpt_path == "last" else cfg.ckpt_path and Path(cfg.ckpt_path)
+    if path and not path.is_file():
+        raise ValueError(f"ckpt_path={cfg.ckpt_path}: {path} does not exist")
+    ours = path and path.resolve().is_relative_to(output.resolve())
+    if last.is_file() and not (replaces or ours) and is_first_process():
+        raise ValueError(
+            f"{last.parent} already holds a trained model: give resume=auto to "
+            "resume it, run_name=NAME to keep it and train another, or overwrite=true to replace it"
+        )
+    return str(path) if path else None
+
+
+def check_resume(path: str, module: Any, datamodule: Any) -> None:
+    """Reject a checkpoint of another model, other codes or other embeddings.
+
+    Raises:
+        ValueError: it is one.
+    """
     try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # remains if both names already were the same file
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        kind, data = checkpoint["kind"], checkpoint["data"]
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise ValueError(f"ckpt_path={path} is not a checkpoint of a training run ({type(error).__name__})") from error
+    if kind != module.kind:
+        raise ValueError(f"ckpt_path={path} holds a {kind}, expected a {module.kind}")
+    codec = getattr(module, "codec_sha256", None)
+    if codec != checkpoint.get("codec_sha256"):
+        raise ValueError(f"ckpt_path={path} was trained on the codes of another VQ-VAE: give that one as codec=PATH")
+    now = datamodule.identity()
+    for name in ("encoder", "weights_sha256", "fps") if codec else ():
+        if data[name] != now[name]:
+            raise ValueError(f"ckpt_path={path} was trained on data with {name}={data[name]}, not {now[name]}")
+
+
+def _hard_link(path: Path, name: Path) -> None:
+    """Create or replace a hard link atomically; copy the file if the file system has no hard links."""
+    with atomic_path(name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 class Checkpoints(Checkpoint):
@@ -131,7 +180,7 @@ class Checkpoints(Checkpoint):
         self._saved = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far."""
+        """The best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,16 +229,18 @@ class Checkpoints(Checkpoint):
         path = self.folder / "checkpoints" / f"step_{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            hard_link(path, self.folder / "last.ckpt")
+            _hard_link(path, self.folder / "last.ckpt")
             self._prune(step)
         trainer.strategy.barrier("checkpoint")
 
     def _prune(self, now: int) -> None:
+        for stale in (self.folder / "checkpoints").glob(".writing-*"):  # of a run that was killed while it saved
+            stale.unlink()
         ours = []
-        for path in _periodic(self.folder):
-            if _step(path) > now:  # from a run that this run overwrites
+        for path, step in _periodic(self.folder).items():
+            if step > now:  # from a run that this run overwrites
                 path.unlink()
-            elif not self.milestone_steps or _step(path) % self.milestone_steps:
+            elif not self.milestone_steps or step % self.milestone_steps:
                 ours.append(path)
         for path in ours[self.keep :]:
             path.unlink()

@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +12,34 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from im2wav.checkpoint import Loaded
+from im2wav.checkpoint import Loaded, check_same_origin, load
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
-from im2wav.decoding.decoder import Decoder
-from im2wav.decoding.sampler import SamplingOptions
+from im2wav.decoding.decoder import Decoder, sample_codes
+from im2wav.decoding.sampler import SamplingOptions, uniforms
+from im2wav.files import IMAGE_SUFFIXES
+from im2wav.hub import find_net
 from im2wav.prior import Conditions
 from im2wav.training.ema import EMA
-from im2wav.training.media import DashboardRow, log_histogram, log_samples, write_page
+from im2wav.training.loggers import DashboardRow, log_histogram, log_samples, write_page
 from im2wav.training.module import eager_eval_mode
-from im2wav.training.partner import draw_columns, load_partner, missing_column, on_device
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PARTS = 8  # of the window, for bits by position
-
-
-def averaged_module(trainer: pl.Trainer, module: Any) -> Any:
-    """Return the module with EMA weights if the run uses EMA, else the module itself."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
-            return callback.averaged
-    return module
+OPTION = "callbacks.dashboard.partner"
+OTHER = {"low_prior": "up_prior", "up_prior": "low_prior"}
+# why the dashboard of a prior without a partner has no column of the other level
+NO_PARTNER = {
+    "low_prior": f"No column up: set {OPTION}=FOLDER to a trained up_prior, which refines these low codes.",
+    "up_prior": f"No column low: set {OPTION}=FOLDER to a trained low_prior, which samples low codes; here they are "
+    "encoded from the real audio.",
+}
 
 
 class Dashboard(pl.Callback):
@@ -84,8 +87,7 @@ class Dashboard(pl.Callback):
             ValueError: see `load_partner`.
         """
         if self.partner_path:
-            identity = datamodule.identity()
-            self.partner = load_partner(self.partner_path, module, datamodule.tokenizer, identity)
+            self.partner = load_partner(self.partner_path, module, datamodule.tokenizer, datamodule.identity())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Skip the step that the run resumes from."""
@@ -93,7 +95,7 @@ class Dashboard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Generate samples every `every_n_steps` optimizer steps."""
-        step = trainer.global_step
+        step, device = trainer.global_step, pl_module.device
         if not self.every_n_steps or step % self.every_n_steps or step == self._last_step:
             return
         self._last_step = step
@@ -103,9 +105,9 @@ class Dashboard(pl.Callback):
                     "the dashboard does not support sharded weights: run `im2wav sample` on a checkpoint instead"
                 )
             return
-        module = averaged_module(trainer, pl_module)
-        batch, images = self._batch(trainer, pl_module.device)
-        device = pl_module.device
+        averages = [c.averaged for c in trainer.callbacks if isinstance(c, EMA)]  # type: ignore[attr-defined]
+        module = averages[0] if averages else pl_module
+        batch, images = self._batch(trainer, device)
         with (
             eager_eval_mode(module.net),
             torch.inference_mode(),
@@ -114,55 +116,50 @@ class Dashboard(pl.Callback):
         ):
             sample = self._codec if module.kind == "vqvae" else self._prior
             samples, figures, usage = sample(trainer, module, batch, images)
-        samples = _gathered(trainer, samples)
+        if trainer.world_size > 1:
+            everyone: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(everyone, samples)
+            samples = [sample for part in everyone for sample in part]
         if trainer.is_global_zero:
             self._log(trainer, module.kind, samples, figures, usage, step)
 
     def _batch(self, trainer: pl.Trainer, device: torch.device) -> tuple[Batch, list[Path | None]]:
-        """The fixed items and their images."""
+        """The fixed items, and their images where these are files that still exist."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         windows = data.windows["valid" if len(data.windows["valid"]) else "train"]
         rows = list(range(0, len(windows), max(1, len(windows) // self.items)))[: self.items]
         place = 0.0 if data.crop == "start" else 0.5
-        batch = collate([windows[Key(row, place)] for row in rows])
-        moved = batch._replace(
-            wav=batch.wav.to(device),
-            clip=batch.clip.to(device),
-            timing={name: value.to(device) for name, value in batch.timing.items()},
-        )
-        images = [_source_image(windows.locate(row, place)[0].source) for row in rows]
-        return data.on_after_batch_transfer(moved, 0), images
+        batch = move_data_to_device(collate([windows[Key(row, place)] for row in rows]), device)
+        sources = [Path(windows.locate(row, place)[0].source) for row in rows]
+        images = [path if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else None for path in sources]
+        return data.on_after_batch_transfer(batch, 0), images
 
     def _codec(
         self, trainer: pl.Trainer, module: Any, batch: Batch, images: list[Path | None]
     ) -> tuple[list[DashboardRow], dict, dict]:
-        net, figures, usage = module.net, {}, {}
+        net, figures, usage, samples = module.net, {}, {}, []
         waves = {level: net.decode(net.encode(batch.wav), level) for level in LEVELS}
         for level, book in net.codebooks.items():
             probabilities = book.code_usage / book.code_usage.sum()
             figures[f"codebook/perplexity/{level}"] = torch.special.entr(probabilities).sum().exp().item()
             figures[f"codebook/dead/{level}"] = (book.code_usage < book.restart_threshold).sum().item()
             usage[f"codebook/usage/{level}"] = book.code_usage.cpu()
-        samples = [
-            DashboardRow(
-                name,
-                {"step": trainer.global_step},
-                {"real": batch.wav[i, 0].cpu()} | {level: wav[i, 0].clamp(-1, 1).cpu() for level, wav in waves.items()},
-                images[i],
-            )
-            for i, name in enumerate(batch.id)
-        ]
-        return (samples if trainer.is_global_zero else []), figures, usage
+        for i, name in enumerate(batch.id if trainer.is_global_zero else ()):
+            audio = {level: wav[i, 0].clamp(-1, 1).cpu() for level, wav in waves.items()}
+            audio = {"real": batch.wav[i, 0].cpu()} | audio
+            samples.append(DashboardRow(name, {"step": trainer.global_step}, audio, images[i]))
+        return samples, figures, usage
 
     def _prior(
         self, trainer: pl.Trainer, module: Any, batch: Batch, images: list[Path | None]
     ) -> tuple[list[DashboardRow], dict, dict]:
         codec = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         conditions, device = module.conditions(batch), batch.wav.device
-        figures = prior_sample_metrics(module.net, module.codes(batch, module.level), conditions)
+        figures = _prior_metrics(module.net, module.codes(batch, module.level), conditions)
         nets = {module.level: module.net}
-        if self.partner is not None:
-            nets["low" if module.level == "up" else "up"] = on_device(self.partner, device)
+        if self.partner is not None:  # on the CPU, the memory-mapped weights serve as they are
+            net: Any = self.partner.net if device.type == "cpu" else deepcopy(self.partner.net).to(device)
+            nets["low" if module.level == "up" else "up"] = net
         decoders = {level: Decoder(net) for level, net in nets.items()}
         guided = any(decoder.can_be_guided for decoder in decoders.values())
         options = self.options if guided else [SamplingOptions(1.0, self.options[0].temperature)]
@@ -179,7 +176,7 @@ class Dashboard(pl.Callback):
             ):  # without guidance all scales give the same samples
                 real_low = module.codes(batch, "low")[index]
             seeds = [self.seed + row for row in rows]
-            columns = draw_columns(decoders, conditions.take(index), seeds, option, real_low)
+            columns = _draw_columns(decoders, conditions.take(index), seeds, option, real_low)
             for place, row in enumerate(rows):
                 waves = {"real": batch.wav[row]}
                 for column, (level, codes) in columns.items():
@@ -195,11 +192,8 @@ class Dashboard(pl.Callback):
     ) -> None:
         rate = trainer.datamodule.folder.info.sample_rate  # type: ignore[attr-defined]
         samples.sort(key=lambda sample: sample.name)
-        folder = self.folder / f"step_{step:08d}"
-        note = f"Partner: {self.partner_path}" if self.partner else ""
-        if kind != "vqvae" and not self.partner:
-            note = missing_column(kind.removesuffix("_prior"))
-        page = write_page(folder, f"{kind} at step {step}", samples, rate, note)
+        note = f"Partner: {self.partner_path}" if self.partner else NO_PARTNER.get(kind, "")
+        page = write_page(self.folder / f"step_{step:08d}", f"{kind} at step {step}", samples, rate, note)
         log_samples(trainer.loggers, "samples", samples, rate, step)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step - 1)
@@ -209,7 +203,64 @@ class Dashboard(pl.Callback):
         self._note_logged = True
 
 
-def prior_sample_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
+def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]) -> Loaded:
+    """Load the partner of a prior: a trained prior of the other level. Its weights are memory-mapped.
+
+    Args:
+        path: a model folder, a folder of runs, the folder of one run, or a .safetensors or .ckpt file.
+        module: prior in training.
+        codec: codec of its codes.
+        identity: identity of the training data.
+
+    Raises:
+        ValueError: the module in training is not a prior, the file is missing, or the partner has the wrong level,
+            other codes, other image embeddings or another window.
+    """
+    try:
+        if module.kind not in OTHER:
+            raise ValueError(f"a {module.kind} has no partner: set it to null; only low_prior and up_prior have one")
+        own, found = Loaded(module.net, module.kind, {}, identity, module.codec_sha256), Path(path)
+        if found.is_dir():
+            last = found / "last.ckpt"  # folder of one run
+            found = last if last.is_file() else find_net(found, OTHER[module.kind])
+        loaded = load(found, OTHER[module.kind])
+        sizes = [net.codebook_size for net in (loaded.net, module.net)]
+        if sizes[0] != sizes[1]:  # the only check for files without a codec hash
+            raise ValueError(f"its codebook has {sizes[0]} codes, but the {module.kind} in training has {sizes[1]}")
+        pair = {own.kind: own, loaded.kind: loaded}
+        check_same_origin(Loaded(codec, "vqvae", {}), pair["low_prior"], pair["up_prior"])
+    except ValueError as error:
+        raise ValueError(f"{OPTION}={path}: {error}") from error
+    return loaded
+
+
+def _draw_columns(
+    decoders: Mapping[str, Decoder],
+    conditions: Conditions,
+    seeds: Sequence[int],
+    options: SamplingOptions,
+    real_low: Tensor | None,
+) -> dict[str, tuple[str, Tensor]]:
+    """Sample codes like `generate`, for one seed per item: column -> level and codes [B, T].
+
+    `up` refines the codes of `low`; without a low prior, the codes `real_low` [B, n] of the real audio.
+    """
+
+    def draw(level: str, codes_low: Tensor | None) -> Tensor:
+        decoder, level_conditions = decoders[level], replace(conditions, codes_low=codes_low)
+        uniform = uniforms(seeds, decoder.context_length, level, conditions.clip.device)
+        return sample_codes(decoder, level_conditions, uniform, options)
+
+    columns = {"low": ("low", draw("low", None))} if "low" in decoders else {}
+    if "up" in decoders and "low" in columns:
+        columns["up"] = ("up", draw("up", columns["low"][1]))
+    if "up" in decoders and real_low is not None:
+        columns["up (real codes)" if "up" in columns else "up"] = ("up", draw("up", real_low))
+        columns["low (real codes)"] = ("low", real_low)
+    return columns
+
+
+def _prior_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
     """Top-1 accuracy, bits with and without the image and their difference, bits by position."""
     logits = net(codes, conditions).float()
     bits = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none") / math.log(2)  # [B, T]
@@ -221,18 +272,3 @@ def prior_sample_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dic
     for part, chunk in enumerate(bits.mean(0).chunk(PARTS)):
         figures[f"samples/bits_by_position/{part}_of_{PARTS}"] = chunk.mean().item()
     return figures
-
-
-def _source_image(source: str) -> Path | None:
-    """Source image of an item if it is an image file that still exists."""
-    path = Path(source)
-    return path if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else None
-
-
-def _gathered(trainer: pl.Trainer, samples: list[DashboardRow]) -> list[DashboardRow]:
-    """Gather the samples of all processes."""
-    if trainer.world_size == 1:
-        return samples
-    everyone: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(everyone, samples)
-    return [sample for part in everyone for sample in part]

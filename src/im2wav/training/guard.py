@@ -3,10 +3,8 @@
 import csv
 import logging
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,7 +47,7 @@ class SkipNonFiniteSteps(pl.Callback):
         self._losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both counts."""
+        """Both counts."""
         return {"skipped": self.skipped, "in_row": self.in_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -175,7 +173,7 @@ class StopOnSignal(pl.Callback):
                 callback.save(trainer)
         log.info("interrupted by a signal: saved a checkpoint at step %d; resume with resume=auto", trainer.global_step)
         if self.requeue and trainer.is_global_zero:
-            requeue_job(os.environ)
+            requeue_job()
         raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -189,14 +187,11 @@ class StopOnSignal(pl.Callback):
         self._before = {}
 
 
-def requeue_job(environment: Any, call: Any = subprocess.run) -> Sequence[str] | None:
-    """Requeue this SLURM job; returns the command, or None outside SLURM."""
-    job = environment.get("SLURM_ARRAY_JOB_ID")
-    job = f"{job}_{environment['SLURM_ARRAY_TASK_ID']}" if job else environment.get("SLURM_JOB_ID")
+def requeue_job() -> None:
+    """Requeue this SLURM job; only a warning outside SLURM."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID")
     if not job:
         log.warning("callbacks.signals.requeue=true outside SLURM: nothing to requeue")
-        return None
-    command = [shutil.which("scontrol") or "scontrol", "requeue", job]
-    if call(command, check=False).returncode:
-        log.warning("`%s` failed: the checkpoint is saved, but the job is not requeued", " ".join(command))
-    return command
+    elif subprocess.run(["scontrol", "requeue", job], check=False).returncode:
+        log.warning("`scontrol requeue %s` failed: the checkpoint is saved, but the job is not requeued", job)

@@ -1,22 +1,52 @@
-"""Defaults that depend on the hardware: precision, TF32, batch size, gradient accumulation."""
+"""Defaults that depend on the hardware: precision, TF32, and the batch size, from the memory of a training step.
+
+The step runs on fake tensors, which have shapes but no data, so that a model of official size takes seconds on a CPU.
+All live storages are counted, rounded up like PyTorch's CUDA allocator does. `RESERVE` covers the CUDA context, library
+workspaces and fragmentation.
+"""
 
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from im2wav.codec.losses import Bandwidth
 from im2wav.data.datamodule import DEFAULT_BATCH
 from im2wav.data.windows import Batch, collate
 from im2wav.training.ema import EMA
-from im2wav.training.memory import RESERVE, StepMemory, fewest_passes, step_memory
 
 log = logging.getLogger(__name__)
+
+RESERVE = 10**9  # bytes
+BLOCK = 512  # bytes, the granularity of the CUDA allocator
+BATCHES = (4, 8)  # two batch sizes to fit the linear memory model
+WEIGHTS = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
+MOST = 4096  # windows
+
+
+class HalfWeights(HalfPrecision):
+    """Weights in bf16 or fp16 (`trainer.precision=bf16-true`) without casting the batch.
+
+    Lightning casts all floating-point tensors of a batch. Audio in bf16 encodes to different codes, and bf16 cannot
+    represent times in samples (8 significant bits). The networks cast their inputs themselves.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the batch unchanged."""
+        return data
 
 
 def resolve_accelerator(name: str) -> str:
@@ -27,13 +57,13 @@ def resolve_accelerator(name: str) -> str:
     """
     cuda, mps = CUDAAccelerator.is_available(), MPSAccelerator.is_available()
     present = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
-    if name == "auto":
-        return "mps" if mps else "cuda" if cuda else "cpu"
     if not present.get(name, True):
         what = {"cuda": "CUDA device", "mps": "Apple GPU (MPS)", "gpu": "CUDA device and no Apple GPU (MPS)"}[name]
         built = f"PyTorch {torch.__version__} is built {'with' if torch.version.cuda else 'without'} CUDA"
         raise ValueError(f"trainer.accelerator={name}: found no {what}; use trainer=cpu ({built})")
-    return ("mps" if mps else "cuda") if name == "gpu" else name
+    if name in ("auto", "gpu"):
+        return "mps" if mps else "cuda" if cuda else "cpu"
+    return name
 
 
 def resolve_training_precision(precision: Any, accelerator: str) -> Any:
@@ -59,6 +89,129 @@ def configure_precision(cfg: DictConfig) -> None:
     cfg.trainer.precision = resolve_training_precision(cfg.trainer.precision, accelerator)
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Count the bytes of all live tensors and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self._sizes:
+                storage = x.untyped_storage()
+                self._sizes[storage._cdata] = size = -(-storage.nbytes() // BLOCK) * BLOCK
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage._cdata)
+        return out
+
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Peak memory of a training step in bytes as a function of the batch size."""
+
+    state: float  # weights, gradients, optimizer moments and averaged weights
+    fixed: float  # part of the peak that does not depend on the batch size
+    per_window: float
+
+    def peak(self, batch: int) -> float:
+        """Peak memory for a batch of `batch` windows."""
+        return max(self.state, self.fixed + batch * self.per_window)
+
+    def sharded(self, devices: int) -> "StepMemory":
+        """The estimate with the state sharded over devices."""
+        saved = self.state * (1 - 1 / devices)
+        return StepMemory(self.state - saved, self.fixed - saved, self.per_window)
+
+    def largest_batch(self, total: float) -> int:
+        """Largest power of two that fits in `total` bytes; 0 if one window does not fit."""
+        batch = 0
+        while batch < MOST and self.peak(max(1, 2 * batch)) <= total - RESERVE:
+            batch = max(1, 2 * batch)
+        return batch
+
+
+Build = Callable[[int], tuple[nn.Module, Callable[[], Tensor]]]  # batch size -> module and its loss function
+
+
+def step_peak(
+    build: Build,
+    batch: int,
+    precision: str = "32-true",
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    averaged: bool = True,
+    accumulates: bool = False,
+) -> tuple[int, int]:
+    """Count the bytes of a training step: (state, peak of forward and backward pass).
+
+    Args:
+        build: called where tensors are fake.
+        batch: number of windows.
+        precision: Lightning precision.
+        optimizer: module -> optimizer; None: fused AdamW.
+        averaged: whether to count averaged (EMA) weights.
+        accumulates: whether gradients of an earlier pass exist during the forward pass.
+    """
+    width, _, kind = precision.partition("-")
+    live = _LiveMemory()
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
+        with _default_dtype(WEIGHTS.get(width, torch.float32) if kind == "true" else torch.float32):
+            module, loss = build(batch)
+        module.train()
+        stepper = optimizer(module) if optimizer else torch.optim.AdamW(module.parameters(), fused=True)
+        average = [p.detach().clone() for p in module.parameters()] if averaged else []
+        for p in module.parameters():
+            p.grad = torch.zeros_like(p)
+        stepper.step()  # allocates the moments
+        state = live.now
+        if not accumulates:
+            stepper.zero_grad(set_to_none=True)
+        live.peak = live.now
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "mixed", cache_enabled=False):
+            value = loss()
+        value.backward()
+        del average
+    return state, live.peak
+
+
+def step_memory(build: Build, **options: Any) -> StepMemory:
+    """Estimate the memory of a training step from two batch sizes; `options` are those of `step_peak`."""
+    (state, one), (_, other) = (step_peak(build, batch, **options) for batch in BATCHES)
+    per_window = (other - one) / (BATCHES[1] - BATCHES[0])
+    return StepMemory(state, one - BATCHES[0] * per_window, per_window)
+
+
+def fewest_passes(total: int, devices: int, passes: int, most: int) -> int:
+    """Smallest multiple of `passes` that divides a global batch of `total` into batches of at most `most` windows.
+
+    Raises:
+        ValueError: the global batch size is not divisible by devices * passes.
+    """
+    each, rest = divmod(total, devices * passes)
+    if rest or not each:
+        raise ValueError(
+            f"data.global_batch_size={total} is not divisible by {devices} device(s) times "
+            f"trainer.accumulate_grad_batches={passes}: use a multiple of {devices * passes}"
+        )
+    return passes * next(more for more in range(1, each + 1) if each % more == 0 and each // more <= max(1, most))
 
 
 def device_memory(trainer: Any) -> int | None:
@@ -119,10 +272,10 @@ def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[]
     if total is None:
         return
     memory = training_memory(cfg, trainer, datamodule, make)
-    most, shares = memory.largest_batch(total), trainer.world_size * trainer.accumulate_grad_batches
-    windows = cfg.data.global_batch_size or -(-DEFAULT_BATCH // shares) * shares
-    passes = fewest_passes(windows, trainer.world_size, trainer.accumulate_grad_batches, most)
-    batch = windows // (trainer.world_size * passes)
+    most, devices, passes = memory.largest_batch(total), trainer.world_size, trainer.accumulate_grad_batches
+    windows = cfg.data.global_batch_size or -(-DEFAULT_BATCH // (devices * passes)) * devices * passes
+    passes = fewest_passes(windows, devices, passes, most)
+    batch = windows // (devices * passes)
     trainer.accumulate_grad_batches = cfg.trainer.accumulate_grad_batches = passes
     datamodule.global_batch_size = cfg.data.global_batch_size = windows
     datamodule.batch_size = cfg.data.batch_size = batch
@@ -131,7 +284,7 @@ def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[]
     log.info(
         "batch size: %d windows on each of %d device(s), %d pass(es) per step, global batch %d; a step uses about %.1f "
         "of %.1f GB (%.2f GB + %.2f GB per window)",
-        *(batch, trainer.world_size, passes, windows, memory.peak(batch) / 1e9, total / 1e9),
+        *(batch, devices, passes, windows, memory.peak(batch) / 1e9, total / 1e9),
         *(memory.fixed / 1e9, memory.per_window / 1e9),
     )
     if not most:

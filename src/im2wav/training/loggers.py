@@ -1,17 +1,24 @@
-"""W&B logger and its run lifetime."""
+"""Loggers: W&B without an account, one W&B run per training; samples for W&B, TensorBoard and an HTML page."""
 
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
 
-from im2wav.files import write_atomic
+from im2wav.files import wav_bytes, write_atomic
+from im2wav.report import Audio, Image, Table, render_page
+from im2wav.report.inline import thumbnail
+from im2wav.report.spectrogram import mel_image
+from im2wav.training.checkpoints import is_first_process
 
 WANDB_ID = "wandb_run_id.txt"  # in the folder of the run, so that a resumed run continues the same W&B run
 
@@ -42,7 +49,7 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
         except wandb.errors.UsageError:  # raised by recent versions if there is no key
             mode = "offline"
     known = Path(save_dir) / WANDB_ID
-    if not known.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+    if not known.is_file() and is_first_process():
         write_atomic(known, secrets.token_hex(4).encode())
     return WandbLogger(
         offline=mode == "offline",
@@ -53,3 +60,88 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
         log_model=False,
         **options,
     )
+
+
+@dataclass
+class DashboardRow:
+    """A row of the dashboard table."""
+
+    name: str  # a valid file name
+    facts: Mapping[str, Any]  # additional columns, such as guidance scale and seed
+    audio: Mapping[str, Tensor]  # column -> waveform [N] on the CPU
+    image: Path | None = None  # conditioning image
+
+
+def _columns(samples: Sequence[DashboardRow]) -> tuple[list[str], list[str]]:
+    """Names of all facts and audio columns."""
+    facts = dict.fromkeys(name for sample in samples for name in sample.facts)
+    return list(facts), list(dict.fromkeys(column for sample in samples for column in sample.audio))
+
+
+def write_page(folder: Path, title: str, samples: Sequence[DashboardRow], sample_rate: int, note: str = "") -> Path:
+    """Write audio, mel spectrograms, images and an index.html to a folder."""
+    facts, columns = _columns(samples)
+    rows: list[list[Any]] = [["item", "image", *facts, *columns]]
+    for sample in samples:
+        row: list[Any] = [sample.name, "", *(sample.facts.get(name, "") for name in facts)]
+        folder.mkdir(parents=True, exist_ok=True)
+        if sample.image is not None:
+            thumbnail(sample.image, 320).save(folder / f"{sample.name}.jpg", quality=85)
+            row[1] = Image(quote(f"{sample.name}.jpg"))
+        for column in columns:
+            wav, stem = sample.audio.get(column), f"{sample.name}_{column.replace(' ', '_')}"
+            if wav is not None:
+                write_atomic(folder / f"{stem}.wav", wav_bytes(wav, sample_rate))
+                mel_image(wav, sample_rate).save(folder / f"{stem}.png")
+            row.append("" if wav is None else Audio(quote(f"{stem}.wav"), quote(f"{stem}.png")))
+        rows.append(row)
+    path = folder / "index.html"
+    write_atomic(path, render_page(title, note, [Table("", rows)], wide=True))
+    return path
+
+
+def log_samples(
+    loggers: Sequence[Logger], tag: str, samples: Sequence[DashboardRow], sample_rate: int, step: int
+) -> None:
+    """Log samples to W&B as a table, to TensorBoard as audio and images."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _to_wandb(logger, tag, samples, sample_rate, step)
+        elif isinstance(logger, TensorBoardLogger):
+            for sample in samples:
+                for column, wav in sample.audio.items():
+                    name = f"{tag}/{sample.name}/{column}"
+                    logger.experiment.add_audio(name, wav[None], step, sample_rate)
+                    pixels = np.asarray(mel_image(wav, sample_rate))
+                    logger.experiment.add_image(f"{name} mel", pixels, step, dataformats="HWC")
+
+
+def _to_wandb(logger: WandbLogger, tag: str, samples: Sequence[DashboardRow], sample_rate: int, step: int) -> None:
+    import wandb
+
+    facts, columns = _columns(samples)
+    names: list[str | int] = ["item", "image", *facts, *(c for column in columns for c in (column, f"{column} mel"))]
+    table = wandb.Table(columns=names)
+    for sample in samples:
+        cells: list[Any] = [sample.name, wandb.Image(thumbnail(sample.image, 320)) if sample.image else None]
+        cells += [sample.facts.get(name) for name in facts]
+        for column in columns:
+            wav = sample.audio.get(column)
+            if wav is None:
+                cells += [None, None]
+            else:
+                cells += [wandb.Audio(wav.numpy(), sample_rate), wandb.Image(mel_image(wav, sample_rate))]
+        table.add_data(*cells)
+    logger.experiment.log({tag: table, "trainer/global_step": step})
+
+
+def log_histogram(loggers: Sequence[Logger], tag: str, values: Tensor, step: int) -> None:
+    """Log a histogram to W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            histogram = wandb.Histogram(np_histogram=np.histogram(values.numpy(), bins=64))
+            logger.experiment.log({tag: histogram, "trainer/global_step": step})
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(tag, values, step)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.flop_counter import FlopCounterMode
 
 from im2wav.decoding.sampler import item_seed
 from im2wav.training.optimizer import parameter_groups
@@ -39,9 +40,14 @@ def eager_eval_mode(net: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = call
 
 
-def gradient_norm(module: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients over all shards: a scalar."""
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+def training_flops(net: nn.Module, forward: Callable[[], Any]) -> int:
+    """Floating-point operations (FLOPs) of a training step: three times those of `forward`, which runs the network.
+
+    Attention counts where `torch.utils.flop_counter` knows its kernel, not on a CPU; it is about 1 % at official size.
+    """
+    with FlopCounterMode(display=False) as counter, eager_eval_mode(net), torch.no_grad():
+        forward()
+    return 3 * counter.get_total_flops()
 
 
 class NetModule(pl.LightningModule):
@@ -59,7 +65,7 @@ class NetModule(pl.LightningModule):
     Attributes:
         config: the resolved model node; set by the code that builds the module from a configuration.
         seed: seed of the run; set likewise.
-        gradient_norm: Euclidean norm of all gradients of the last step, before clipping: a scalar.
+        gradient_norm: Euclidean norm of all gradients (of all shards) of the last step, before clipping: a scalar.
         last_loss: training loss of the last batch, a scalar on the device.
     """
 
@@ -85,6 +91,10 @@ class NetModule(pl.LightningModule):
         """Submodules that are compiled and sharded individually."""
         raise NotImplementedError
 
+    def item_flops(self, batch: Any) -> int:
+        """FLOPs of a training step over one window of the batch."""
+        raise NotImplementedError
+
     def evaluation_step(self, stage: str, batch: Any) -> None:
         """Log the metrics of one batch under `stage`."""
         raise NotImplementedError
@@ -105,7 +115,7 @@ class NetModule(pl.LightningModule):
         self.shard(mesh, mixed=self.trainer.precision == "bf16-mixed")
 
     def shard(self, mesh: DeviceMesh, mixed: bool = False) -> None:
-        """Shard the network over a mesh; see `im2wav.training.sharding.shard_modules`."""
+        """Shard the network over a mesh, see `shard_modules`."""
         shard_modules([*self.regions(), self.net], mesh, mixed)
 
     def configure_optimizers(self) -> Any:
@@ -130,7 +140,8 @@ class NetModule(pl.LightningModule):
             result = optimizer_closure()
             if scaler is not None and unscales_itself:
                 scaler.unscale_(plain)
-            self.gradient_norm = gradient_norm(self)
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)

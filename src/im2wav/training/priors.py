@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from im2wav.data.windows import Batch
 from im2wav.decoding.sampler import item_seed
 from im2wav.prior import Conditions, Prior, Timing
-from im2wav.training.flops import forward_flops, prior_flops
-from im2wav.training.module import NetModule, eager_eval_mode
+from im2wav.training.module import NetModule, eager_eval_mode, training_flops
 
 
 class PriorModule(NetModule):
@@ -21,9 +20,8 @@ class PriorModule(NetModule):
 
     Args:
         net: prior to train.
-        optimizer, scheduler: see `NetModule`.
+        optimizer, scheduler, options: see `NetModule`.
         condition_dropout: probability of replacing the image embedding by the null embedding; > 0 for guidance.
-        options: options of `NetModule`.
 
     Raises:
         ValueError: condition dropout without a null embedding, or the reverse.
@@ -74,10 +72,10 @@ class PriorModule(NetModule):
         return list(self.net.transformer.layers)
 
     def item_flops(self, batch: Batch) -> int:
-        """FLOPs of a forward pass over one window of the batch."""
+        """FLOPs of a training step over one window of the batch."""
         first = torch.arange(1, device=batch.wav.device)
         conditions, codes = self.conditions(batch).take(first), self.codes(batch, self.level)[:1]
-        return forward_flops(self.net, lambda: self.net(codes, conditions)) + prior_flops(self.net)
+        return training_flops(self.net, lambda: self.net(codes, conditions))
 
     def dropped(self, ids: Sequence[str]) -> Tensor:
         """Condition dropout at this step: [B] booleans, true if the image of the item is dropped.

@@ -10,8 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from im2wav.codec import AudioCodec, CodecOutput
 from im2wav.codec.losses import Bandwidth, CodecLoss, spectral_convergence
 from im2wav.data.windows import Batch
-from im2wav.training.flops import forward_flops
-from im2wav.training.module import NetModule, eager_eval_mode
+from im2wav.training.module import NetModule, eager_eval_mode, training_flops
 
 
 class VQVAE(NetModule):
@@ -20,9 +19,8 @@ class VQVAE(NetModule):
     Args:
         net: codec to train.
         loss: the loss function.
-        optimizer, scheduler: see `NetModule`.
+        optimizer, scheduler, options: see `NetModule`.
         bandwidth: l1, l2 and spec; None: measure them on the training audio.
-        options: options of `NetModule`.
     """
 
     kind = "vqvae"
@@ -68,10 +66,10 @@ class VQVAE(NetModule):
         return [*self.net.encoders.values(), *self.net.decoders.values()]
 
     def item_flops(self, batch: Batch) -> int:
-        """FLOPs of a forward pass over one window of the batch; the nearest-code search has no backward pass."""
+        """FLOPs of a training step over one window of the batch; the nearest-code search has no backward pass."""
         positions = sum(batch.wav.shape[-1] // hop for hop in self.net.hop_lengths.values())
         search = 2 * positions * self.net.codebook_size * self.net.code_dim
-        return forward_flops(self.net, lambda: self.net(batch.wav[:1])) + search // 3
+        return training_flops(self.net, lambda: self.net(batch.wav[:1])) - 2 * search
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Return the total loss, its terms and the codec output."""

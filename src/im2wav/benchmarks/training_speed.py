@@ -1,22 +1,23 @@
-"""Training steps at official size: MFU, fast compared with dense attention, and memory by batch size."""
+"""Training steps at official size: MFU, and memory by batch size."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from im2wav.benchmarks.row import Row
+from im2wav.benchmarks.machine import Row
 from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
-from im2wav.prior import Conditions, Prior, Timing, transformer
-from im2wav.training.flops import forward_flops, prior_flops
-from im2wav.training.memory import step_memory
-from im2wav.training.timing import best_time, matmul_peak
+from im2wav.prior import Conditions, Prior, Timing
+from im2wav.training.hardware import step_memory
+from im2wav.training.monitor import best_time, matmul_peak
 
 MODELS = ("vqvae", "low_prior", "up_prior")
+PARTS = ("throughput", "memory")
 WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second
 CARDS = (8, 12, 24, 80)  # GB
 LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -52,40 +53,24 @@ def loss_of(net: nn.Module, batch: int, device: str) -> Callable[[], Tensor]:
     return lambda: net.bits(codes, conditions)
 
 
-def autocast(device: str, precision: str) -> Any:
-    """Autocast context for bf16, else a null context."""
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@contextmanager
-def dense_attention() -> Iterator[None]:
-    """Replace the fast attention by dense masked attention."""
-    fast, transformer.attend = transformer.attend, transformer.attend_dense
-    try:
-        yield
-    finally:
-        transformer.attend = fast
-
-
 def step_flops(model: str, batch: int) -> int:
-    """FLOPs of a training step, counted on fake tensors."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        net = official_net(model)
-        forward = forward_flops(net, loss_of(net, batch, "cpu"))
-        return 3 * (forward + (batch * prior_flops(net) if isinstance(net, Prior) else 0))
+    """FLOPs of forward and backward pass, counted on fake tensors; attention, about 1 %, is not counted."""
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        net = official_net(model).train()
+        loss_of(net, batch, "cpu")().backward()
+    return counter.get_total_flops()
 
 
-def measure_throughput(
+def _measure_throughput(
     model: str, batch: int, device: str, precision: str, checkpointing: bool, repeats: int
 ) -> list[Row]:
     """FLOP/s of training steps relative to the matmul peak (MFU)."""
     net = official_net(model, **({} if model == "vqvae" else {"checkpointing": checkpointing})).to(device).train()
     loss = loss_of(net, batch, device)
-    flops = step_flops(model, batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with autocast(device, precision):
+        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
             value = loss()
         value.backward()
         optimizer.step()
@@ -95,52 +80,30 @@ def measure_throughput(
         torch.cuda.reset_peak_memory_stats()
     seconds = best_time(step, device, repeats, warm_up=0 if device == "cpu" and model != "vqvae" else 2)
     peak = matmul_peak(precision, device)
-    again = ", checkpointing" if checkpointing and model != "vqvae" else ""
-    name = f"{model}, batch {batch}, {precision}{again}"
-    bar = 0.4 if device != "cpu" and model != "vqvae" and not checkpointing else None
-    note = "limited by memory and kernel launches of small convolutions and spectrograms" if model == "vqvae" else ""
-    rows = [Row(f"{name}: MFU", flops / seconds / 1e9, "GFLOP/s", peak / 1e9, "matmul", bar, note=note)]
+    name = f"{model}, batch {batch}, {precision}{', checkpointing' if checkpointing and model != 'vqvae' else ''}"
+    rows = [Row(f"{name}: MFU", step_flops(model, batch) / seconds / 1e9, "GFLOP/s", peak / 1e9, "matmul")]
     rows.append(Row(f"{name}: windows", batch / seconds, "1/s"))
     if device != "cpu":
         rows.append(Row(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB"))
     return rows
 
 
-def compare_with_dense(device: str, precision: str, repeats: int) -> Row:
-    """Forward and backward pass of the low prior with fast and with dense attention."""
-    net = official_net("low_prior").to(device).train()
-    loss = loss_of(net, 1, device)
-
-    def work() -> None:
-        with autocast(device, precision):
-            value = loss()
-        value.backward()
-        net.zero_grad(set_to_none=True)
-
-    fast = best_time(work, device, repeats, warm_up=1)
-    with dense_attention():
-        dense = best_time(work, device, repeats, warm_up=1)
-    name = f"low_prior, forward and backward, {precision}"
-    return Row(name, fast, "s", dense, "dense masked attention", bar=0.5, at_least=False)
-
-
-def measure_memory(model: str, precision: str) -> list[Row]:
+def _measure_memory(model: str, precision: str) -> list[Row]:
     """Memory of a training step: state, peak by batch size, and the largest batch on several GPUs."""
     rows: list[Row] = []
     for checkpointing in (False, True) if model != "vqvae" else (False,):
-        options = {"checkpointing": True} if checkpointing else {}
 
-        def build(batch: int, options: dict[str, Any] = options) -> tuple[nn.Module, Callable[[], Tensor]]:
-            net = official_net(model, **options)
+        def build(batch: int, checkpointing: bool = checkpointing) -> tuple[nn.Module, Callable[[], Tensor]]:
+            net = official_net(model, checkpointing=checkpointing)
             return net, loss_of(net, batch, "cpu")
 
         found = step_memory(build, precision=LIGHTNING[precision])
-        way = f"{model}, {LIGHTNING[precision]}{', checkpointing' if checkpointing else ''}"
+        name = f"{model}, {LIGHTNING[precision]}{', checkpointing' if checkpointing else ''}"
         fits = ", ".join(f"{card} GB {found.largest_batch(card * 1e9) or 'none'}" for card in CARDS)
         if not checkpointing:
-            rows.append(Row(f"{way}: weights, gradients, moments, average", found.state / 1e9, "GB"))
-        rows.append(Row(f"{way}: peak, fixed part", found.fixed / 1e9, "GB"))
-        rows.append(Row(f"{way}: peak, each window", found.per_window / 1e9, "GB", note=f"batch that fits: {fits}"))
+            rows.append(Row(f"{name}: weights, gradients, moments, average", found.state / 1e9, "GB"))
+        rows.append(Row(f"{name}: peak, fixed part", found.fixed / 1e9, "GB"))
+        rows.append(Row(f"{name}: peak, each window", found.per_window / 1e9, "GB", note=f"batch that fits: {fits}"))
     return rows
 
 
@@ -151,23 +114,19 @@ def measure_training(
     precision: str = "fp32",
     checkpointing: bool = False,
     repeats: int = 2,
-    parts: Sequence[str] = ("throughput", "dense", "memory"),
+    parts: Sequence[str] = PARTS,
 ) -> list[Row]:
     """Benchmark training steps, or some `parts`.
 
     Raises:
         ValueError: unknown model or part.
     """
-    unknown = set(parts) - {"throughput", "dense", "memory"}
+    unknown = set(parts) - set(PARTS)
     if unknown:
-        raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of throughput, dense, memory")
+        raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of {', '.join(PARTS)}")
     rows: list[Row] = []
-    if "memory" in parts:
-        for model in models:
-            rows += measure_memory(model, precision)
-    if "dense" in parts:
-        rows.append(compare_with_dense(device, precision, repeats))
-    if "throughput" in parts:
-        for model in models:
-            rows += measure_throughput(model, batch, device, precision, checkpointing, repeats)
+    for model in models if "memory" in parts else ():
+        rows += _measure_memory(model, precision)
+    for model in models if "throughput" in parts else ():
+        rows += _measure_throughput(model, batch, device, precision, checkpointing, repeats)
     return rows

@@ -1,0 +1,184 @@
+"""A training run: module, data, trainer, callbacks and loggers from the configuration; training; the test split."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+from im2wav.checkpoint import load, net_sha256
+from im2wav.files import write_atomic
+from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
+from im2wav.training.dashboard import Dashboard
+from im2wav.training.hardware import HalfWeights, configure_precision, size_batch
+from im2wav.training.loggers import WANDB_ID, finish_wandb_run
+from im2wav.training.monitor import run_provenance
+from im2wav.training.priors import PriorModule
+
+log = logging.getLogger(__name__)
+
+
+def run_training(cfg: DictConfig, instantiate: Callable[..., Any], launcher: str | None = None) -> dict[str, Any]:
+    """Train one model.
+
+    Args:
+        cfg: configuration of `im2wav.train`; `auto` values are replaced by those of this machine.
+        instantiate: builds what a config node describes.
+        launcher: name of the launcher whose worker this process is; None in the user's own process.
+
+    Returns:
+        The final metrics, the path of the last checkpoint as `checkpoint`, and the trainer, module and data module.
+
+    Raises:
+        ValueError: the configuration does not fit the machine, the data or the checkpoints, or no step could be made.
+    """
+    warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")  # priors sample dropout there
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
+    output = Path(cfg.paths.output)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    configure_precision(cfg)
+    module, datamodule, resume = _build(cfg, instantiate)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    for callback in callbacks:
+        if isinstance(callback, Dashboard):
+            callback.find_partner(module, datamodule)
+    if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
+        (output / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
+    loggers = [instantiate(node) for node in cfg.logger.values() if node]
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **_trainer_options(cfg))
+    _check_launcher(trainer, launcher)
+    size_batch(cfg, trainer, datamodule, lambda: instantiate(cfg.model))
+    if not cfg.trainer.fast_dev_run:
+        if trainer.is_global_zero:
+            write_atomic(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **run_provenance(cfg.data.root)}
+        for logger in loggers:
+            logger.log_hyperparams(facts)
+    rows = len(datamodule.windows["train"])
+    log.info("%s: %d pairs to train on", module.kind, rows)
+    for part in module.regions() if cfg.compile else ():
+        part.compile(dynamic=False)  # training batches have one size
+    with finish_wandb_run(), _explained(cfg):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if cfg.test and trainer.global_step and not cfg.trainer.fast_dev_run:
+            metrics |= _evaluate_test_split(trainer, module, datamodule, output)
+    if not trainer.global_step:
+        raise ValueError(
+            f"no step was made: data.batch_size={cfg.data.batch_size} on {trainer.world_size} devices leaves no whole "
+            f"batch of {rows} pairs; lower it, or raise data.windows_per_epoch"
+        )
+    checkpoint = output / "last.ckpt"
+    log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
+    return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
+
+
+def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None]:
+    """Build module, data module and checkpoint path; incompatible ones are rejected before audio is read."""
+    resume = find_checkpoint(cfg)
+    module = instantiate(cfg.model)
+    module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
+    module.configure_optimizers()  # an invalid schedule is rejected before a logger starts a run
+    if resume is not None and resume.endswith(".safetensors"):
+        _start_from(resume, module)
+        resume = None
+    tokenizer = _load_tokenizer(cfg, module) if isinstance(module, PriorModule) else None
+    datamodule = instantiate(cfg.data)
+    if cfg.test and not len(datamodule.windows["test"]):
+        raise ValueError(f"test=true: data.root={cfg.data.root} has no pair in the split `test`; give test=false")
+    if isinstance(module, PriorModule):
+        datamodule.folder.info.check_encoder(cfg.encoder.name, None, f"data.root={cfg.data.root}")
+        datamodule.tokenizer, datamodule.levels = tokenizer, module.levels
+    if resume is not None:
+        check_resume(resume, module, datamodule)
+    return module, datamodule, resume
+
+
+def _start_from(weights: str, module: Any) -> None:
+    """Begin with the weights of a .safetensors file, which has no optimizer state and no step count."""
+    loaded = load(weights, module.kind)
+    try:
+        module.net.load_state_dict(loaded.net.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"ckpt_path={weights} does not fit this configuration: {error}") from error
+    if loaded.bandwidth is not None and getattr(module, "bandwidth", None) is None:
+        module.set_bandwidth(loaded.bandwidth)
+
+
+def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
+    """The frozen codec whose codes a prior learns; its identity goes into the prior's checkpoints."""
+    codec: Any = load(cfg.codec, "vqvae").net
+    expected = int(cfg.data.num_samples) // codec.hop_lengths[module.level]
+    for what, given, wanted in (
+        ("codes.size", module.net.codebook_size, codec.codebook_size),
+        ("context_length (data.num_samples / hop)", module.net.context_length, expected),
+    ):
+        if given != wanted:
+            raise ValueError(f"{cfg.codec} does not fit this prior: its {what} is {wanted}, the prior's is {given}")
+    module.codec_sha256 = net_sha256(codec)
+    return codec
+
+
+def _trainer_options(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of the Trainer besides those of the configuration."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():  # of SLURM only the ranks, since our own callback obeys its signals
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    options: dict[str, Any] = {"plugins": plugins}
+    if cfg.trainer.precision in ("bf16-true", "16-true"):
+        plugins.append(HalfWeights(cfg.trainer.precision))
+        options["precision"] = None  # the plugin sets it
+    if not cfg.callbacks.get("progress"):  # Lightning would add a bar of its own, which synchronises with the GPU
+        options["enable_progress_bar"] = False
+    return options
+
+
+def _check_launcher(trainer: Any, name: str | None) -> None:
+    """Reject several devices inside a launcher's worker.
+
+    Lightning starts the processes of further devices by running the command again. Inside a worker of joblib, submitit
+    or ray this is not the user's command.
+    """
+    starts_more = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
+    if name and starts_more and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices} inside {name}, whose workers cannot start "
+            "further processes. Give trainer.devices=1 for each run, or hydra/launcher=basic for one run after the "
+            "other on all devices, or hydra/launcher=slurm, where SLURM starts them"
+        )
+
+
+@contextmanager
+def _explained(cfg: DictConfig) -> Iterator[None]:
+    """Turn what ends a training into one line that names the options that help, and a signal into its exit code."""
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise SystemExit(143) from stop
+    except RuntimeError as error:  # OutOfMemoryError of a GPU is one
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        options = [f"data.batch_size={cfg.data.batch_size} lower (with trainer.accumulate_grad_batches higher)"]
+        if "transformer" in cfg.model.net:
+            options.append("model.net.transformer.checkpointing=true")
+        options += ["trainer.precision=bf16-mixed", "trainer=fsdp"]
+        raise ValueError(f"out of memory: try {'; '.join(options)}. ({str(error).splitlines()[0][:160]})") from error
+
+
+def _evaluate_test_split(trainer: Any, module: Any, datamodule: Any, output: Path) -> dict[str, float]:
+    """Log and return the metrics `test/*` of best.ckpt, or of last.ckpt where no validation chose a best one."""
+    names = [name for name in ("best.ckpt", "last.ckpt") if (output / name).is_file()]
+    path = str(output / names[0]) if names else None
+    log.info("testing %s", path or "the weights at the end of training")
+    (metrics,) = trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    for name, value in metrics.items():
+        log.info("%s: %.4f", name, value)
+    return dict(metrics)
