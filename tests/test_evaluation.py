@@ -5,7 +5,7 @@ import torch
 
 from im2wav.evaluation.distance import mel_distance, si_sdr
 from im2wav.evaluation.retrieval import nearest, retrieval_values
-from im2wav.report.spectrogram import log_mel
+from im2wav.report.plots import log_mel
 
 RATE = 16000
 

@@ -22,7 +22,7 @@ from im2wav.evaluation.network import Network, NetworkOutput, SetOutputs
 from im2wav.evaluation.threads import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, list_files
 from im2wav.media.reading import MediaError, read_audio, set_loudness
-from im2wav.report.spectrogram import log_mel
+from im2wav.report.plots import log_mel
 
 log = logging.getLogger(__name__)
 

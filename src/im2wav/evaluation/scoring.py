@@ -27,8 +27,8 @@ from im2wav.evaluation.suites import load_networks
 from im2wav.evaluation.writing import Examples, warnings_for, write_files
 from im2wav.files import file_sha256
 from im2wav.media.reading import read_audio
-from im2wav.report.spectrogram import log_mel
-from im2wav.report.tables import as_markdown, as_text
+from im2wav.report.page import as_markdown, as_text
+from im2wav.report.plots import log_mel
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.evaluation.figures import Plan
 from im2wav.evaluation.items import ranked
 from im2wav.evaluation.network import Network
-from im2wav.files import IMAGE_SUFFIXES, write_atomic
+from im2wav.files import IMAGE_SUFFIXES, table_bytes, write_atomic
 from im2wav.media.reading import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
+from im2wav.report.page import as_markdown
 from im2wav.report.plots import plot_confusion, plot_histograms, plot_intervals
-from im2wav.report.tables import as_csv, as_markdown
 
 COLOURS = {
     summary.SETS["generated"]: "#3b6fb6",
@@ -204,7 +204,8 @@ def write_files(
     """Write all files. Times are in a separate file: the others are reproducible byte by byte."""
     text = as_markdown(summary.figure_rows(report["rows"]))
     text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
-    write_atomic(out / "items.csv", as_csv(rows))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_atomic(out / "items.csv", table_bytes(columns, rows))
     write_atomic(out / "report.md", text.encode())
     write_atomic(out / "report.html", report_page(report, rows, judged, examples))
     write_atomic(out / "report.json", summary.as_json(report))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from im2wav.files import wav_bytes, write_atomic
 from im2wav.report import Audio, Image, Table, render_page
-from im2wav.report.inline import thumbnail
-from im2wav.report.spectrogram import mel_image
+from im2wav.report.page import thumbnail
+from im2wav.report.plots import mel_image
 
 
 @dataclass
