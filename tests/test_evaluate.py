@@ -17,8 +17,7 @@ from im2wav.cli import run
 from im2wav.data.imagehear_list import imagehear as lists
 from im2wav.evaluate import evaluate
 from im2wav.evaluation import audio_files, imagehear
-from im2wav.evaluation.passt import audioset_labels
-from im2wav.evaluation.yamnet import PATH, Yamnet
+from im2wav.evaluation.taggers import YAMNET_PATH, Yamnet, audioset_labels
 
 FAST = ("resamples=50", "resamples_fd=3", "examples=1", "seconds=1.2")
 NAMES = (*IDS, "rock_band_01", "helicopter_01")
@@ -62,17 +61,17 @@ def test_yamnet_hears_the_two_vggsound_clips(yamnet, shared):
     for name, tags in expected.items():
         wav = audio_files.read_audio(shared / "data/vggsound_examples/wav" / f"{name}.wav", 16000)
         outputs = yamnet.analyse(wav)
-        top = outputs.scores.topk(len(tags)).indices.tolist()
+        top = outputs.scores[0].topk(len(tags)).indices.tolist()
         assert [yamnet.labels[i] for i in top] == list(tags)
         for label, score in tags.items():
-            assert outputs.scores[yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
+            assert outputs.scores[0, yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
 
 
 def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
     wav = 0.1 * torch.randn(15600, generator=torch.Generator().manual_seed(0))
     outputs = yamnet.analyse(wav)
     output = yamnet._net.get_tensor(yamnet._net.get_output_details()[0]["index"])[0]
-    assert np.abs(outputs.scores.numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
+    assert np.abs(outputs.scores[0].numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
     assert len(yamnet.labels) == 521
     labels = audioset_labels()
     assert len(labels) == len(set(labels)) == 527
@@ -98,13 +97,13 @@ def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
     outputs = found.outputs["yamnet"]
     assert torch.equal(outputs.rows, torch.cat([one.rows for one in alone]))
     assert outputs.owner.tolist() == list(range(len(alone)))
-    assert torch.equal(outputs.scores, torch.stack([one.scores for one in alone]))
-    assert torch.equal(outputs.logits, torch.stack([one.logits for one in alone]))
+    assert torch.equal(outputs.scores, torch.cat([one.scores for one in alone]))
+    assert torch.equal(outputs.logits, torch.cat([one.logits for one in alone]))
     assert torch.equal(found.levels, torch.stack([audio_files.levels(reading.raw(sound)) for sound in chosen.files]))
 
 
 def test_a_damaged_network_is_refused(tmp_path):
-    content = bytearray(PATH.read_bytes())
+    content = bytearray(YAMNET_PATH.read_bytes())
     content[1000] ^= 1
     (tmp_path / "yamnet.tflite").write_bytes(content)
     with pytest.raises(ValueError, match="expected 10c95ea3"):
@@ -301,7 +300,7 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert command("evaluate", *arguments) == 0
     assert (out / "report.json").read_bytes() == first
     assert (out / "sounds" / "up" / "cat_03_00.wav").stat().st_mtime_ns == kept
-    assert "im2wav.sample" in capfd.readouterr().out
+    assert "1 inputs: 1 audio files to generate" in capfd.readouterr().out
     assert command("evaluate", *arguments, "seed=1") == 2
     assert "audio of another model or other options" in capfd.readouterr().err
 
@@ -327,7 +326,7 @@ def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, 
 def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
-    from im2wav.evaluation.code_metrics import batches, codec_figures, prior_figures
+    from im2wav.evaluation.evaluated_model import batches, codec_figures, prior_figures
     from im2wav.evaluation.figures import Plan
     from im2wav.prior import Conditions, Timing
 
@@ -372,7 +371,7 @@ def test_imagehears_lists():
     assert len(imagehear.class_names()) == 30
     assert len(shares) == 101
     assert sum(shares.values()) == 3600
-    assert shares["guitar1.jpg"] == 15
+    assert shares["guitar1"] == 15
     assert imagehear.class_of("Playing Accordion") == "Accordion"
     assert imagehear.audioset_names("owl", ["Owl", "Hoot"]) == ["Owl"]
     with pytest.raises(ValueError, match="120 in the paper"):

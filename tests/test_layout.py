@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prepare": {"data", "media", "report"},
     "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub"},
     "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub"},
-    "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub", "cli"},
+    "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",
         "prior",

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,13 @@ def make_template(cfg: DictConfig, model: Im2Wav, item: Input, sampling: Any) ->
 
 
 def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
+    """Generate audio for each input of the options; see `generate_files`."""
+    return generate_files(cfg, build, [(read_inputs(cfg), read_numbers(cfg))])
+
+
+def generate_files(
+    cfg: DictConfig, build: Build, jobs: Sequence[tuple[Sequence[Input], range]]
+) -> list[dict[str, Any]]:
     """Generate audio for each input: out/up/NAME_K.wav, drafts in out/low/, and manifest.csv.
 
     Files of an earlier run are kept.
@@ -130,9 +137,11 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     Args:
         cfg: options of conf/sample.yaml.
         build: instantiates a config node.
+        jobs: inputs, and the numbers K of the audio files of each.
 
     Returns:
-        The content of the .json of each audio file, with paths by level.
+        The content of the .json of each audio file, with paths by level; nothing in a process that does not write
+        manifest.csv.
 
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
@@ -140,19 +149,25 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     is_leader = os.environ.get("LOCAL_RANK", "0") == "0"
     if not is_leader:
         log.setLevel(logging.WARNING)
-    numbers, sampling, items, outputs = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg), make_outputs(cfg)
+    sampling, outputs = build(cfg.sampler), make_outputs(cfg)
     model = load_model(cfg, build)
-    template = make_template(cfg, model, items[0], sampling)
+    template = make_template(cfg, model, jobs[0][0][0], sampling)
     keep, size = None if cfg.num_drafts is None else cfg.keep, None if cfg.batch_size == "auto" else cfg.batch_size
     runner = Runner(model, keep, size, None if is_leader else True)
-    groups, failed = runner.plan(template, items, numbers, outputs)
+    groups, finished = [], 0
+    for items, numbers in jobs:
+        planned, failed = runner.plan(template, items, numbers, outputs)
+        groups += planned
+        finished += (len(items) - failed) * len(numbers) - sum(map(len, planned))
     requests = [request for group in groups for request in group]
+    names = [(item.name, number) for items, numbers in jobs for item in items for number in numbers]
+    count = len({name for name, _ in names})
     log.info(
         "%d inputs: %d audio files to generate, %.1f s in total; %d exist already",
-        len(items),
+        count,
         len(requests),
         sum(map(_seconds, requests)),
-        (len(items) - failed) * len(numbers) - len(requests),
+        finished,
     )
     if cfg.dry_run:
         for first, *rest in groups:
@@ -160,12 +175,12 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
         return []
     if groups and not _generate(cfg, build, runner, outputs, groups):
         return []
-    rows = outputs.write_manifest([(item.name, number) for item in items for number in numbers])
-    missing = len(items) - len({row["name"] for row in rows})
+    rows = outputs.write_manifest(names)
+    missing = count - len({row["name"] for row in rows})
     log.info("%d audio files in %s", len(rows), outputs.root / "up")
     if missing:
-        message = f"{len(items) - missing or 'none'} of {len(items)} inputs could be read, see above"
-        if missing > cfg.max_failed * len(items):
+        message = f"{count - missing or 'none'} of {count} inputs could be read, see above"
+        if missing > cfg.max_failed * count:
             raise ValueError(f"{message} (max_failed={cfg.max_failed})")
         log.warning(message)
     return rows
