@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +307,40 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert "audio of another model or other options" in capfd.readouterr().err
 
 
+def test_the_networks_that_generate_are_released_before_those_that_judge_are_loaded(
+    trained, pairs, tmp_path, monkeypatch
+):
+    import gc
+
+    from im2wav.evaluation import scoring
+    from im2wav.prior import Prior
+
+    load_networks, priors = scoring.load_networks, []
+
+    def load_and_count(cfg):
+        priors.append(sum(type(x) is Prior for x in gc.get_objects()))
+        return load_networks(cfg)
+
+    monkeypatch.setattr(scoring, "load_networks", load_and_count)
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", *FAST[:3], "sampler.guidance_scale=1"]
+    evaluate(config("evaluate", *arguments, f"out={tmp_path / 'out'}"))
+    before, after = priors
+    assert after <= before
+
+
+def test_several_devices_generate_the_same_audio_and_one_process_evaluates_it(trained, pairs, tmp_path):
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", *FAST[:2], "examples=0", "batch_size=2"]
+    assert command("evaluate", *arguments, f"out={tmp_path / 'one'}") == 0
+    devices = "sample=['trainer.devices=2','trainer.accelerator=cpu']"
+    call = [sys.executable, "-m", "im2wav.evaluate", *arguments, devices, f"out={tmp_path / 'two'}"]
+    run = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("open the page") == 1
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / x).rglob("*.wav")} for x in ("one", "two"))
+    assert len(one) == 6
+    assert one == two
+
+
 def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, pairs, tmp_path, capfd):
     arguments = [f"data={pairs}", "split=all", "resamples=50", "resamples_fd=3", "examples=1", "seconds=0.256"]
     model = [f"model={trained / 'base'}", "sampler.guidance_scale=1", f"out={tmp_path / 'model'}"]
@@ -392,9 +428,6 @@ def test_av_benchmark_finds_its_folders(folders, tmp_path):
 
 
 def test_a_sweep_ends_in_one_table(folders, tmp_path):
-    import subprocess
-    import sys
-
     arguments = [f"generated={folders[0]}", f"reference={folders[1]}", f"out={tmp_path / 'out'}", *FAST]
     arguments = [sys.executable, "-m", "im2wav.evaluate", "-m", *arguments, "loudness=-20,-30"]
     run = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torchaudio.functional
 from torch import Tensor
 
@@ -66,23 +67,27 @@ def generate_audio(
         )
     write_atomic(settings, text.encode())
     todo = [name for name, count in numbers.items() if not _is_done(out, name, count)]
-    if not todo:
-        return True
+    if todo:
+        given = [*_window_options(files), f"batch_size={cfg.batch_size}", f"device={cfg.device}"]
+        sample, jobs = make_config([*given, *options]), []
+        sample.update({"out": str(out), **{name: str(path) for name, path in files.items()}})
+        for count in sorted({numbers[name] for name in todo}):
+            sample.num_samples = count
+            items = [replace(input_of(images[name]), name=name) for name in todo if numbers[name] == count]
+            jobs.append((items, read_numbers(sample)))
+        generate_files(sample, build, jobs)
+        gc.collect()  # a model and its function that makes the encoder refer to each other
+        torch.cuda.empty_cache()  # does nothing without CUDA
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _window_options(files: Mapping[str, Path]) -> list[str]:
+    """Options of `sample` for one window of a model, for longer videos as well."""
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
     nets: Any = {"low": low.net, "codec": codec.net}
-    window = nets["low"].context_length * nets["codec"].hop_lengths["low"]  # samples, for longer videos as well
-    given = [f"encoder={low.data.get('encoder')}", f"seconds={window / low.data.get('sample_rate', 16000)}"]
-    given += ["mux=false", f"batch_size={cfg.batch_size}", f"device={cfg.device}"]
-    sample, jobs = make_config([*given, *options]), []
-    sample.update({"out": str(out), **{name: str(path) for name, path in files.items()}})
-    for number in sorted({numbers[name] for name in todo}):
-        sample.num_samples = number
-        items = [replace(input_of(images[name]), name=name) for name in todo if numbers[name] == number]
-        jobs.append((items, read_numbers(sample)))
-    is_main = bool(generate_files(sample, build, jobs))
-    gc.collect()  # a model and its function that makes the encoder refer to each other
-    torch.cuda.empty_cache()  # does nothing without CUDA
-    return is_main
+    samples = nets["low"].context_length * nets["codec"].hop_lengths["low"]
+    seconds = samples / low.data.get("sample_rate", 16000)
+    return [f"encoder={low.data.get('encoder')}", f"seconds={seconds}", "mux=false"]
 
 
 def _is_done(out: Path, name: str, count: int) -> bool:
