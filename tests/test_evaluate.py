@@ -341,6 +341,16 @@ def test_several_devices_generate_the_same_audio_and_one_process_evaluates_it(tr
     assert one == two
 
 
+def test_a_wrong_option_of_sample_is_one_line(trained, pairs, tmp_path, capfd):
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", f"out={tmp_path / 'out'}"]
+    for option, message in (("colour=red", "no such option"), ("overlap=-1", "must be >= 0")):
+        capfd.readouterr()
+        assert command("evaluate", *arguments, f"sample=['{option}']") == 2
+        lines = [x for x in capfd.readouterr().err.splitlines() if not x.startswith("INFO: ")]  # of the network
+        assert len(lines) == 1, lines
+        assert re.fullmatch(rf"error: (sample: )?{option}.*: {message}.*", lines[0])
+
+
 def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, pairs, tmp_path, capfd):
     arguments = [f"data={pairs}", "split=all", "resamples=50", "resamples_fd=3", "examples=1", "seconds=0.256"]
     model = [f"model={trained / 'base'}", "sampler.guidance_scale=1", f"out={tmp_path / 'model'}"]

@@ -8,19 +8,26 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, command, instantiate, run
+from im2wav.cli import CONF, command, instantiate, one_line, rewrite, run
+from im2wav.options import check_config
 
 
 def sample_config(options: Sequence[str]) -> DictConfig:
-    """Compose and check the config of `sample` with these options."""
+    """Compose and check the config of `sample` with these options.
+
+    Raises:
+        ValueError: an option that `sample` does not have or that is out of range.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
-    from im2wav.options import check_config
+    from hydra.errors import HydraException
 
     is_ready = GlobalHydra.instance().is_initialized()  # by `hydra.main`, with the same folder
-    with nullcontext() if is_ready else initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("sample", list(options))
+    try:
+        with nullcontext() if is_ready else initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("sample", rewrite("sample", list(options)))
+    except HydraException as error:
+        raise ValueError(f"sample: {one_line(error, 'sample')}") from error
     check_config(cfg, Path(CONF))
     return cfg
 

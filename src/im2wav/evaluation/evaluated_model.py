@@ -65,7 +65,6 @@ def generate_audio(
         raise ValueError(
             f"{out} contains audio of another model or other options ({settings}): set another out=DIR, or remove it"
         )
-    write_atomic(settings, text.encode())
     todo = [name for name, count in numbers.items() if not _is_done(out, name, count)]
     if todo:
         given = [*_window_options(files), f"batch_size={cfg.batch_size}", f"device={cfg.device}"]
@@ -75,6 +74,7 @@ def generate_audio(
             sample.num_samples = count
             items = [replace(input_of(images[name]), name=name) for name in todo if numbers[name] == count]
             jobs.append((items, read_numbers(sample)))
+        write_atomic(settings, text.encode())
         generate_files(sample, build, jobs)
         gc.collect()  # a model and its function that makes the encoder refer to each other
         torch.cuda.empty_cache()  # does nothing without CUDA
