@@ -57,16 +57,11 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class AudioFileSet:
-    """A set of audio files.
+    """A set of audio files."""
 
-    Attributes:
-        title: name of the set in messages.
-        files: the files, sorted by name.
-        process: function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction.
-    """
-
-    title: str
-    files: tuple[AudioFile, ...]
+    title: str  # name of the set in messages
+    files: tuple[AudioFile, ...]  # sorted by name
+    # function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction
     process: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False)
 
     @property
@@ -109,18 +104,10 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def target_of(name: str, targets: set[str]) -> str | None:
-    """Item of a generated file: its name, or its name without the suffix `_00`."""
-    if name in targets:
-        return name
-    bare = re.sub(r"_\d{2,}$", "", name)
-    return bare if bare in targets else None
-
-
 def match(
     generated: list[AudioFile], targets: Sequence[str], missing: str
 ) -> tuple[list[AudioFile], dict[str, list[str]]]:
-    """Assign each generated file to its item.
+    """Assign each generated file to its item, which has its name, or its name without the suffix `_00`.
 
     Args:
         generated: generated files.
@@ -133,10 +120,13 @@ def match(
     Raises:
         ValueError: nothing matches, or names do not match and `missing` is `error`.
     """
-    wanted = set(targets)
-    found = [(file, target_of(file.name, wanted)) for file in generated]
-    matched = [replace(file, target=target) for file, target in found if target is not None]
-    lone = [file.name for file, target in found if target is None]
+    wanted, matched, lone = set(targets), [], []
+    for file in generated:
+        target = file.name if file.name in wanted else re.sub(r"_\d{2,}$", "", file.name)
+        if target in wanted:
+            matched.append(replace(file, target=target))
+        else:
+            lone.append(file.name)
     bare = sorted(wanted - {file.target for file in matched})
     if not matched:
         raise ValueError(
@@ -156,17 +146,11 @@ def match(
 
 @dataclass(frozen=True)
 class Reading:
-    """How all files are read.
+    """How all files are read."""
 
-    Attributes:
-        rate: sample rate in Hz that all files are resampled to.
-        seconds: duration of the evaluated audio; shorter audio is repeated, as in training.
-        loudness: RMS level in dBFS that all audio is scaled to; None: unchanged.
-    """
-
-    rate: int
-    seconds: float
-    loudness: float | None
+    rate: int  # Hz that all files are resampled to
+    seconds: float  # duration of the evaluated audio; shorter audio is repeated, as in training
+    loudness: float | None  # RMS level in dBFS that all audio is scaled to; None: unchanged
 
     def raw(
         self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None, whole: bool = False
@@ -215,19 +199,12 @@ def levels(wav: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """Network outputs of a set.
+    """Network outputs of a set."""
 
-    Attributes:
-        set: the S audio files.
-        outputs: outputs by network name.
-        levels: [S, 3], see `levels`.
-        nearest: name of the nearest recording of each file, for retrieval.
-    """
-
-    set: AudioFileSet
-    outputs: dict[str, NetworkOutputs]
-    levels: Tensor
-    nearest: Sequence[str] = ()
+    set: AudioFileSet  # of S files
+    outputs: dict[str, NetworkOutputs]  # by network name
+    levels: Tensor  # [S, 3], see `levels`
+    nearest: Sequence[str] = ()  # name of the recording nearest to each file, for retrieval
 
 
 def judge(
@@ -235,18 +212,13 @@ def judge(
 ) -> Judged:
     """Run each network on each file of a set. One file per thread is in memory at a time.
 
-    Args:
-        audio: the set.
-        networks: the networks.
-        reading: how the files are read.
-        recordings: log-mel spectrograms [T, bands] by name, among which each file's nearest is searched.
+    `recordings`: log-mel spectrograms [T, bands] by name, among which each file's nearest is searched.
 
     Raises:
         ValueError: files that cannot be used; the message lists them.
     """
 
     def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutputs], Tensor | None] | str:
-        """Levels, network outputs and log-mel spectrogram of a file, or an error message."""
         try:
             wav = reading.raw(file, audio.process)
         except MediaError as error:

@@ -78,11 +78,7 @@ class VggishNet(nn.Module):
 
 
 class Vggish(Network):
-    """VGGish with its weights.
-
-    Raises:
-        ValueError: the file is missing, wrong, or has another layout.
-    """
+    """VGGish with its weights; ValueError where the file is missing, wrong, or has another layout."""
 
     name = "vggish"
     sample_rate = 16000
@@ -104,11 +100,7 @@ class Vggish(Network):
 
 
 class Wav2ClipNet(nn.Module):
-    """Waveforms [B, N] at 16 kHz -> embeddings [B, 512].
-
-    Raises:
-        ValueError: torchvision is not installed.
-    """
+    """Waveforms [B, N] at 16 kHz -> embeddings [B, 512]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,11 +125,7 @@ class Wav2ClipNet(nn.Module):
 
 
 class Wav2Clip(Network):
-    """Wav2CLIP with its weights.
-
-    Raises:
-        ValueError: the file is missing, wrong, or has another layout.
-    """
+    """Wav2CLIP with its weights; ValueError where the file is missing, wrong, or has another layout."""
 
     name = "wav2clip"
     sample_rate = 16000

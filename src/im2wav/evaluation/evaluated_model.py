@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,11 +29,7 @@ MakeConfig = Callable[[Sequence[str]], Any]
 
 
 def model_files(cfg: Any) -> dict[str, Path]:
-    """Files of the evaluated model; with `codec=FILE`, only the codec.
-
-    Raises:
-        ValueError: one is missing.
-    """
+    """Files of the evaluated model; with `codec=FILE`, only the codec."""
     return {"codec": Path(cfg.codec)} if cfg.mode == "codec" else find_weights(Path(cfg.model_dir))
 
 
@@ -44,8 +40,8 @@ def generate_audio(
 
     Args:
         cfg: options of the command: model, sampler, seed, batch_size, device and further options of sample.
-        images: name -> photo or video.
-        numbers: name -> how many audio files to generate.
+        images: photo or video by name.
+        numbers: how many audio files to generate, by name.
         out: folder of the audio files.
         make_config: composes the config of `sample`.
         build: instantiates a config node.
@@ -111,11 +107,8 @@ def reconstruct(reference: AudioFileSet, file: Path, device: str) -> AudioFileSe
     return replace(reference, title="codec", process=process)
 
 
-class EvaluationBatch(NamedTuple):
-    """A batch with the image embeddings of other items for the shuffled baseline."""
-
-    batch: Batch
-    other_clip: Tensor | None  # [B, F, D]; None if there is only one item
+# a batch, and image embeddings of other items [B, F, D] for the shuffled baseline; None if there is only one item
+EvaluationBatch = tuple[Batch, Tensor | None]
 
 
 def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Iterator[EvaluationBatch]:
@@ -135,9 +128,7 @@ def batches(folder: PairsFolder, split: str, num_samples: int, size: int) -> Ite
     for start in range(0, len(pairs), size):
         rows = range(start, min(start + size, len(pairs)))
         others = [windows[((row - 1) % len(pairs), 0.0)].clip for row in rows]
-        yield EvaluationBatch(
-            collate([windows[(row, 0.0)] for row in rows]), torch.stack(others) if len(pairs) > 1 else None
-        )
+        yield collate([windows[(row, 0.0)] for row in rows]), torch.stack(others) if len(pairs) > 1 else None
 
 
 @torch.inference_mode()

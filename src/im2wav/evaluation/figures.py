@@ -42,23 +42,14 @@ Row = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Plan:
-    """Options of the metrics.
+    """Options of the metrics."""
 
-    Attributes:
-        seed: seed of resamples and random halves.
-        resamples: number of resamples of means and kernel distances.
-        resamples_fd: number of resamples of Fréchet distances, which are expensive.
-        labels: item -> label; may be incomplete.
-        images: item -> image embedding, required for CS.
-        recordings: name -> label of the recordings for retrieval; empty: no retrieval.
-    """
-
-    seed: int = 0
-    resamples: int = 1000
-    resamples_fd: int = 20
-    labels: Mapping[str, str] = field(default_factory=dict)
-    images: Mapping[str, Tensor] = field(default_factory=dict)
-    recordings: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0  # of resamples and random halves
+    resamples: int = 1000  # of means and kernel distances
+    resamples_fd: int = 20  # of Fréchet distances, which are expensive
+    labels: Mapping[str, str] = field(default_factory=dict)  # of items; may be incomplete
+    images: Mapping[str, Tensor] = field(default_factory=dict)  # embeddings by item, required for CS
+    recordings: Mapping[str, str] = field(default_factory=dict)  # labels of the recordings for retrieval by name
 
     def weights(self, units: Tensor, count: int, stream: int = 0) -> Tensor:
         """Bootstrap counts [count, S] of files of items `units` [S]; different streams are independent."""
@@ -180,13 +171,8 @@ def set_row(
 ) -> Row:
     """All metrics of a set.
 
-    Args:
-        judged: network outputs of the set.
-        networks: the networks.
-        plan: options of the metrics.
-        reference: network outputs of the references.
-        judged_for: item -> item of the reference; a permutation gives the shuffled baseline.
-        paired: whether each file has its own reference.
+    `judged_for`: item -> item of the reference; a permutation gives the shuffled baseline. `paired`: whether each file
+    has its own reference.
     """
     items, row = judged.set.targets, {}
     wanted = [judged_for(item) for item in items]

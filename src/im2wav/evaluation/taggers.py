@@ -53,11 +53,7 @@ def yamnet_labels(path: Path = YAMNET_PATH) -> tuple[str, ...]:
 
 
 class Yamnet(Network):
-    """YAMNet.
-
-    Raises:
-        ValueError: the file is not the published one, or the interpreter is not installed.
-    """
+    """YAMNet; ValueError where the file is not the published one, or the interpreter is not installed."""
 
     name = "yamnet"
     sample_rate = 16000
@@ -149,9 +145,6 @@ class PasstNet(nn.Module):
         width, depth, heads: sizes of the transformer.
         grid: patches over frequency and time with position embeddings.
         classes: number of classes.
-
-    Raises:
-        ValueError: timm is not installed.
     """
 
     def __init__(
@@ -191,15 +184,7 @@ class PasstNet(nn.Module):
 
 
 class Passt(Network):
-    """PaSST with its weights.
-
-    Args:
-        folder: folder of the weights file.
-        check: reject files other than the published one. Without the check, sizes are read from the file.
-
-    Raises:
-        ValueError: the file is missing, wrong, or has another layout.
-    """
+    """PaSST with its weights, whose sizes are read from the file; ValueError where it is missing, wrong or another."""
 
     name = "passt"
     sample_rate = 32000
