@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,7 @@ from im2wav.cli import run
 from im2wav.data.imagehear_list import imagehear as lists
 from im2wav.evaluate import evaluate
 from im2wav.evaluation import audio_files, imagehear
-from im2wav.evaluation.passt import audioset_labels
-from im2wav.evaluation.yamnet import PATH, Yamnet
+from im2wav.evaluation.taggers import YAMNET_PATH, Yamnet, audioset_labels
 
 FAST = ("resamples=50", "resamples_fd=3", "examples=1", "seconds=1.2")
 NAMES = (*IDS, "rock_band_01", "helicopter_01")
@@ -62,17 +63,17 @@ def test_yamnet_hears_the_two_vggsound_clips(yamnet, shared):
     for name, tags in expected.items():
         wav = audio_files.read_audio(shared / "data/vggsound_examples/wav" / f"{name}.wav", 16000)
         outputs = yamnet.analyse(wav)
-        top = outputs.scores.topk(len(tags)).indices.tolist()
+        top = outputs.scores[0].topk(len(tags)).indices.tolist()
         assert [yamnet.labels[i] for i in top] == list(tags)
         for label, score in tags.items():
-            assert outputs.scores[yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
+            assert outputs.scores[0, yamnet.labels.index(label)].item() == pytest.approx(score, abs=0.02)
 
 
 def test_yamnets_last_layer_is_its_own_and_its_labels_are_audiosets(yamnet):
     wav = 0.1 * torch.randn(15600, generator=torch.Generator().manual_seed(0))
     outputs = yamnet.analyse(wav)
     output = yamnet._net.get_tensor(yamnet._net.get_output_details()[0]["index"])[0]
-    assert np.abs(outputs.scores.numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
+    assert np.abs(outputs.scores[0].numpy() - output).max() < 0.05  # the file's own scores, in steps of 1/256
     assert len(yamnet.labels) == 521
     labels = audioset_labels()
     assert len(labels) == len(set(labels)) == 527
@@ -98,13 +99,13 @@ def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
     outputs = found.outputs["yamnet"]
     assert torch.equal(outputs.rows, torch.cat([one.rows for one in alone]))
     assert outputs.owner.tolist() == list(range(len(alone)))
-    assert torch.equal(outputs.scores, torch.stack([one.scores for one in alone]))
-    assert torch.equal(outputs.logits, torch.stack([one.logits for one in alone]))
+    assert torch.equal(outputs.scores, torch.cat([one.scores for one in alone]))
+    assert torch.equal(outputs.logits, torch.cat([one.logits for one in alone]))
     assert torch.equal(found.levels, torch.stack([audio_files.levels(reading.raw(sound)) for sound in chosen.files]))
 
 
 def test_a_damaged_network_is_refused(tmp_path):
-    content = bytearray(PATH.read_bytes())
+    content = bytearray(YAMNET_PATH.read_bytes())
     content[1000] ^= 1
     (tmp_path / "yamnet.tflite").write_bytes(content)
     with pytest.raises(ValueError, match="expected 10c95ea3"):
@@ -301,9 +302,53 @@ def test_a_model_is_sampled_once_and_measured(trained, pairs, tmp_path, capfd):
     assert command("evaluate", *arguments) == 0
     assert (out / "report.json").read_bytes() == first
     assert (out / "sounds" / "up" / "cat_03_00.wav").stat().st_mtime_ns == kept
-    assert "im2wav.sample" in capfd.readouterr().out
+    assert "1 inputs: 1 audio files to generate" in capfd.readouterr().out
     assert command("evaluate", *arguments, "seed=1") == 2
     assert "audio of another model or other options" in capfd.readouterr().err
+
+
+def test_the_networks_that_generate_are_released_before_those_that_judge_are_loaded(
+    trained, pairs, tmp_path, monkeypatch
+):
+    import gc
+
+    from im2wav.evaluation import scoring
+    from im2wav.prior import Prior
+
+    load_networks, priors = scoring.load_networks, []
+
+    def load_and_count(cfg):
+        priors.append(sum(type(x) is Prior for x in gc.get_objects()))
+        return load_networks(cfg)
+
+    monkeypatch.setattr(scoring, "load_networks", load_and_count)
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", *FAST[:3], "sampler.guidance_scale=1"]
+    evaluate(config("evaluate", *arguments, f"out={tmp_path / 'out'}"))
+    before, after = priors
+    assert after <= before
+
+
+def test_several_devices_generate_the_same_audio_and_one_process_evaluates_it(trained, pairs, tmp_path):
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", *FAST[:2], "examples=0", "batch_size=2"]
+    assert command("evaluate", *arguments, f"out={tmp_path / 'one'}") == 0
+    devices = "sample=['trainer.devices=2','trainer.accelerator=cpu']"
+    call = [sys.executable, "-m", "im2wav.evaluate", *arguments, devices, f"out={tmp_path / 'two'}"]
+    run = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("open the page") == 1
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / x).rglob("*.wav")} for x in ("one", "two"))
+    assert len(one) == 6
+    assert one == two
+
+
+def test_a_wrong_option_of_sample_is_one_line(trained, pairs, tmp_path, capfd):
+    arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", f"out={tmp_path / 'out'}"]
+    for option, message in (("colour=red", "no such option"), ("overlap=-1", "must be >= 0")):
+        capfd.readouterr()
+        assert command("evaluate", *arguments, f"sample=['{option}']") == 2
+        lines = [x for x in capfd.readouterr().err.splitlines() if not x.startswith("INFO: ")]  # of the network
+        assert len(lines) == 1, lines
+        assert re.fullmatch(rf"error: (sample: )?{option}.*: {message}.*", lines[0])
 
 
 def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, pairs, tmp_path, capfd):
@@ -327,7 +372,7 @@ def test_a_codec_alone_gives_the_codec_reconstruction_row_of_its_model(trained, 
 def test_bits_do_not_depend_on_the_batch_and_are_those_of_training(trained, pairs):
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
-    from im2wav.evaluation.code_metrics import batches, codec_figures, prior_figures
+    from im2wav.evaluation.evaluated_model import batches, codec_figures, prior_figures
     from im2wav.evaluation.figures import Plan
     from im2wav.prior import Conditions, Timing
 
@@ -372,7 +417,7 @@ def test_imagehears_lists():
     assert len(imagehear.class_names()) == 30
     assert len(shares) == 101
     assert sum(shares.values()) == 3600
-    assert shares["guitar1.jpg"] == 15
+    assert shares["guitar1"] == 15
     assert imagehear.class_of("Playing Accordion") == "Accordion"
     assert imagehear.audioset_names("owl", ["Owl", "Hoot"]) == ["Owl"]
     with pytest.raises(ValueError, match="120 in the paper"):
@@ -393,9 +438,6 @@ def test_av_benchmark_finds_its_folders(folders, tmp_path):
 
 
 def test_a_sweep_ends_in_one_table(folders, tmp_path):
-    import subprocess
-    import sys
-
     arguments = [f"generated={folders[0]}", f"reference={folders[1]}", f"out={tmp_path / 'out'}", *FAST]
     arguments = [sys.executable, "-m", "im2wav.evaluate", "-m", *arguments, "loudness=-20,-30"]
     run = subprocess.run(arguments, capture_output=True, text=True, check=False)

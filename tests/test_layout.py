@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prepare": {"data", "media", "report", "distributed"},
     "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
     "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub"},
-    "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub", "cli"},
+    "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",
         "prior",

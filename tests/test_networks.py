@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from conftest import ASSETS, config, write_wav
-from im2wav.evaluation import network_weights, vggish
-from im2wav.evaluation.passt import Passt, PasstNet, passt_log_mel
-from im2wav.evaluation.vggish import Vggish, VggishNet, examples, mel_matrix
-from im2wav.evaluation.wav2clip import Wav2Clip, Wav2ClipNet
+from im2wav.evaluation.embedding_networks import OFFSET, Vggish, VggishNet, Wav2Clip, Wav2ClipNet, examples, mel_matrix
+from im2wav.evaluation.networks import FILES
+from im2wav.evaluation.taggers import Passt, PasstNet, passt_log_mel
 
 WIDTH = 64  # of the small PaSST; the published one has 768
 
@@ -39,7 +38,7 @@ def files(tmp_path_factory, clip_file):
         shapes = VggishNet()
     generator = torch.Generator().manual_seed(0)
     state = {name: small(tuple(value.shape), generator) for name, value in shapes.state_dict().items()}
-    torch.save(state, folder / network_weights.FILES["vggish"].name)
+    torch.save(state, folder / FILES["vggish"].name)
     wav2clip = state_like(Wav2ClipNet(), 1) | {  # what the file holds besides
         "audio_encoder.spectrogram.window": torch.ones(512),
         "audio_encoder.fc.weight": torch.zeros(309, 512),
@@ -47,10 +46,10 @@ def files(tmp_path_factory, clip_file):
         "image_transform.sequential.0.weight": torch.zeros(512, 512),
     }
     wav2clip = {k: v.abs() + 0.5 if k.endswith("running_var") else v for k, v in wav2clip.items()}
-    torch.save(wav2clip, folder / network_weights.FILES["wav2clip"].name)
+    torch.save(wav2clip, folder / FILES["wav2clip"].name)
     torch.manual_seed(2)
-    torch.save(PasstNet(WIDTH, 2, 1).state_dict(), folder / network_weights.FILES["passt"].name)
-    (folder / network_weights.FILES["clip"].name).symlink_to(clip_file[0])
+    torch.save(PasstNet(WIDTH, 2, 1).state_dict(), folder / FILES["passt"].name)
+    (folder / FILES["clip"].name).symlink_to(clip_file[0])
     return folder
 
 
@@ -114,7 +113,7 @@ def test_vggish_sees_log_mel_examples_of_a_second():
     assert bands.shape == (257, 64)
     assert bands[0].abs().sum() == 0
     assert bands.sum(1)[10:200].min() > 0.99  # neighbouring triangles add up to 1
-    assert pytest.approx(math.exp(examples(torch.zeros(16000)).min().item())) == vggish.OFFSET
+    assert pytest.approx(math.exp(examples(torch.zeros(16000)).min().item())) == OFFSET
 
 
 def test_passt_sees_a_thousand_spectra_of_ten_seconds():
@@ -135,7 +134,7 @@ def test_the_networks_hear(files):
     passt = Passt(files, check=False)
     one, padded = passt.analyse(wav.repeat(2)), passt.analyse(torch.nn.functional.pad(wav.repeat(2), (0, 400000)))
     assert one.rows.shape == (1, WIDTH)
-    assert one.logits.shape == one.scores.shape == (527,)
+    assert one.logits.shape == one.scores.shape == (1, 527)
     assert torch.equal(one.logits, padded.logits)  # ten seconds, the rest silence
     clip = Wav2Clip(files, check=False)
     assert clip.analyse(wav).rows.shape == (1, 512)
@@ -167,7 +166,7 @@ def test_the_paper_suite_through_the_command(files, tmp_path):
 
 
 def test_files_of_another_kind_are_refused(files, tmp_path):
-    name = network_weights.FILES["vggish"].name
+    name = FILES["vggish"].name
     with pytest.raises(ValueError, match=f"lacks {name}; download it from"):
         Vggish(tmp_path, check=False)
     (tmp_path / name).write_text("no weights")
@@ -181,6 +180,6 @@ def test_files_of_another_kind_are_refused(files, tmp_path):
     torch.save([1], tmp_path / name)
     with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         Vggish(tmp_path, check=False)
-    torch.save({"a": torch.zeros(1)}, tmp_path / network_weights.FILES["passt"].name)
+    torch.save({"a": torch.zeros(1)}, tmp_path / FILES["passt"].name)
     with pytest.raises(ValueError, match="is not a PaSST checkpoint"):
         Passt(tmp_path, check=False)

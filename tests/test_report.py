@@ -8,8 +8,8 @@ from PIL import Image
 from conftest import ASSETS
 from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report import Image as PageImage
+from im2wav.report.page import as_markdown, as_text, thumbnail
 from im2wav.report.plots import plot_counts, plot_curves, plot_histograms, plot_intervals
-from im2wav.report.tables import as_csv, as_markdown, as_text
 
 RATE = 16000
 WAV = torch.sin(torch.arange(RATE) / 10)
@@ -48,8 +48,6 @@ def test_an_image_is_shown_upright_and_small(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     image.save(tmp_path / "a.jpg", exif=exif)
-    from im2wav.report.inline import thumbnail
-
     assert thumbnail(tmp_path / "a.jpg").size == (240, 480)
     assert thumbnail(image, 320).size == (320, 160)
 
@@ -71,4 +69,3 @@ def test_tables_as_text():
     assert as_text(rows) == "name    value\na       0.123\nlonger  3"
     assert as_text(rows, 1).splitlines()[-1] == "... and 1 more"
     assert as_markdown(rows) == "| name | value |\n|---|---|\n| a | 0.123 |\n| longer | 3 |\n"
-    assert as_csv([{"a": 1}, {"b": "x,y"}]) == b'a,b\n1,\n,"x,y"\n'

@@ -4,27 +4,25 @@ All files are read in the same way: mono, one sample rate, one resampler, one le
 sets then do not depend on how the files were stored.
 """
 
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import soundfile
 import torch
 import torchaudio.functional
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from im2wav.evaluation.network import Network, NetworkOutput, SetOutputs
-from im2wav.evaluation.threads import map_in_threads
+from im2wav.evaluation.metrics import nearest
+from im2wav.evaluation.networks import Network, NetworkOutputs
+from im2wav.evaluation.set_statistics import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, list_files
 from im2wav.media.reading import MediaError, read_audio, set_loudness
-from im2wav.report.spectrogram import log_mel
-
-log = logging.getLogger(__name__)
+from im2wav.report.plots import log_mel
 
 SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
 FULL = 0.999  # samples above count as full scale
@@ -59,27 +57,17 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class AudioFileSet:
-    """A set of audio files.
+    """A set of audio files."""
 
-    Attributes:
-        title: name of the set in messages.
-        files: the files, sorted by name.
-        process: function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction.
-    """
-
-    title: str
-    files: tuple[AudioFile, ...]
+    title: str  # name of the set in messages
+    files: tuple[AudioFile, ...]  # sorted by name
+    # function of waveform [N] and sample rate, applied when a file is read, such as codec reconstruction
     process: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False)
 
     @property
-    def rates(self) -> Counter:
+    def rates(self) -> dict[int, int]:
         """Number of files per sample rate."""
-        return Counter(file.rate for file in self.files)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the files."""
-        return [file.name for file in self.files]
+        return dict(sorted(Counter(file.rate for file in self.files).items()))
 
     @property
     def targets(self) -> list[str]:
@@ -116,81 +104,66 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def target_of(name: str, targets: set[str]) -> str | None:
-    """Item of a generated file: its name, or its name without the suffix `_00`."""
-    if name in targets:
-        return name
-    bare = re.sub(r"_\d{2,}$", "", name)
-    return bare if bare in targets else None
-
-
-@dataclass(frozen=True)
-class Unmatched:
-    """Names without a counterpart in the other set."""
-
-    generated: list[str]
-    reference: list[str]
-
-
-def match(generated: list[AudioFile], targets: Sequence[str], missing: str) -> tuple[list[AudioFile], Unmatched]:
-    """Assign each generated file to its item.
+def match(
+    generated: list[AudioFile], targets: Sequence[str], missing: str
+) -> tuple[list[AudioFile], dict[str, list[str]]]:
+    """Assign each generated file to its item, which has its name, or its name without the suffix `_00`.
 
     Args:
         generated: generated files.
         targets: names of the expected items.
         missing: `error`, or `skip` to use only the matching files.
 
+    Returns:
+        The files, and the names without a counterpart in the other set: of `generated` and of `reference`.
+
     Raises:
-        ValueError: names do not match and `missing` is `error`, nothing matches, or `missing` is invalid.
+        ValueError: nothing matches, or names do not match and `missing` is `error`.
     """
-    if missing not in ("error", "skip"):
-        raise ValueError(f"missing={missing!r}: expected `error` or `skip`")
-    wanted = set(targets)
-    found = [(file, target_of(file.name, wanted)) for file in generated]
-    matched = [replace(file, target=target) for file, target in found if target is not None]
-    with_audio = {file.target for file in matched}
-    rest = Unmatched([s.name for s, target in found if target is None], sorted(wanted - with_audio))
+    wanted, matched, lone = set(targets), [], []
+    for file in generated:
+        target = file.name if file.name in wanted else re.sub(r"_\d{2,}$", "", file.name)
+        if target in wanted:
+            matched.append(replace(file, target=target))
+        else:
+            lone.append(file.name)
+    bare = sorted(wanted - {file.target for file in matched})
     if not matched:
         raise ValueError(
-            "no generated file has the name of a reference: "
-            f"generated are {format_names(rest.generated)}; references are {format_names(rest.reference)}. "
-            "Names must be equal, or NAME_00, NAME_01 for several files of one reference; "
+            f"no generated file has the name of a reference: generated are {format_names(lone)}; references are "
+            f"{format_names(bare)}. Names must be equal, or NAME_00, NAME_01 for several files of one reference; "
             "paired=false compares the sets without pairing"
         )
-    if missing == "error" and (rest.generated or rest.reference):
+    if missing == "error" and (lone or bare):
         raise ValueError(
-            f"names do not match: {len(rest.generated)} generated files without a reference"
-            f"{': ' + format_names(rest.generated) if rest.generated else ''}; "
-            f"{len(rest.reference)} references without a generated file"
-            f"{': ' + format_names(rest.reference) if rest.reference else ''}. "
+            f"names do not match: {len(lone)} generated files without a reference"
+            f"{': ' + format_names(lone) if lone else ''}; {len(bare)} references without a generated file"
+            f"{': ' + format_names(bare) if bare else ''}. "
             "Correct the names, or set missing=skip to use only the matching files"
         )
-    return matched, rest
+    return matched, {"generated": lone, "reference": bare}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How all files are read.
+    """How all files are read."""
 
-    Attributes:
-        rate: sample rate in Hz that all files are resampled to.
-        seconds: duration of the evaluated audio; shorter audio is repeated, as in training.
-        loudness: RMS level in dBFS that all audio is scaled to; None: unchanged.
-    """
+    rate: int  # Hz that all files are resampled to
+    seconds: float  # duration of the evaluated audio; shorter audio is repeated, as in training
+    loudness: float | None  # RMS level in dBFS that all audio is scaled to; None: unchanged
 
-    rate: int
-    seconds: float
-    loudness: float | None
-
-    def raw(self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
-        """Read a waveform [N] without loudness scaling.
+    def raw(
+        self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None, whole: bool = False
+    ) -> Tensor:
+        """Read a waveform [N] without loudness scaling; with `whole`, longer audio is not cut.
 
         Raises:
             MediaError: the file cannot be used.
         """
         wav = read_audio(file.path, self.rate)
         samples = round(self.seconds * self.rate)
-        wav = wav.repeat(-(-samples // len(wav)))[:samples]
+        if not whole or len(wav) < samples:
+            wav = wav.repeat(-(-samples // len(wav)))[:samples]
         return wav if process is None else process(wav, self.rate)
 
     def level(self, wav: Tensor) -> Tensor:
@@ -206,12 +179,9 @@ def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
     Raises:
         ValueError: sample rates differ and `resample` is false.
     """
-    rates = {s.title: dict(sorted(s.rates.items())) for s in sets}
-    every = {rate for found in rates.values() for rate in found}
+    every = {rate for found in sets for rate in found.rates}
     if len(every) > 1 and not resample:
-        listing = "; ".join(
-            f"{title}: " + ", ".join(f"{n} at {r} Hz" for r, n in x.items()) for title, x in rates.items()
-        )
+        listing = "; ".join(f"{s.title}: " + ", ".join(f"{n} at {r} Hz" for r, n in s.rates.items()) for s in sets)
         raise ValueError(
             f"sample rates differ ({listing}), and all distances depend on the bandwidth: set resample=true "
             f"to resample all files to {min(every)} Hz"
@@ -229,33 +199,26 @@ def levels(wav: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """Network outputs of a set.
+    """Network outputs of a set."""
 
-    Attributes:
-        set: the S audio files.
-        outputs: outputs by network name.
-        levels: [S, 3], see `levels`.
-        mels: log-mel spectrograms [S, L, bands] for retrieval, or None.
-        nearest: name of the nearest recording of each file, for retrieval.
-    """
-
-    set: AudioFileSet
-    outputs: dict[str, SetOutputs]
-    levels: Tensor
-    mels: Tensor | None = None
-    nearest: Sequence[str] = ()
+    set: AudioFileSet  # of S files
+    outputs: dict[str, NetworkOutputs]  # by network name
+    levels: Tensor  # [S, 3], see `levels`
+    nearest: Sequence[str] = ()  # name of the recording nearest to each file, for retrieval
 
 
-def judge(audio: AudioFileSet, networks: Sequence[Network], reading: Reading, with_mels: bool = False) -> Judged:
+def judge(
+    audio: AudioFileSet, networks: Sequence[Network], reading: Reading, recordings: Mapping[str, Tensor] | None = None
+) -> Judged:
     """Run each network on each file of a set. One file per thread is in memory at a time.
+
+    `recordings`: log-mel spectrograms [T, bands] by name, among which each file's nearest is searched.
 
     Raises:
         ValueError: files that cannot be used; the message lists them.
     """
-    from tqdm.auto import tqdm
 
-    def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutput], Tensor | None] | str:
-        """Levels, network outputs and log-mel spectrogram of a file, or an error message."""
+    def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutputs], Tensor | None] | str:
         try:
             wav = reading.raw(file, audio.process)
         except MediaError as error:
@@ -263,37 +226,27 @@ def judge(audio: AudioFileSet, networks: Sequence[Network], reading: Reading, wi
         scaled = reading.level(wav)
         at_rates = (torchaudio.functional.resample(scaled, reading.rate, n.sample_rate) for n in networks)
         outputs = [network.analyse(at_rate) for network, at_rate in zip(networks, at_rates, strict=True)]
-        return levels(wav), outputs, log_mel(wav, reading.rate) if with_mels else None
+        return levels(wav), outputs, log_mel(wav, reading.rate) if recordings else None
 
-    progress = tqdm(
-        map_in_threads(analyse, audio.files),
-        desc=f"evaluate {audio.title}",
-        total=len(audio.files),
-        unit="file",
-        disable=None,
+    count = len(audio.files)
+    stream = iter(
+        tqdm(map_in_threads(analyse, audio.files), f"evaluate {audio.title}", count, unit="file", disable=None)
     )
-    stream, parts, all_levels, mels, broken = iter(progress), [], [], [], []
+    parts, all_levels, mels, broken = [], [], [], []
     while chunk := list(islice(stream, TOGETHER)):
         broken += [reason for reason in chunk if isinstance(reason, str)]
         if good := [one for one in chunk if not isinstance(one, str)]:
             all_levels.append(torch.stack([one[0] for one in good]))
             mels += [one[2] for one in good if one[2] is not None]
-            parts.append([SetOutputs.join(of) for of in zip(*(one[1] for one in good), strict=True)])
+            parts.append([NetworkOutputs.concat(of) for of in zip(*(one[1] for one in good), strict=True)])
     if broken:
         raise ValueError(
             f"{audio.title}: {len(broken)} audio files cannot be used: {format_names(broken)}; replace them"
         )
     by_network = zip(networks, zip(*parts, strict=True), strict=True)
-    outputs = {network.name: SetOutputs.concat(of) for network, of in by_network}
-    return Judged(audio, outputs, torch.cat(all_levels), torch.stack(mels) if mels else None)
-
-
-def describe_set(files: AudioFileSet) -> dict[str, Any]:
-    """Number of files, durations and sample rates of a set."""
-    seconds = sorted(file.seconds for file in files.files)
-    return {
-        "n": len(seconds),
-        "items": len(set(files.targets)),
-        "seconds": {"min": seconds[0], "median": seconds[len(seconds) // 2], "max": seconds[-1]},
-        "sample_rate": {str(rate): count for rate, count in sorted(files.rates.items())},
-    }
+    outputs = {network.name: NetworkOutputs.concat(of) for network, of in by_network}
+    found: list[str] = []
+    if recordings:
+        names = list(recordings)
+        found = [names[i] for i in nearest(torch.stack(mels), list(recordings.values()))]
+    return Judged(audio, outputs, torch.cat(all_levels), found)

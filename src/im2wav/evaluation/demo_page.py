@@ -1,12 +1,13 @@
-"""The page of the demo."""
+"""The figures and the page of the demo, from its two evaluations."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import summary
-from im2wav.files import IMAGE_SUFFIXES, item_name, list_files
+from im2wav.files import IMAGE_SUFFIXES, item_name, list_files, read_table, write_atomic
 from im2wav.media.reading import read_audio
 from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_curves
@@ -23,18 +24,65 @@ UNSEEN = (
 )
 
 
-def _retrieval(figures: Mapping[str, Any]) -> list[Sequence[Any]]:
-    return [
-        ("audio", "fraction", "meaning"),
-        ("generated", figures["retrieval_train"], "the demo passes at 0.7"),
-        ("generated, images shuffled", figures["retrieval_shuffled"], "shuffled baseline"),
-        ("drafts of the low prior", figures["retrieval_draft"], "before the up prior refines them"),
-        (
-            "codec reconstruction",
-            figures["retrieval_reconstruction"],
-            "an upper bound",
-        ),
-    ]
+SPLITS = ("train", "valid")
+# figure of metrics.json -> row of the evaluation of the training split, name and meaning on the page
+RETRIEVAL = {
+    "retrieval_train": ("generated", "generated", "the demo passes at 0.7"),
+    "retrieval_shuffled": ("shuffled", "generated, images shuffled", "shuffled baseline"),
+    "retrieval_draft": ("draft", "drafts of the low prior", "before the up prior refines them"),
+    "retrieval_reconstruction": ("reconstruction", "codec reconstruction", "an upper bound"),
+}
+
+
+def read_curves(run_folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """Loss curves of a training run, from its newest csv log."""
+    newest = max((run_folder / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns)
+    rows = read_table(newest, {"step"})
+    points = {n: [(float(r["step"]), float(r[n])) for r in rows if r.get(n)] for n in ("train/loss", "valid/loss")}
+    return {name: curve for name, curve in points.items() if curve}
+
+
+def _values(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures without their intervals."""
+    return {name: figure["value"] if isinstance(figure, dict) else figure for name, figure in figures.items()}
+
+
+def write_demo(out: Path, stages: Sequence[str], own: str | None, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Write index.html and metrics.json; returns the content of the latter.
+
+    Args:
+        out: folder of the demo: `pairs`, `evaluation/SPLIT`, the runs of the stages, and `own` for images of the user.
+        stages: the models.
+        own: folder of the user's images.
+        seconds: what each command took.
+    """
+    folder = PairsFolder(out / "pairs")
+    pairs = {pair.id: pair for pair in folder.pairs}
+    reports = {split: json.loads((out / "evaluation" / split / "report.json").read_text()) for split in SPLITS}
+    rows = {split: read_table(out / "evaluation" / split / "items.csv", {"item", "nearest"}) for split in SPLITS}
+    seen = {Path(pair.source).read_bytes() for pair in pairs.values() if pair.split == "train"}
+    rows["valid"] = [row for row in rows["valid"] if Path(pairs[row["item"]].source).read_bytes() not in seen]
+    found = reports["train"]["rows"]
+    bits = {
+        split: {
+            f"{level}_prior": {way: of[way]["value"] for way in ("condition", "shuffled", "none") if way in of}
+            for level, of in report["priors"].items()
+        }
+        for split, report in reports.items()
+    }
+    figures = {
+        **{name: found[row]["retrieval"]["value"] for name, (row, _, _) in RETRIEVAL.items()},
+        "sounds": found["generated"]["retrieval"]["n"],
+        "unseen_same_label": sum(pairs[row["nearest"]].label == row["label"] for row in rows["valid"]),
+        "unseen_sounds": len(rows["valid"]),
+        "codec": {level: _values(of_level) for level, of_level in reports["train"]["codec"].items()},
+        "bits_per_code": bits,
+        "seconds": dict(seconds),
+    }
+    curves = {stage: read_curves(out / stage) for stage in stages}
+    write_atomic(out / "index.html", demo_page(out, folder, figures, reports, rows, curves, own))
+    write_atomic(out / "metrics.json", (json.dumps(figures, indent=2) + "\n").encode())
+    return figures
 
 
 def demo_page(
@@ -71,7 +119,9 @@ def demo_page(
         note = f"{pair.id}: nearest training recording is {nearest}{' (its own)' if nearest == pair.id else ''}"
         return Card(pair.label, inline_image(Path(pair.source)), audio, note)
 
-    parts: list[Any] = [Table("Is the nearest training recording the image's own?", _retrieval(figures))]
+    retrieval: list[Any] = [("audio", "fraction", "meaning")]
+    retrieval += [(name, figures[key], meaning) for key, (_, name, meaning) in RETRIEVAL.items()]
+    parts: list[Any] = [Table("Is the nearest training recording the image's own?", retrieval)]
     if own:
         files = {item_name(path, Path(own)): path for path in list_files(Path(own), IMAGE_SUFFIXES)}
         shown = {name: path for name, path in files.items() if (out / "own" / "up" / f"{name}_00.wav").is_file()}

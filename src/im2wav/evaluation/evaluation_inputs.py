@@ -7,38 +7,27 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, Unmatched, find_audio_files, format_names, match
-from im2wav.evaluation.generate_items import generate_audio
+from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, find_audio_files, format_names, match
+from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
+from im2wav.inference.command import Build
 
 
 @dataclass
 class Inputs:
-    """Inputs of an evaluation.
+    """Inputs of an evaluation."""
 
-    Attributes:
-        sets: `generated` and, for a model, `draft`.
-        reference: real audio; None without references.
-        images: item -> its photo or video.
-        labels: item -> its label.
-        unmatched: names without a counterpart.
-        recordings: real audio that retrieval searches, which need not be the references.
-    """
-
-    sets: dict[str, AudioFileSet]
+    sets: dict[str, AudioFileSet]  # `generated` and, for a model, `draft`
     reference: AudioFileSet | None = None
-    images: Mapping[str, Path] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    unmatched: Unmatched = field(default_factory=lambda: Unmatched([], []))
-    recordings: Sequence[AudioFile] = ()
+    images: Mapping[str, Path] = field(default_factory=dict)  # photo or video of each item
+    labels: Mapping[str, str] = field(default_factory=dict)  # label of each item
+    # names without a counterpart, see `match`
+    unmatched: Mapping[str, list[str]] = field(default_factory=lambda: {"generated": [], "reference": []})
+    recordings: Sequence[AudioFile] = ()  # what retrieval searches, which need not be the references
 
 
 def check_options(cfg: Any) -> None:
-    """Reject options that do not go together, before anything is read.
-
-    Raises:
-        ValueError: naming what is missing.
-    """
+    """Reject options that do not go together, before anything is read."""
     if cfg.mode == "imagehear":
         if bool(cfg.generated) == bool(cfg.model_dir):
             raise ValueError("mode=imagehear: give one of generated=DIR (audio files) and model=DIR (generates first)")
@@ -62,23 +51,6 @@ def find_media(folder: Path) -> dict[str, Path]:
     if not paths:
         raise ValueError(f"images={folder} contains neither photos nor videos")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-
-
-def from_folders(generated: Path, reference: Path | None, paired: bool, missing: str) -> Inputs:
-    """Audio of two folders, matched by name where they are paired; without a reference each file is an item.
-
-    Raises:
-        ValueError: a folder is missing or empty, or names do not match.
-    """
-    found = find_audio_files(generated, "generated")
-    if reference is None:
-        return Inputs({"generated": AudioFileSet("generated", tuple(found))})
-    real = find_audio_files(reference, "reference")
-    if not paired:
-        return Inputs({"generated": AudioFileSet("generated", tuple(found))}, AudioFileSet("reference", tuple(real)))
-    inputs = Inputs({}, AudioFileSet("reference", tuple(real)), recordings=real)
-    _add_generated(inputs, "generated", found, [file.name for file in real], missing)
-    return inputs
 
 
 def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> Inputs:
@@ -109,53 +81,45 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
     return Inputs({}, AudioFileSet("reference", tuple(reference)), images, labels, recordings=recordings)
 
 
-def from_imagehear(images: Path | None) -> Inputs:
-    """Images and labels of ImageHear.
-
-    Raises:
-        ValueError: some of the photographs are missing.
-    """
-    classes = imagehear.image_classes()
-    found = {path.stem: path for path in imagehear.find_imagehear_images(images).values()} if images else {}
-    return Inputs({}, None, found, classes)
-
-
-def _add_generated(inputs: Inputs, title: str, files: list[AudioFile], items: Sequence[str], missing: str) -> None:
-    """Add a set that belongs to `items`, and keep the references that it has audio for."""
-    matched, inputs.unmatched = match(files, items, missing)
-    inputs.sets[title] = AudioFileSet(title, tuple(matched))
-    targets = {file.target for file in matched}
-    if inputs.reference is not None:
-        kept = tuple(file for file in inputs.reference.files if file.name in targets)
-        inputs.reference = replace(inputs.reference, files=kept)
-
-
-def gather(cfg: Any) -> Inputs:
+def gather(cfg: Any, make_config: MakeConfig, build: Build) -> Inputs | None:
     """Find what is evaluated; a model generates its audio first.
+
+    Returns:
+        None in a process that only generates, on one of several devices.
 
     Raises:
         ValueError: something is missing or does not match.
     """
     if cfg.mode == "codec":
         return from_pairs(PairsFolder(cfg.data_dir), cfg.split, needs_images=False)
+    numbers: dict[str, int] = {}  # of audio files of each item
     if cfg.mode == "imagehear":
-        found = from_imagehear(Path(cfg.images) if cfg.images else None)
-        numbers = {Path(name).stem: count for name, count in imagehear.images_per_class(cfg.per_class).items()}
+        images = imagehear.find_imagehear_images(Path(cfg.images)) if cfg.images else {}
+        found, numbers = Inputs({}, None, images, imagehear.image_classes()), imagehear.images_per_class(cfg.per_class)
     elif cfg.get("data_dir"):
         found = from_pairs(PairsFolder(cfg.data_dir), cfg.split)
         numbers = dict.fromkeys(found.images, cfg.num_samples)
     else:
-        reference = Path(cfg.reference) if cfg.reference else None
-        found, numbers = from_folders(Path(cfg.generated), reference, cfg.paired, cfg.missing), {}
+        real = find_audio_files(Path(cfg.reference), "reference")
+        found = Inputs({}, AudioFileSet("reference", tuple(real)), recordings=real if cfg.paired else ())
+        numbers = {file.name: 1 for file in real} if cfg.paired else {}
     folders = {"generated": Path(cfg.generated)} if cfg.get("generated") else {}
     if cfg.get("model_dir"):
-        samples = Path(cfg.out) / "sounds"
-        generate_audio(cfg, {name: found.images[name] for name in numbers}, numbers, samples)
-        folders = {"draft": samples / "low", "generated": samples / "up"}
-    for title, folder in folders.items() if numbers else ():
-        _add_generated(found, title, find_audio_files(folder, title), list(numbers), cfg.missing)
+        sounds = Path(cfg.out) / "sounds"
+        if not generate_audio(cfg, found.images, numbers, sounds, make_config, build):
+            return None
+        folders = {"draft": sounds / "low", "generated": sounds / "up"}
+    for title, folder in folders.items():
+        files = find_audio_files(folder, title)
+        if numbers:
+            files, found.unmatched = match(files, list(numbers), cfg.missing)
+        found.sets[title] = AudioFileSet(title, tuple(files))
+        if numbers and found.reference is not None:  # keep the references that have audio
+            targets = {file.target for file in files}
+            kept = tuple(file for file in found.reference.files if file.name in targets)
+            found.reference = replace(found.reference, files=kept)
     if cfg.mode == "imagehear" and cfg.reference:
-        found.reference = from_folders(Path(cfg.reference), None, False, cfg.missing).sets["generated"]
+        found.reference = AudioFileSet("reference", tuple(find_audio_files(Path(cfg.reference), "reference")))
     if cfg.images and cfg.mode != "imagehear":
         found.images = find_media(Path(cfg.images))
     if cfg.labels:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from im2wav.evaluation import imagehear, set_statistics
 from im2wav.evaluation.audio_files import Judged
-from im2wav.evaluation.metrics import CosineScore, divergence, group_hits, hits, wanted_classes
-from im2wav.evaluation.network import Network, SetOutputs
-from im2wav.evaluation.retrieval import retrieval_values
-from im2wav.evaluation.threads import map_in_threads
+from im2wav.evaluation.metrics import best_groups, cosine_score, divergence, hits, retrieval_values, wanted_classes
+from im2wav.evaluation.networks import Network, NetworkOutputs
+from im2wav.evaluation.set_statistics import map_in_threads
 
 PERCENTILE = "95 %, percentile bootstrap over items"
 NORMAL = "95 %, 1.96 standard deviations of bootstrap resamples over items"
@@ -43,27 +42,19 @@ Row = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Plan:
-    """Options of the metrics.
+    """Options of the metrics."""
 
-    Attributes:
-        seed: seed of resamples and random halves.
-        resamples: number of resamples of means and kernel distances.
-        resamples_fd: number of resamples of Fréchet distances, which are expensive.
-        labels: item -> label; may be incomplete.
-        images: item -> image embedding, required for CS.
-        recordings: name -> label of the recordings for retrieval; empty: no retrieval.
-    """
+    seed: int = 0  # of resamples and random halves
+    resamples: int = 1000  # of means and kernel distances
+    resamples_fd: int = 20  # of Fréchet distances, which are expensive
+    labels: Mapping[str, str] = field(default_factory=dict)  # of items; may be incomplete
+    images: Mapping[str, Tensor] = field(default_factory=dict)  # embeddings by item, required for CS
+    recordings: Mapping[str, str] = field(default_factory=dict)  # labels of the recordings for retrieval by name
 
-    seed: int = 0
-    resamples: int = 1000
-    resamples_fd: int = 20
-    labels: Mapping[str, str] | None = None
-    images: Mapping[str, Tensor] | None = None
-    recordings: Mapping[str, str] = field(default_factory=dict)
-
-    def weights(self, units: int, count: int, stream: int = 0) -> Tensor:
-        """Bootstrap counts [count, units]; different streams are independent."""
-        return set_statistics.resamples(units, count, self.seed * 1_000_003 + stream)
+    def weights(self, units: Tensor, count: int, stream: int = 0) -> Tensor:
+        """Bootstrap counts [count, S] of files of items `units` [S]; different streams are independent."""
+        seed = self.seed * 1_000_003 + stream
+        return set_statistics.resamples(int(units.max()) + 1, count, seed)[:, units]
 
 
 def unit_numbers(items: Sequence[str]) -> Tensor:
@@ -74,87 +65,64 @@ def unit_numbers(items: Sequence[str]) -> Tensor:
 
 def mean_figure(values: Tensor, items: Sequence[str], plan: Plan, n_reference: int | None = None) -> Figure:
     """Mean of values [S] with a percentile interval."""
-    units = unit_numbers(items)
-    weights = plan.weights(int(units.max()) + 1, plan.resamples)[:, units]
-    low, high = set_statistics.bootstrap_interval(values, weights)
+    low, high = set_statistics.bootstrap_interval(values, plan.weights(unit_numbers(items), plan.resamples))
     return Figure(values.double().mean().item(), low, high, PERCENTILE, len(values), n_reference)
 
 
-def normal_figure(value: float, spread: float, n: int, n_reference: int | None, how: str = NORMAL) -> Figure:
-    """A figure with an interval of +-1.96 standard deviations."""
+def _normal_figure(value: float, spread: float, n: int, n_reference: int | None, how: str = NORMAL) -> Figure:
     return Figure(value, value - 1.96 * spread, value + 1.96 * spread, how, n, n_reference)
 
 
-@dataclass(frozen=True)
-class Side:
-    """Embeddings of a set and the items of its files."""
-
-    outputs: SetOutputs
-    items: Sequence[str]
-
-    @property
-    def units(self) -> Tensor:
-        """Item index of each row, [M]."""
-        return unit_numbers(self.items)[self.outputs.owner]
-
-
-def side(judged: Judged, network: Network) -> Side:
-    """Embeddings of a set by one network."""
-    return Side(judged.outputs[network.name], judged.set.targets)
-
-
-def joint_weights(one: Side, other: Side, count: int, plan: Plan) -> tuple[Tensor, Tensor]:
+def _joint_weights(one: Judged, other: Judged, network: Network, count: int, plan: Plan) -> list[Tensor]:
     """Bootstrap counts of the rows of two sets; sets with the same items are resampled together."""
-    streams = (0, 0) if sorted(set(one.items)) == sorted(set(other.items)) else (0, 1)
-    drawn = []
-    for side, stream in zip((one, other), streams, strict=True):
-        units = side.units
-        drawn.append(plan.weights(int(units.max()) + 1, count, stream)[:, units])
-    return drawn[0], drawn[1]
+    streams = (0, 0) if set(one.set.targets) == set(other.set.targets) else (0, 1)
+    return [
+        plan.weights(unit_numbers(judged.set.targets)[judged.outputs[network.name].owner], count, stream)
+        for judged, stream in zip((one, other), streams, strict=True)
+    ]
 
 
-def fd_figure(one: Side, other: Side, plan: Plan) -> Figure:
+def fd_figure(one: Judged, other: Judged, network: Network, plan: Plan) -> Figure:
     """Fréchet distance of two sets."""
+    x, y = (judged.outputs[network.name].rows for judged in (one, other))
     resampled = [
         (u, v)
-        for u, v in zip(*joint_weights(one, other, plan.resamples_fd, plan), strict=True)
+        for u, v in zip(*_joint_weights(one, other, network, plan.resamples_fd, plan), strict=True)
         if (u > 0).sum() > 1 and (v > 0).sum() > 1
     ]
     value, *drawn = map_in_threads(
-        lambda counts: set_statistics.frechet_distance(one.outputs.rows, other.outputs.rows, *counts),
-        [(None, None), *resampled],
+        lambda counts: set_statistics.frechet_distance(x, y, *counts), [(None, None), *resampled]
     )
     spread = torch.tensor(drawn, dtype=torch.float64).std().item() if len(drawn) > 1 else float("nan")
-    return normal_figure(value, spread, len(one.items), len(other.items))
+    return _normal_figure(value, spread, len(one.set.files), len(other.set.files))
 
 
-def kernel_figures(one: Side, other: Side, plan: Plan) -> Row:
+def kernel_figures(one: Judged, other: Judged, network: Network, plan: Plan) -> Row:
     """FD extrapolated to infinite N (if the sets are large enough) and KAD: both without small-sample bias."""
-    counts, row = (len(one.items), len(other.items)), {}
-    far = set_statistics.frechet_infinity(one.outputs.rows, other.outputs.rows, plan.seed)
+    counts, row = (len(one.set.files), len(other.set.files)), {}
+    x, y = (judged.outputs[network.name].rows for judged in (one, other))
+    far = set_statistics.frechet_infinity(x, y, plan.seed)
     if far is not None:
-        row["fd_inf"] = normal_figure(far.value, far.spread, *counts, FITTED)
-    sigma = set_statistics.median_distance(other.outputs.rows)
-    drawn = joint_weights(one, other, min(plan.resamples, 200), plan)
+        row[f"fd_inf/{network.name}"] = _normal_figure(*far, *counts, FITTED)
+    drawn = _joint_weights(one, other, network, min(plan.resamples, 200), plan)
     # the unweighted sets come first, so that the kernel is computed once
     weights = [torch.cat([torch.ones_like(w[:1]), w]) for w in drawn]
-    value, *resampled = set_statistics.kernel_distance(one.outputs.rows, other.outputs.rows, sigma, *weights)
-    row["kad"] = normal_figure(value.item(), torch.stack(resampled).std().item(), *counts)
+    value, *resampled = set_statistics.kernel_distance(x, y, None, *weights)
+    row[f"kad/{network.name}"] = _normal_figure(value.item(), torch.stack(resampled).std().item(), *counts)
     return row
 
 
-def inception_figures(outputs: SetOutputs, items: Sequence[str], plan: Plan) -> Row:
+def inception_figure(outputs: NetworkOutputs, items: Sequence[str], plan: Plan) -> Figure:
     """Inception score: over ten splits with >= 1,000 files, else over the whole set."""
-    units, probabilities = unit_numbers(items), outputs.logits.double().softmax(-1)
-    splits = 10 if len(items) >= 1000 else 1
+    probabilities, splits = outputs.logits.double().softmax(-1), 10 if len(items) >= 1000 else 1
     value = set_statistics.inception_score(probabilities, splits)[0].item()
-    weights = plan.weights(int(units.max()) + 1, min(plan.resamples, 200))[:, units]
+    weights = plan.weights(unit_numbers(items), min(plan.resamples, 200))
     drawn = set_statistics.inception_score(probabilities, splits, weights=weights)
-    return {"is": normal_figure(value, drawn.std().item(), len(items), None)}
+    return _normal_figure(value, drawn.std().item(), len(items), None)
 
 
 def paired_figures(
-    network: Network, outputs: SetOutputs, items: Sequence[str], other: Judged, plan: Plan, judged_for: Sequence[str]
+    network: Network, outputs: NetworkOutputs, other: Judged, judged_for: Sequence[str]
 ) -> dict[str, Tensor]:
     """Metrics of each file against the reference of its item: name -> [S]."""
     reference = other.outputs[network.name]
@@ -172,10 +140,9 @@ def paired_figures(
 
 
 def recognition_values(
-    network: Network, outputs: SetOutputs, judged_for: Sequence[str], plan: Plan
+    network: Network, outputs: NetworkOutputs, judged_for: Sequence[str], labels: Mapping[str, str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Whether the label of the item is recognised: name -> (mask of files with a known label [S], values)."""
-    labels = plan.labels or {}
     names = [imagehear.audioset_names(labels.get(item, ""), network.labels) for item in judged_for]
     wanted = wanted_classes(names, network.labels)
     known = wanted.any(1)
@@ -189,15 +156,9 @@ def recognition_values(
     if of_class.any():
         order = imagehear.class_names()
         target = torch.tensor([order.index(c) for c in classes if c is not None])
-        groups = imagehear.class_groups(network.labels)
-        found["acc_30way"] = (of_class, group_hits(outputs.scores[of_class], groups, target))
+        best = best_groups(outputs.scores[of_class], imagehear.class_groups(network.labels))
+        found["acc_30way"] = (of_class, best.gather(1, target[:, None])[:, 0])
     return found
-
-
-def image_scores(outputs: SetOutputs, judged_for: Sequence[str], images: Mapping[str, Tensor]) -> Tensor:
-    """CLIP score (CS) of each file with the image of its item, [S]."""
-    embeddings = torch.stack([images[item] for item in judged_for])
-    return CosineScore().values(outputs.rows, embeddings)
 
 
 def set_row(
@@ -210,13 +171,8 @@ def set_row(
 ) -> Row:
     """All metrics of a set.
 
-    Args:
-        judged: network outputs of the set.
-        networks: the networks.
-        plan: options of the metrics.
-        reference: network outputs of the references.
-        judged_for: item -> item of the reference; a permutation gives the shuffled baseline.
-        paired: whether each file has its own reference.
+    `judged_for`: item -> item of the reference; a permutation gives the shuffled baseline. `paired`: whether each file
+    has its own reference.
     """
     items, row = judged.set.targets, {}
     wanted = [judged_for(item) for item in items]
@@ -229,24 +185,23 @@ def set_row(
     for network in networks:
         outputs, suffix = judged.outputs[network.name], f"/{network.name}"
         if reference is not None and "distance" in network.uses and not shuffled:
-            one, other = side(judged, network), side(reference, network)
-            row["fd" + suffix] = fd_figure(one, other, plan)
-            row |= {name + suffix: figure for name, figure in kernel_figures(one, other, plan).items()}
+            row["fd" + suffix] = fd_figure(judged, reference, network, plan)
+            row |= kernel_figures(judged, reference, network, plan)
             parts = halves(judged, plan.seed), halves(reference, plan.seed)
             if parts[0] and parts[1]:
-                row["fd_half" + suffix] = fd_figure(side(parts[0][0], network), side(parts[1][1], network), plan)
+                row["fd_half" + suffix] = fd_figure(parts[0][0], parts[1][1], network, plan)
         if "classes" in network.uses:
-            if reference is not None and paired and reference is not judged:
-                for name, values in paired_figures(network, outputs, items, reference, plan, wanted).items():
+            if reference is not None and paired:
+                for name, values in paired_figures(network, outputs, reference, wanted).items():
                     add(name + suffix, values, n_reference=len(reference.set.files))
             if not shuffled:
-                row |= {name + suffix: figure for name, figure in inception_figures(outputs, items, plan).items()}
-            for name, (of, values) in recognition_values(network, outputs, wanted, plan).items():
+                row["is" + suffix] = inception_figure(outputs, items, plan)
+            for name, (of, values) in recognition_values(network, outputs, wanted, plan.labels).items():
                 add(name + suffix, values, of)
         if "image" in network.uses and plan.images:
-            add("cs" + suffix, image_scores(outputs, wanted, plan.images))
+            add("cs" + suffix, cosine_score(outputs.rows, torch.stack([plan.images[item] for item in wanted])))
     if judged.nearest and paired:
-        found = retrieval_values(judged.nearest, items, plan.recordings, plan.labels or {}, shuffled)
+        found = retrieval_values(judged.nearest, items, plan.recordings, plan.labels, shuffled)
         for name, (of, values) in found.items():
             add(name, values, of, n_reference=len(plan.recordings))
     if not shuffled:
@@ -262,31 +217,20 @@ def shuffled_items(items: Sequence[str], seed: int) -> dict[str, str]:
     return {units[a]: units[b] for a, b in zip(order, [*order[1:], *order[:1]], strict=True)} if len(units) > 1 else {}
 
 
-def part(judged: Judged, numbers: Tensor) -> Judged:
-    """Subset of the files of a set."""
-    picked = numbers.tolist()
-    outputs = {}
-    for name, found in judged.outputs.items():
-        place = torch.full((len(judged.set.files),), -1)
-        place[numbers] = torch.arange(len(numbers))
-        keep = place[found.owner] >= 0
-        outputs[name] = SetOutputs(
-            found.rows[keep], place[found.owner[keep]], found.logits[numbers], found.scores[numbers]
-        )
-    files = tuple(judged.set.files[i] for i in picked)
-    return Judged(replace(judged.set, files=files), outputs, judged.levels[numbers])
-
-
-def halves(judged: Judged, seed: int) -> tuple[Judged, Judged] | None:
-    """Split a set into two random halves by item; None with fewer than four items."""
+def halves(judged: Judged, seed: int) -> list[Judged]:
+    """Split a set into two random halves by item; none with fewer than four items."""
     units = unit_numbers(judged.set.targets)
     count = int(units.max()) + 1
     if count < 4:
-        return None
+        return []
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    size = count // 2
-    picks = [torch.isin(units, order[start : start + size]).nonzero()[:, 0] for start in (0, size)]
-    return part(judged, picks[0]), part(judged, picks[1])
+    parts = []
+    for half in (order[: count // 2], order[count // 2 : count // 2 * 2]):
+        numbers = torch.isin(units, half).nonzero()[:, 0]
+        files = tuple(judged.set.files[i] for i in numbers.tolist())
+        outputs = {name: found.take(numbers) for name, found in judged.outputs.items()}
+        parts.append(Judged(replace(judged.set, files=files), outputs, judged.levels[numbers]))
+    return parts
 
 
 def real_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
@@ -294,11 +238,9 @@ def real_row(reference: Judged, networks: Sequence[Network], plan: Plan) -> Row:
 
     The Fréchet distance is omitted because its bias depends on the number of files; `fd_half` is comparable.
     """
-    row = set_row(reference, networks, plan)
-    parts = halves(reference, plan.seed)
+    row, parts = set_row(reference, networks, plan), halves(reference, plan.seed)
     for network in networks:
         if parts and "distance" in network.uses:
-            one, other = side(parts[0], network), side(parts[1], network)
-            row[f"fd_half/{network.name}"] = fd_figure(one, other, plan)
-            row |= {f"{name}/{network.name}": figure for name, figure in kernel_figures(one, other, plan).items()}
+            row[f"fd_half/{network.name}"] = fd_figure(parts[0], parts[1], network, plan)
+            row |= kernel_figures(parts[0], parts[1], network, plan)
     return row

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from im2wav.data.imagehear_list import imagehear
+from im2wav.evaluation.audio_files import format_names
 from im2wav.evaluation.metrics import wanted_classes
 
 
@@ -48,13 +49,14 @@ def class_groups(labels: Sequence[str]) -> Tensor:
     return wanted_classes([entry.audioset for entry in imagehear().classes], labels)
 
 
-def general_mask(labels: Sequence[str]) -> Tensor:
+@lru_cache
+def general_mask(labels: tuple[str, ...]) -> Tensor:
     """Classes that are too general to count (`Music`, `Animal`): bool [C]."""
     return wanted_classes([imagehear().audioset_general], labels)[0]
 
 
 def images_per_class(per_class: int) -> dict[str, int]:
-    """Number of audio files per image for `per_class` files per class: image name -> number.
+    """Number of audio files per image for `per_class` files per class: image name without its suffix -> number.
 
     Raises:
         ValueError: fewer than one file per class.
@@ -64,12 +66,12 @@ def images_per_class(per_class: int) -> dict[str, int]:
     counts = {}
     for entry in imagehear().classes:
         each, rest = divmod(per_class, len(entry.images))
-        counts.update({image: each + (i < rest) for i, image in enumerate(entry.images)})
+        counts.update({Path(image).stem: each + (i < rest) for i, image in enumerate(entry.images)})
     return {image: count for image, count in counts.items() if count}
 
 
 def find_imagehear_images(folder: Path) -> dict[str, Path]:
-    """Find the 101 images in a folder, by file name.
+    """Find the 101 images in a folder, by name without suffix.
 
     Raises:
         ValueError: the folder or some of the images are missing.
@@ -80,8 +82,8 @@ def find_imagehear_images(folder: Path) -> dict[str, Path]:
     names = list(imagehear().class_of)
     missing = [name for name in names if name not in found]
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ValueError(
-            f"images={folder}: {len(missing)} of the {len(names)} images of ImageHear are missing: {shown}"
+            f"images={folder}: {len(missing)} of the {len(names)} images of ImageHear are missing: "
+            f"{format_names(missing)}"
         )
-    return {name: found[name] for name in names}
+    return {Path(name).stem: found[name] for name in names}

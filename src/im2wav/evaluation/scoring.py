@@ -5,8 +5,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,19 @@ from typing import Any
 import torch
 
 from im2wav.decoding.linear import pick_device
-from im2wav.evaluation import audio_files, items, summary
-from im2wav.evaluation.audio_files import Judged, Reading
+from im2wav.evaluation import summary
+from im2wav.evaluation.audio_files import AudioFileSet, Judged, Reading, choose_rate, judge
+from im2wav.evaluation.embedding_networks import Vggish, Wav2Clip, embed_images
+from im2wav.evaluation.evaluated_model import MakeConfig, measure_codes, model_files, reconstruct
 from im2wav.evaluation.evaluation_inputs import Inputs, check_options, gather
-from im2wav.evaluation.export import av_benchmark
 from im2wav.evaluation.figures import Plan, Row, real_row, set_row, shuffled_items
-from im2wav.evaluation.generate_items import measure_codes, model_files, reconstruct
-from im2wav.evaluation.images import embed_images
-from im2wav.evaluation.network import Network
-from im2wav.evaluation.retrieval import nearest
-from im2wav.evaluation.suites import load_networks
-from im2wav.evaluation.writing import Examples, warnings_for, write_files
-from im2wav.files import file_sha256
-from im2wav.media.reading import read_audio
-from im2wav.report.spectrogram import log_mel
-from im2wav.report.tables import as_markdown, as_text
+from im2wav.evaluation.networks import Network, check_folder
+from im2wav.evaluation.taggers import Passt, Yamnet
+from im2wav.evaluation.writing import av_benchmark, example_cards, report_page, warnings_for, write_files
+from im2wav.files import file_sha256, write_atomic
+from im2wav.inference.command import Build
+from im2wav.report.page import as_markdown, as_text
+from im2wav.report.plots import log_mel
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +37,20 @@ def is_paired(cfg: Any, found: Inputs) -> bool:
     return cfg.paired and not (cfg.mode == "imagehear" and found.reference)
 
 
+def load_networks(cfg: Any) -> list[Network]:
+    """The networks of a suite.
+
+    Raises:
+        ValueError: weights that are missing or wrong.
+    """
+    networks: list[Network] = [Yamnet()] if cfg.suite in ("offline", "all") else []
+    if cfg.suite in ("paper", "all"):
+        folder = Path(cfg.weights_dir)
+        check_folder(folder)
+        networks += [make(folder, cfg.check_weights) for make in (Passt, Vggish, Wav2Clip)]
+    return networks
+
+
 def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Reading) -> dict[str, Judged]:
     """Run the networks on all sets, including the codec reconstruction of the references if there is a codec."""
     sets = dict(found.sets)
@@ -49,23 +60,8 @@ def judge_sets(cfg: Any, found: Inputs, networks: Sequence[Network], reading: Re
             name = "generated" if cfg.mode == "codec" else "reconstruction"
             sets[name] = reconstruct(found.reference, model_files(cfg)["codec"], cfg.device)
     searched = found.recordings if is_paired(cfg, found) and len(found.recordings) <= cfg.max_retrieval else ()
-    judged = {
-        name: audio_files.judge(one, networks, reading, bool(searched) and name != "reference")
-        for name, one in sets.items()
-    }
-    if not searched:
-        return judged
-    mels = [log_mel(_whole(file, reading), reading.rate) for file in searched]
-    for name, one in judged.items():
-        if one.mels is not None:
-            judged[name] = replace(one, nearest=[searched[i].name for i in nearest(one.mels, mels)])
-    return judged
-
-
-def _whole(file: audio_files.AudioFile, reading: Reading) -> torch.Tensor:
-    """Complete recording [N], repeated if it is shorter than the evaluated duration."""
-    wav = read_audio(file.path, reading.rate)
-    return reading.raw(file) if len(wav) < round(reading.seconds * reading.rate) else wav
+    mels = {file.name: log_mel(reading.raw(file, whole=True), reading.rate) for file in searched}
+    return {name: judge(one, networks, reading, None if name == "reference" else mels) for name, one in sets.items()}
 
 
 def figure_table(judged: Mapping[str, Judged], networks: Sequence[Network], plan: Plan, paired: bool) -> dict[str, Row]:
@@ -102,12 +98,22 @@ def protocol(cfg: Any, reading: Reading) -> dict[str, Any]:
     }
 
 
+def describe_set(audio: AudioFileSet) -> dict[str, Any]:
+    """Number of files, durations and sample rates of a set."""
+    seconds = sorted(file.seconds for file in audio.files)
+    return {
+        "n": len(seconds),
+        "items": len(set(audio.targets)),
+        "seconds": {"min": seconds[0], "median": seconds[len(seconds) // 2], "max": seconds[-1]},
+        "sample_rate": {str(rate): count for rate, count in audio.rates.items()},
+    }
+
+
 def build_report(
     cfg: Any, found: Inputs, judged: Mapping[str, Judged], networks: Sequence[Network], plan: Plan, reading: Reading
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The content of report.json, and a row for each generated audio file."""
-    paired = is_paired(cfg, found)
-    rows = figure_table(judged, networks, plan, paired)
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+    """The content of report.json, a row for each generated file, and the indices of these from best to worst."""
+    rows = figure_table(judged, networks, plan, is_paired(cfg, found))
     facts = protocol(cfg, reading)
     hashes = {n.name: {"sha256": n.sha256, "sample_rate": n.sample_rate, "dim": n.dim} for n in networks}
     report: dict[str, Any] = {
@@ -116,53 +122,63 @@ def build_report(
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),
         "networks": hashes,
-        "sets": {name: audio_files.describe_set(one.set) for name, one in judged.items()},
+        "sets": {name: describe_set(one.set) for name, one in judged.items()},
         "recordings": len(plan.recordings),
-        "unmatched": {"generated": found.unmatched.generated, "reference": found.unmatched.reference},
+        "unmatched": found.unmatched,
         "warnings": warnings_for(judged, networks, found, reading),
         "rows": {name: {key: figure.to_dict() for key, figure in row.items()} for name, row in rows.items()},
     }
-    generated, tagger = judged["generated"], items.tagger_of(networks)
-    shown: list[dict[str, Any]] = []
-    if tagger is not None:
-        shown = items.item_rows(generated, tagger, plan, judged.get("reference") if paired else None)
-        report["classes"] = items.label_rows(shown, generated, tagger)
-        report["confusion"] = items.confusion(generated, tagger, plan)
     if cfg.mode == "codec" or cfg.get("model_dir"):
         files = model_files(cfg)
         report["model"] = {name: file_sha256(path) for name, path in files.items()}
         if cfg.get("data_dir"):
             report |= measure_codes(files, cfg.data_dir, cfg.split, reading.seconds, plan, cfg.device)
-    return report, shown
+    taggers = [network for network in networks if "classes" in network.uses]
+    if not taggers:
+        return report, [], []
+    generated, tagger = judged["generated"], taggers[0]
+    shown = summary.item_rows(generated, tagger, plan, judged.get("reference") if is_paired(cfg, found) else None)
+    report["classes"] = summary.label_rows(shown, generated, tagger)
+    report["confusion"] = summary.confusion(generated, tagger, found.labels)
+    return report, shown, summary.ranked(shown, generated, tagger, found.labels)
 
 
-def evaluate_audio(cfg: Any) -> dict[str, Any]:
+def evaluate_audio(cfg: Any, make_config: MakeConfig, build: Build) -> dict[str, Any]:
     """Evaluate audio, a model or a codec: print the table and write the report.
 
     Args:
         cfg: the options of a mode, see `im2wav.config_inference`.
+        make_config: composes the config of `sample`, which generates the audio of a model.
+        build: instantiates a config node.
 
     Returns:
-        The content of report.json.
+        The content of report.json; nothing in a process that only generates, on one of several devices.
 
     Raises:
         ValueError: options, folders or audio that cannot be used.
     """
     check_options(cfg)
     cfg.device = pick_device(cfg.device, mps=False)
-    start, times, out = time.monotonic(), {}, Path(cfg.out)
-    weights = Path(cfg.weights_dir) if cfg.weights_dir else None
-    networks = load_networks(cfg.suite, weights, cfg.check_weights) if not cfg.get("export") else []
-    found = gather(cfg)
+    start = time.monotonic()
+    if cfg.get("model_dir") and not cfg.export:
+        load_networks(cfg)  # finds wrong weights before the model generates; loaded again when it is released
+    found = gather(cfg, make_config, build)
+    if found is None:
+        return {}
     sets = [*found.sets.values(), *([found.reference] if found.reference else [])]
     seconds = cfg.seconds or (
         CODEC_SECONDS if cfg.mode == "codec" else min(s.seconds for s in found.sets["generated"].files)
     )
-    reading = Reading(audio_files.choose_rate(sets, cfg.resample), seconds, cfg.loudness)
-    times["gather"] = round(time.monotonic() - start, 3)
+    reading = Reading(choose_rate(sets, cfg.resample), seconds, cfg.loudness)
     if cfg.get("export"):
-        return av_benchmark(out, found, reading)
-    images = None
+        return av_benchmark(Path(cfg.out), found, reading)
+    return evaluate_sets(cfg, found, reading, start)
+
+
+def evaluate_sets(cfg: Any, found: Inputs, reading: Reading, start: float) -> dict[str, Any]:
+    """Evaluate audio that exists, print the table and write the report; `start`: when the command began."""
+    times, networks, out = {"gather": time.monotonic() - start}, load_networks(cfg), Path(cfg.out)
+    images: dict[str, torch.Tensor] = {}
     if any("image" in network.uses for network in networks):
         targets = sorted({target for one in found.sets.values() for target in one.targets})
         images = embed_images(found.images, targets, Path(cfg.weights_dir), cfg.check_weights, cfg.device)
@@ -170,11 +186,13 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     searched = found.recordings if judged["generated"].nearest else ()
     recordings = {file.name: found.labels.get(file.name, "") for file in searched}
     plan = Plan(cfg.seed, cfg.resamples, cfg.resamples_fd, found.labels, images, recordings)
-    times["judge"] = round(time.monotonic() - start - times["gather"], 3)
-    report, shown = build_report(cfg, found, judged, networks, plan, reading)
-    times["figures"] = round(time.monotonic() - start - sum(times.values()), 3)
-    examples = Examples(cfg.examples, items.tagger_of(networks), plan, found.images, reading)
-    write_files(out, report, shown, judged, examples, times, start)
+    times["judge"] = time.monotonic() - start - times["gather"]
+    report, shown, order = build_report(cfg, found, judged, networks, plan, reading)
+    times["figures"] = time.monotonic() - start - sum(times.values())
+    cards = example_cards(judged, shown, order, cfg.examples, found, reading)
+    write_files(out, report, shown, report_page(report, shown, judged, cards))
+    times["total"] = time.monotonic() - start
+    write_atomic(out / "times.json", summary.as_json({name: round(value, 3) for name, value in times.items()}))
     log.info("%s", as_text(summary.figure_rows(report["rows"])))
     for name, rows in summary.model_tables(report):
         log.info("\n%s\n%s", name, as_text(rows))
@@ -184,16 +202,13 @@ def evaluate_audio(cfg: Any) -> dict[str, Any]:
     return report
 
 
-def evaluate_setting(cfg: Any, sweep: Path, job: int, setting: str) -> None:
-    """Evaluate one job of a multirun in its own folder below `sweep`, then write the table of all finished jobs.
-
-    Raises:
-        ValueError: see `evaluate_audio`.
-    """
+def evaluate_setting(evaluate: Callable[[Any], dict[str, Any]], cfg: Any, sweep: Path, job: int, setting: str) -> None:
+    """Evaluate one job of a multirun in its own folder below `sweep`, then write the table of all finished jobs."""
     for earlier in sweep.glob("*/setting.txt") if job == 0 else ():  # from an earlier sweep
         earlier.unlink()
     cfg.out = str(sweep / str(job))
-    evaluate_audio(cfg)
+    if not evaluate(cfg):
+        return
     (Path(cfg.out) / "setting.txt").write_text(f"{setting}\n")
     done = sorted((p for p in sweep.iterdir() if (p / "setting.txt").is_file()), key=lambda p: int(p.name))
     reports = {(p / "setting.txt").read_text().strip(): json.loads((p / "report.json").read_text()) for p in done}

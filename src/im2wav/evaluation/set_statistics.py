@@ -4,55 +4,51 @@ Letters: N, M rows of two sets, D dimension of an embedding, C classes, R resamp
 bootstrap resample is a vector of counts, without copies.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from im2wav.evaluation.threads import map_in_threads
-
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+AT_ONCE = 8  # maximum number of threads, to bound memory on machines with many cores
 BLOCK = 512  # rows of the kernel matrix in memory at once
 MEDIAN_ROWS = 5000  # maximum number of rows for the median distance
 
 
-def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean [D] and unbiased covariance [D, D] of rows [N, D], each counted `weights` [N] times.
+def map_in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Yield the result of `work` for each task, in order; exceptions are re-raised.
 
-    Raises:
-        ValueError: fewer than two rows.
+    Uses `torch.get_num_threads()` threads, at most 8. Torch operations are single-threaded until the iterator is
+    exhausted, so do not nest or interleave calls: short audio and small matrices do not benefit from intra-op
+    parallelism, and the results do not depend on the number of cores.
     """
-    mean, centred = _centred(rows, weights)
-    return mean, centred.T @ centred
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the thread count of MKL is global
+    pool = ThreadPoolExecutor(min(threads, AT_ONCE), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
-def _centred(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean, and rows scaled so that their Gram matrix is the covariance."""
+def _spread(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean of the weighted rows, and A with at most D rows such that A^T A is their covariance.
+
+    A is the R factor of the QR decomposition of the rows. This is as fast as a Cholesky decomposition of the covariance
+    and also works for singular covariances (dead units), without a slow eigendecomposition.
+    """
     weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
     rows, weights = rows[weights > 0].double(), weights[weights > 0]  # select first to convert fewer rows
     total = weights.sum()
     if total < 2:
         raise ValueError(f"{len(rows)} audio files: a covariance needs at least two")
     mean = weights @ rows / total
-    return mean, rows.sub_(mean).mul_((weights / (total - 1)).sqrt()[:, None])
-
-
-def _spread(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean, and A with at most D rows such that A^T A is the covariance.
-
-    A is the R factor of the QR decomposition of the rows. This is as fast as a Cholesky decomposition of the covariance
-    and also works for singular covariances (dead units), without a slow eigendecomposition.
-    """
-    mean, centred = _centred(rows, weights)
+    centred = rows.sub_(mean).mul_((weights / (total - 1)).sqrt()[:, None])
     return mean, centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
-
-
-def factor(covariance: Tensor) -> Tensor:
-    """A [D, D] such that A^T A is the covariance: Cholesky, or eigendecomposition if it is singular."""
-    lower, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
-        return lower.T
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp_min(0).sqrt()).T
 
 
 def trace_of_root(one: Tensor, other: Tensor) -> Tensor:
@@ -67,16 +63,12 @@ def trace_of_root(one: Tensor, other: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt().sum()
 
 
-def frechet(mean: Tensor, covariance: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
-    """Fréchet distance of two Gaussians: |m - m2|^2 + Tr(S + S2 - 2 (S S2)^(1/2)) (Heusel et al., 2017)."""
-    root = trace_of_root(factor(covariance), factor(covariance_2))
-    return (mean - mean_2).square().sum() + covariance.trace() + covariance_2.trace() - 2 * root
-
-
 def frechet_distance(
     rows: Tensor, rows_2: Tensor, weights: Tensor | None = None, weights_2: Tensor | None = None
 ) -> float:
     """Fréchet distance of two sets of embeddings [N, D] and [M, D], with rows weighted by counts.
+
+    |m - m2|^2 + Tr(S + S2 - 2 (S S2)^(1/2)) of their means and covariances (Heusel et al., 2017).
 
     Raises:
         ValueError: fewer than two rows.
@@ -93,25 +85,17 @@ def content_order(rows: Tensor) -> Tensor:
     return (rows.double() * direction).sum(1).argsort()
 
 
-@dataclass(frozen=True)
-class Extrapolated:
-    """A Fréchet distance extrapolated to infinitely many samples."""
-
-    value: float
-    spread: float  # standard deviation of `value` over resamples of the fitted points
-    sizes: tuple[int, ...]
-
-
 def frechet_infinity(
     rows: Tensor, rows_2: Tensor, seed: int = 0, points: int = 10, repeats: int = 200
-) -> Extrapolated | None:
+) -> tuple[float, float] | None:
     """Fréchet distance at N -> infinity: intercept of a linear fit of subset distances over 1 / N.
 
     Based on FID_infinity (Chong and Forsyth, 2020). Both sets are subsampled to the same size, without
     replacement, at sizes spread evenly in 1 / N from a fifth of the smaller set to all of it.
 
     Returns:
-        None if the sets are too small for five sizes.
+        The distance, and its standard deviation over resamples of the fitted points; None if the sets are too small for
+        five sizes.
     """
     largest = min(len(rows), len(rows_2))
     smallest = max(largest // 5, 10)
@@ -130,7 +114,7 @@ def frechet_infinity(
         return mean_y[..., 0] - slope * mean_x[..., 0]
 
     drawn = torch.randint(points, (repeats, points), generator=generator)
-    return Extrapolated(intercept(x, y).item(), intercept(x[drawn], y[drawn]).std().item(), tuple(sizes))
+    return intercept(x, y).item(), intercept(x[drawn], y[drawn]).std().item()
 
 
 def median_distance(rows: Tensor) -> float:

@@ -1,8 +1,17 @@
-"""A report's figures as rows of tables, and their names."""
+"""A report's figures as rows of tables, and their names; results for each audio file and each label."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2wav.evaluation import imagehear
+from im2wav.evaluation.audio_files import Judged
+from im2wav.evaluation.figures import Plan, paired_figures, recognition_values
+from im2wav.evaluation.metrics import best_groups, wanted_classes
+from im2wav.evaluation.networks import Network
 
 # set -> its name in tables and plots
 SETS = {
@@ -34,6 +43,14 @@ METRICS = {
     "clipped": ("fraction clipped", ""),
 }
 
+# figure of a label -> its name
+BY_LABEL = {
+    "acc_30way": "30-way accuracy",
+    "acc@1": "top tag",
+    "acc@5": "in top 5",
+    "agree@1": "top tag of reference",
+    "kl": "KL",
+}
 # of a codec and of priors, by level
 CODEC = {
     "si_sdr_db": "SI-SDR, dB",
@@ -130,3 +147,88 @@ def sweep_lines(reports: Mapping[str, Mapping[str, Any]], row: str = "generated"
         if figures:
             lines.append([f"{SETS[kind]}, first setting", *(cell(figures.get(name)) for name in names)])
     return lines
+
+
+def _format_tags(scores: Tensor, network: Network, fill: float) -> str:
+    """The three classes with the highest scores [C], without general ones."""
+    values, places = scores.masked_fill(imagehear.general_mask(network.labels), fill).topk(3)
+    tags = zip(values.tolist(), places.tolist(), strict=True)
+    return "; ".join(f"{network.labels[place]} {value:.2f}" for value, place in tags)
+
+
+def item_rows(judged: Judged, network: Network, plan: Plan, reference: Judged | None) -> list[dict[str, Any]]:
+    """A row for each audio file: its item, label, figures, top tags and nearest recording."""
+    outputs, targets = judged.outputs[network.name], judged.set.targets
+    rows: list[dict[str, Any]] = [
+        {"name": file.name, "item": file.target, "label": plan.labels.get(file.target, "")} for file in judged.set.files
+    ]
+    if reference is not None:
+        for name, values in paired_figures(network, outputs, reference, targets).items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = round(value, 6)
+    for name, (of, values) in recognition_values(network, outputs, targets, plan.labels).items():
+        answers = iter(values.tolist())
+        for row, known in zip(rows, of.tolist(), strict=True):
+            row[name] = round(next(answers), 6) if known else ""
+    for row, level, scores in zip(rows, judged.levels.tolist(), outputs.scores, strict=True):
+        row["loudness_db"], row["silent"], row["clipped"] = round(level[0], 3), int(level[1]), int(level[2])
+        row["tags"] = _format_tags(scores, network, -torch.inf)
+    for row, recording in zip(rows, judged.nearest, strict=False):
+        row["nearest"] = recording
+    return rows
+
+
+def confusion(judged: Judged, network: Network, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """The confusion matrix of the labels of the data that name AudioSet classes.
+
+    All 30 classes where the labels are ImageHear's. Labels with the same AudioSet classes count as one.
+
+    Returns:
+        `labels` and `table` (rows: true; columns: the label whose classes score highest, ties split); None
+        with fewer than two labels.
+    """
+    item_labels = [labels.get(target, "") for target in judged.set.targets]
+    if all(imagehear.class_of(label) for label in item_labels):
+        item_labels, names = [imagehear.class_of(label) or "" for label in item_labels], imagehear.class_names()
+    else:
+        names = sorted(set(item_labels))
+    groups: dict[tuple[str, ...], str] = {}
+    place: dict[str, str] = {}
+    for name in names:
+        classes = tuple(sorted(imagehear.audioset_names(name, network.labels)))
+        if wanted_classes([classes], network.labels).any():
+            place[name] = groups.setdefault(classes, name)
+    order = list(groups.values())
+    target = torch.tensor([order.index(place[label]) for label in item_labels if label in place])
+    if len(groups) < 2 or not len(target):
+        return None
+    keep = torch.tensor([label in place for label in item_labels])
+    best = best_groups(judged.outputs[network.name].scores[keep], wanted_classes(list(groups), network.labels))
+    table = torch.zeros(len(order), len(order), dtype=torch.float64).index_add_(0, target, best)
+    return {"labels": order, "table": [[round(x, 6) for x in row] for row in table.tolist()]}
+
+
+def label_rows(rows: Sequence[dict[str, Any]], judged: Judged, network: Network) -> list[dict[str, Any]]:
+    """A row for each label: its number of audio files, the means of its figures, its most frequent tags."""
+    by_label: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_label.setdefault(row["label"] or "(no label)", []).append(number)
+    found = []
+    for label, numbers in sorted(by_label.items()):
+        line: dict[str, Any] = {"label": label, "count": len(numbers)}
+        for name in BY_LABEL:
+            values = [rows[i][name] for i in numbers if isinstance(rows[i].get(name), int | float)]
+            if values:
+                line[name] = round(sum(values) / len(values), 6)
+        scores = judged.outputs[network.name].scores[torch.tensor(numbers)].mean(0)
+        found.append({**line, "tags": _format_tags(scores, network, 0.0)})
+    return found
+
+
+def ranked(rows: Sequence[Mapping[str, Any]], judged: Judged, network: Network, labels: Mapping[str, str]) -> list[int]:
+    """Indices from the best to the worst audio file: by KL to the reference, else by the score of the label."""
+    if rows and "kl" in rows[0]:
+        return torch.tensor([row["kl"] for row in rows], dtype=torch.float64).argsort(stable=True).tolist()
+    names = [imagehear.audioset_names(labels.get(t, ""), network.labels) for t in judged.set.targets]
+    own = judged.outputs[network.name].scores.masked_fill(~wanted_classes(names, network.labels), 0.0).amax(1)
+    return own.argsort(descending=True, stable=True).tolist()

@@ -1,24 +1,24 @@
-"""The files of an evaluation: report.json, report.md, report.html, items.csv and times.json."""
+"""The files of an evaluation: report.json, report.md, report.html and items.csv; and folders for other benchmarks."""
 
-import time
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
 from im2wav.evaluation import summary
-from im2wav.evaluation.audio_files import Judged, Reading, format_names
+from im2wav.evaluation.audio_files import AudioFile, Judged, Reading, format_names
 from im2wav.evaluation.evaluation_inputs import Inputs
-from im2wav.evaluation.figures import Plan
-from im2wav.evaluation.items import ranked
-from im2wav.evaluation.network import Network
-from im2wav.files import IMAGE_SUFFIXES, write_atomic
+from im2wav.evaluation.networks import Network
+from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, table_bytes, wav_bytes, write_atomic
 from im2wav.media.reading import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
+from im2wav.report.page import as_markdown
 from im2wav.report.plots import plot_confusion, plot_histograms, plot_intervals
-from im2wav.report.tables import as_csv, as_markdown
+
+log = logging.getLogger(__name__)
 
 COLOURS = {
     summary.SETS["generated"]: "#3b6fb6",
@@ -29,13 +29,6 @@ COLOURS = {
     "real": "#5a9e6f",
 }
 PLOTTED = ("fd", "fd_half", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs", "retrieval")
-BY_LABEL = {
-    "acc_30way": "30-way accuracy",
-    "acc@1": "top tag",
-    "acc@5": "in top 5",
-    "agree@1": "top tag of reference",
-    "kl": "KL",
-}
 INTRODUCTION = (
     "Real-real baseline: one half of the references against the other half. Codec reconstruction: the references "
     "through the codec, an upper bound. Shuffled baseline: each generated file judged for another image. Distances "
@@ -43,53 +36,36 @@ INTRODUCTION = (
 )
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Examples of the page: `count` best and worst audio files as ranked by the tagger."""
-
-    count: int
-    tagger: Network | None
-    plan: Plan
-    images: Mapping[str, Path]
-    reading: Reading
-
-
 def warnings_for(
     judged: Mapping[str, Judged], networks: Sequence[Network], found: Inputs, reading: Reading
 ) -> list[str]:
     """Return warnings about the metrics."""
-    found_warnings = []
-    for names, description in (
-        (found.unmatched.generated, "generated audio files"),
-        (found.unmatched.reference, "references"),
-    ):
-        if names:
-            found_warnings.append(
+    warnings = []
+    for name, description in (("generated", "generated audio files"), ("reference", "references")):
+        if names := found.unmatched[name]:
+            warnings.append(
                 f"{len(names)} {description} have no counterpart and are left out: {format_names(names, 20)}"
             )
-    count = len(judged["generated"].set.files)
+    files = judged["generated"].set.files
     for network in networks:
-        if "distance" in network.uses and "reference" in judged and count < network.dim:
-            found_warnings.append(
-                f"{count} audio files are fewer than the {network.dim} dimensions of an embedding of {network.name}: "
-                "the Fréchet distance is mostly bias and falls with more files; compare it only at the same number of "
-                "files, and prefer the kernel distance (KAD)"
+        if "distance" in network.uses and "reference" in judged and len(files) < network.dim:
+            warnings.append(
+                f"{len(files)} audio files are fewer than the {network.dim} dimensions of an embedding of "
+                f"{network.name}: the Fréchet distance is mostly bias and falls with more files; compare it only at "
+                "the same number of files, and prefer the kernel distance (KAD)"
             )
     for name, one in judged.items():
         silent = [s.name for s, x in zip(one.set.files, one.levels.tolist(), strict=True) if x[1]]
         if silent:
-            found_warnings.append(
+            warnings.append(
                 f"{len(silent)} audio files of {name} are silent and are judged as silence: {format_names(silent)}"
             )
-        short = [s.name for s in one.set.files if s.seconds < reading.seconds - 1e-3]
+        short = sum(s.seconds < reading.seconds - 1e-3 for s in one.set.files)
         if short and name != "reconstruction":
-            found_warnings.append(f"{len(short)} audio files of {name} are repeated to {reading.seconds:.3f} s")
-    lengths = {round(s.seconds, 3) for s in judged["generated"].set.files}
-    if len(lengths) > 1:
-        found_warnings.append(
-            f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged"
-        )
-    return found_warnings
+            warnings.append(f"{short} audio files of {name} are repeated to {reading.seconds:.3f} s")
+    if len({round(s.seconds, 3) for s in files}) > 1:
+        warnings.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
+    return warnings
 
 
 def _image(path: Path | None) -> Image | None:
@@ -99,24 +75,30 @@ def _image(path: Path | None) -> Image | None:
     return inline_image(PIL.Image.fromarray(next(read_frames(path, 1.0, 1))[0]))
 
 
-def example_cards(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]], examples: Examples) -> list[Cards]:
-    """The best and the worst audio files, each beside its image and its reference."""
-    generated, tagger, reading = judged["generated"], examples.tagger, examples.reading
-    if tagger is None or not rows or not examples.count:
+def example_cards(
+    judged: Mapping[str, Judged],
+    rows: Sequence[Mapping[str, Any]],
+    order: Sequence[int],
+    count: int,
+    found: Inputs,
+    reading: Reading,
+) -> list[Cards]:
+    """The `count` best and worst generated files, each beside its image and its reference; `order`: from the best."""
+    if not order or not count:
         return []
-    order = ranked(rows, generated, tagger, examples.plan).tolist()
+    generated = judged["generated"].set
     reference = {s.name: s for s in judged["reference"].set.files} if "reference" in judged else {}
-    by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
 
     def card(number: int) -> Card:
-        file, row = generated.set.files[number], rows[number]
-        audio = {"generated": inline_audio(reading.raw(file, generated.set.process), reading.rate)}
+        file, row = generated.files[number], rows[number]
+        audio = {"generated": inline_audio(reading.raw(file, generated.process), reading.rate)}
         if file.target in reference:
             audio["real"] = inline_audio(reading.raw(reference[file.target]), reading.rate)
         note = f"{file.name}: tags {row['tags']}" + (f"; KL {row['kl']:.2f}" if "kl" in row else "")
-        return Card(row["label"] or file.name, _image(examples.images.get(file.target)), audio, note)
+        return Card(row["label"] or file.name, _image(found.images.get(file.target)), audio, note)
 
-    count = min(examples.count, len(order) // 2 or 1)
+    count = min(count, len(order) // 2 or 1)
+    by = "KL to the tags of the reference" if "kl" in rows[0] else "the score of the label"
     return [
         Cards("Best examples", f"The best {count} by {by}.", [card(i) for i in order[:count]]),
         Cards("Worst examples", f"The worst {count} by {by}.", [card(i) for i in order[::-1][:count]]),
@@ -145,8 +127,8 @@ def _distributions(judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any
 
 
 def _label_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    shown = [name for name in BY_LABEL if any(name in line for line in classes)]
-    lines = [["label", "audio files", *(BY_LABEL[name] for name in shown), "most frequent tags"]]
+    shown = [name for name in summary.BY_LABEL if any(name in line for line in classes)]
+    lines = [["label", "audio files", *(summary.BY_LABEL[name] for name in shown), "most frequent tags"]]
     for line in classes:
         values = [summary.number(line[name]) if name in line else "-" for name in shown]
         lines.append([line["label"], str(line["count"]), *values, line["tags"]])
@@ -170,9 +152,12 @@ def _fact_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def report_page(
-    report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Judged], examples: Examples
+    report: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    judged: Mapping[str, Judged],
+    examples: Sequence[Cards],
 ) -> bytes:
-    """The page of an evaluation."""
+    """The page of an evaluation: `rows` are those of items.csv."""
     # an interval does not break over lines
     figures = [[text.replace(", ", ",\u00a0") for text in row] for row in summary.figure_rows(report["rows"])]
     parts: list[Any] = [Table("Figures", figures)]
@@ -180,7 +165,7 @@ def report_page(
         parts.append(Table("Warnings", [["warning"], *([text] for text in report["warnings"])]))
     parts.append(Plot("Overview", _intervals(report["rows"]), "Error bars are 95 % intervals."))
     parts.append(Plot("Distributions", _distributions(judged, rows)))
-    parts += example_cards(judged, rows, examples)
+    parts += examples
     if report.get("classes"):
         parts.append(Table("By label", _label_rows(report["classes"])))
     if report.get("confusion"):
@@ -192,21 +177,58 @@ def report_page(
     return render_page(title, INTRODUCTION, parts)
 
 
-def write_files(
-    out: Path,
-    report: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    judged: Mapping[str, Judged],
-    examples: Examples,
-    times: dict[str, float],
-    start: float,
-) -> None:
-    """Write all files. Times are in a separate file: the others are reproducible byte by byte."""
+def write_files(out: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], page: bytes) -> None:
+    """Write report.md, report.html, report.json and, of `rows`, items.csv."""
     text = as_markdown(summary.figure_rows(report["rows"]))
     text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
-    write_atomic(out / "items.csv", as_csv(rows))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_atomic(out / "items.csv", table_bytes(columns, rows))
     write_atomic(out / "report.md", text.encode())
-    write_atomic(out / "report.html", report_page(report, rows, judged, examples))
+    write_atomic(out / "report.html", page)
     write_atomic(out / "report.json", summary.as_json(report))
-    times["total"] = round(time.monotonic() - start, 3)
-    write_atomic(out / "times.json", summary.as_json(times))
+
+
+def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
+    """Write folders for av-benchmark with matching names.
+
+    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` if the images are videos;
+    `captions.csv` (name, caption) if there are labels. av-benchmark uses one file per reference: only the first
+    generated file of each reference is exported.
+
+    Raises:
+        ValueError: there are no references.
+    """
+    if found.reference is None:
+        raise ValueError("export=av-benchmark needs a reference: reference=DIR, or model=DIR with data=PAIRS")
+    taken: dict[str, AudioFile] = {}
+    for file in found.sets["generated"].files:
+        taken.setdefault(file.target, file)
+    for folder in ("gt_audio", "pred_audio", "video"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    real = {file.name: file for file in found.reference.files}
+    videos = 0
+    for name, file in taken.items():
+        flat = name.replace("/", "_")
+        write_atomic(out / "gt_audio" / f"{flat}.wav", wav_bytes(reading.raw(real[name]), reading.rate))
+        write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(file), reading.rate))
+        video = found.images.get(name)
+        if video is not None and video.suffix.lower() in VIDEO_SUFFIXES:
+            (out / "video").mkdir(exist_ok=True)
+            shutil.copyfile(video, out / "video" / f"{flat}{video.suffix.lower()}")
+            videos += 1
+    if any(found.labels.get(name) for name in taken):
+        captions = [{"name": name.replace("/", "_"), "caption": found.labels.get(name, "")} for name in taken]
+        write_atomic(out / "captions.csv", table_bytes(("name", "caption"), captions))
+    left = len(found.sets["generated"].files) - len(taken)
+    log.info(
+        "%d pairs, %d videos in %s%s\nnext, in av-benchmark: python evaluate.py --gt_audio %s --gt_cache %s "
+        "--pred_audio %s --pred_cache %s --audio_length=%g%s",
+        len(taken),
+        videos,
+        out,
+        f"; {left} further files of the same references were left out" if left else "",
+        *(out / name for name in ("gt_audio", "gt_cache", "pred_audio", "pred_cache")),
+        reading.seconds,
+        "" if videos else " --skip_video_related",
+    )
+    return {"pairs": len(taken), "videos": videos, "left_out": left, "seconds": reading.seconds, "rate": reading.rate}

@@ -108,7 +108,7 @@ def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Se
     return batches
 
 
-def generate_files(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
+def write_audio(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
     """Generate and write audio files, a batch at a time; skip inputs that cannot be read with a warning."""
     for batch in make_batches(groups, runner.fit_batch(groups[0][0].negative is not None)):
         buffers = []
@@ -123,6 +123,13 @@ def generate_files(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[R
 
 
 def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
+    """Generate audio for each input of the options; see `generate_files`."""
+    return generate_files(cfg, build, [(read_inputs(cfg), read_numbers(cfg))])
+
+
+def generate_files(
+    cfg: DictConfig, build: Build, jobs: Sequence[tuple[Sequence[Input], range]]
+) -> list[dict[str, Any]]:
     """Generate audio for each input: out/up/NAME_K.wav, drafts in out/low/, and manifest.csv.
 
     Files of an earlier run are kept. With several devices, each process of a Trainer has the model on its own.
@@ -130,6 +137,7 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     Args:
         cfg: options of conf/sample.yaml.
         build: instantiates a config node.
+        jobs: inputs, and the numbers of the audio files of each.
 
     Returns:
         The content of the .json of each audio file, with paths by level.
@@ -137,7 +145,7 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
     """
-    numbers, sampling, items = read_numbers(cfg), build(cfg.sampler), read_inputs(cfg)
+    sampling = build(cfg.sampler)
     outputs = Outputs(Path(cfg.out), cfg.format, bool(cfg.mux), cfg.overwrite)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
     if _is_distributed(cfg):
@@ -148,17 +156,22 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     if not is_leader:
         log.setLevel(logging.WARNING)
     model = load_model(cfg, build, device)
-    template = make_template(cfg, model, items[0], sampling)
+    template = make_template(cfg, model, jobs[0][0][0], sampling)
     keep, size = None if cfg.num_drafts is None else cfg.keep, None if cfg.batch_size == "auto" else cfg.batch_size
     runner = Runner(model, keep, size, None if is_leader else True)
-    groups, failed = plan_requests(runner, template, items, numbers, outputs)
+    groups, finished = [], 0
+    for items, numbers in jobs:
+        planned, failed = plan_requests(runner, template, items, numbers, outputs)
+        groups += planned
+        finished += (len(items) - failed) * len(numbers) - sum(map(len, planned))
     requests = [request for group in groups for request in group]
+    names = [(item.name, number) for items, numbers in jobs for item in items for number in numbers]
     log.info(
         "%d inputs: %d audio files to generate, %.1f s in total; %d exist already",
-        len(items),
+        len({name for name, _ in names}),
         len(requests),
         sum(request.seconds for request in requests),
-        (len(items) - failed) * len(numbers) - len(requests),
+        finished,
     )
     if cfg.dry_run:
         for first, *rest in groups:
@@ -169,21 +182,20 @@ def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
     if groups and trainer is not None:
         # the same in all processes, whatever the memory of their devices, and small enough to give every device work
         size = min(size or MAX_BATCH_SIZE, -(-len(requests) // trainer.world_size))
-        distribute(trainer, partial(generate_files, runner, outputs), make_batches(groups, size))
+        distribute(trainer, partial(write_audio, runner, outputs), make_batches(groups, size))
     elif groups:
-        generate_files(runner, outputs, groups)
-    return _write_manifest(cfg, outputs, items, numbers) if is_leader else []
+        write_audio(runner, outputs, groups)
+    return _write_manifest(cfg, outputs, names) if is_leader else []
 
 
-def _write_manifest(
-    cfg: DictConfig, outputs: Outputs, items: Sequence[Input], numbers: Sequence[int]
-) -> list[dict[str, Any]]:
-    rows = outputs.write_manifest([(item.name, number) for item in items for number in numbers])
-    missing = len(items) - len({row["name"] for row in rows})
+def _write_manifest(cfg: DictConfig, outputs: Outputs, names: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    rows = outputs.write_manifest(names)
+    count = len({name for name, _ in names})
+    missing = count - len({row["name"] for row in rows})
     log.info("%d audio files in %s", len(rows), outputs.root / "up")
     if missing:
-        message = f"{len(items) - missing or 'none'} of {len(items)} inputs could be read, see above"
-        if missing > cfg.max_failed * len(items):
+        message = f"{count - missing or 'none'} of {count} inputs could be read, see above"
+        if missing > cfg.max_failed * count:
             raise ValueError(f"{message} (max_failed={cfg.max_failed})")
         log.warning(message)
     return rows

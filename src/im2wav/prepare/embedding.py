@@ -28,7 +28,7 @@ from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.packing import PackedFrames
 from im2wav.prepare.pair_writer import PairWriter
 from im2wav.prepare.sources import Source, Sources
-from im2wav.report.tables import format_duration
+from im2wav.report.page import format_duration
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support

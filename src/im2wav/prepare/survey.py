@@ -16,8 +16,8 @@ from im2wav.data.splits import groups
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_frames, read_image
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
+from im2wav.report.page import as_text
 from im2wav.report.plots import plot_counts, plot_histograms
-from im2wav.report.tables import as_text
 
 Rows = list[Sequence[Any]]  # the first row holds the column names
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}

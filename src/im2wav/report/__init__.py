@@ -1,6 +1,5 @@
 """HTML pages, plots and tables for `demo`, `inspect`, `evaluate` and the training dashboard."""
 
-from im2wav.report.inline import inline_audio, inline_image
-from im2wav.report.page import Audio, Card, Cards, Image, Plot, Table, render_page
+from im2wav.report.page import Audio, Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
 
 __all__ = ["Audio", "Card", "Cards", "Image", "Plot", "Table", "inline_audio", "inline_image", "render_page"]

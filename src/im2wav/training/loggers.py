@@ -16,8 +16,8 @@ from torch import Tensor
 
 from im2wav.files import wav_bytes, write_atomic
 from im2wav.report import Audio, Image, Table, render_page
-from im2wav.report.inline import thumbnail
-from im2wav.report.spectrogram import mel_image
+from im2wav.report.page import thumbnail
+from im2wav.report.plots import mel_image
 from im2wav.training.checkpoints import is_first_process
 
 WANDB_ID = "wandb_run_id.txt"  # in the folder of the run, so that a resumed run continues the same W&B run

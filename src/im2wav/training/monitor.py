@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from im2wav.files import file_sha256
-from im2wav.report.tables import format_duration
+from im2wav.report.page import format_duration
 from im2wav.training.ema import EMA
 from im2wav.training.guard import SkipNonFiniteSteps
 

@@ -1,28 +1,73 @@
-"""Weights files of the usual evaluation networks. The user downloads them."""
+"""The interface of the networks that judge audio, their outputs, and their weights files, which the user downloads."""
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from im2wav.files import file_sha256
 
+NOTHING = torch.zeros(0)
+
 
 @dataclass(frozen=True)
-class WeightsFile:
-    """A weights file of a network.
+class NetworkOutputs:
+    """Outputs of a network for S audio files. D dimension of the embedding, C classes (0 without classes)."""
 
-    Attributes:
-        name: file name.
-        source: where to download it.
-        sha256: hash of its content, or the beginning of the hash; None if not published.
+    rows: Tensor  # [M, D], one embedding for each file or for each frame
+    counts: Tensor  # [S], rows of each file
+    logits: Tensor  # [S, C]
+    scores: Tensor  # [S, C], class probabilities
+
+    @classmethod
+    def of_file(cls, rows: Tensor, logits: Tensor = NOTHING, scores: Tensor = NOTHING) -> "NetworkOutputs":
+        """Outputs for one file: rows [M, D], logits and scores [C]."""
+        return cls(rows, torch.tensor([len(rows)]), logits[None], scores[None])
+
+    @classmethod
+    def concat(cls, parts: Sequence["NetworkOutputs"]) -> "NetworkOutputs":
+        """Concatenate the outputs of several sets."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @property
+    def owner(self) -> Tensor:
+        """File index of each row, [M]."""
+        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
+
+    def take(self, numbers: Tensor) -> "NetworkOutputs":
+        """Outputs of the files with these indices, in ascending order."""
+        rows = self.rows[torch.isin(self.owner, numbers)]
+        return NetworkOutputs(rows, self.counts[numbers], self.logits[numbers], self.scores[numbers])
+
+
+class Network:
+    """A network that judges audio; `labels` are the names of its classes, if any.
+
+    `uses` selects its metrics: `distance` between sets, `classes`, `image`: cosine similarity with image embeddings.
     """
 
     name: str
+    uses: frozenset[str]
+    sha256: str
+    sample_rate: int  # Hz
+    dim: int
+    labels: tuple[str, ...] = ()
+
+    def analyse(self, wav: Tensor) -> NetworkOutputs:
+        """Analyse wav [N] at the sample rate of the network."""
+        raise NotImplementedError
+
+
+class WeightsFile(NamedTuple):
+    """A weights file of a network: its name, where to download it, and the hash of its content or its beginning."""
+
+    name: str
     source: str
-    sha256: str | None
+    sha256: str | None  # None if none was published
 
 
 FILES = {
@@ -45,19 +90,16 @@ FILES = {
 }
 
 
-def check_folder(folder: Path | None) -> Path:
+def check_folder(folder: Path) -> None:
     """Check that the folder contains all files.
 
     Raises:
-        ValueError: the folder is not set, or files are missing; the message lists them with their source.
+        ValueError: files are missing; the message lists them with their source.
     """
-    if folder is None:
-        raise ValueError("suite=paper needs weights_dir=DIR; see docs/evaluation.md for its files")
     missing = [file for file in FILES.values() if not (folder / file.name).is_file()]
     if missing:
         listing = "; ".join(f"{file.name} from {file.source}" for file in missing)
         raise ValueError(f"weights_dir={folder} lacks {len(missing)} of {len(FILES)} files: {listing}")
-    return folder
 
 
 def checked_file(folder: Path, network: str, check: bool) -> tuple[Path, str]:
