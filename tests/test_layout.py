@@ -55,7 +55,7 @@ ONLY_IN = {
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
     "av": {"media/mux.py", "benchmarks"},
-    "litdata": {"data/shards.py"},
+    "litdata": {"data/pairs.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
 }

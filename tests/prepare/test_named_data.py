@@ -6,8 +6,7 @@ import pytest
 from conftest import command, config, tone, write_mp4, write_wav
 from im2wav.data.imagehear_list import imagehear
 from im2wav.data.pairs import PairsFolder
-from im2wav.prepare.sources import demo_sources, imagehear_sources
-from im2wav.prepare.vggsound import vggsound_sources
+from im2wav.prepare.sources import demo_sources, imagehear_sources, vggsound_sources
 from tiny_encoder import TINY_ENCODER
 
 TABLE = """\

@@ -10,8 +10,7 @@ import torch
 
 from conftest import command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import open_folder
+from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.prepare import shard_writer
 from im2wav.prepare.shard_writer import ShardWriter, plan_chunks
 from im2wav.train import train

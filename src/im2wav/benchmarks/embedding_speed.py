@@ -16,7 +16,7 @@ from im2wav.files import VIDEO_SUFFIXES, list_files
 from im2wav.media.crops import resized_centre
 from im2wav.media.reading import read_all_frames
 from im2wav.prepare.clip_reader import ClipReader, Decoded
-from im2wav.prepare.packing import PackedFrames
+from im2wav.prepare.embedder import PackedFrames
 from im2wav.prepare.sources import Source
 from im2wav.training.timing import best_time
 

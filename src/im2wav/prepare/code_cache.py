@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from im2wav.data.codes import CodesFolder, codes_folder
 from im2wav.data.manifest import Manifest
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import open_folder
-from im2wav.data.windows import extend_wav
+from im2wav.data.pairs import PairsFolder, open_folder
+from im2wav.data.windows import CodesFolder, extend_wav
 from im2wav.files import parse_shard
 
 log = logging.getLogger(__name__)
@@ -75,17 +73,13 @@ class Clips:
         return row, extend_wav(wav, self.num_samples, self.short)
 
 
-def _identity(item: Any) -> Any:
-    return item
-
-
 def encode_all(codec: Any, clips: Clips, cache: CodesFolder, num_workers: int, write: bool = True) -> Iterator[int]:
     """Encode and write the codes of clips; yields the number of samples of each.
 
     Raises:
         ValueError: a clip cannot be read, or codes cannot be written.
     """
-    loader: Any = DataLoader(clips, batch_size=None, num_workers=num_workers, collate_fn=_identity)  # type: ignore[arg-type]
+    loader: Any = DataLoader(clips, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
     with torch.inference_mode():
         for row, wav in loader:
             if isinstance(wav, str):
@@ -104,8 +98,7 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
     measured = sum(encode_all(codec, sample, cache, 0, write=False)) if sample.rows else 0
     seconds = time.perf_counter() - start
     samples = int(clips.pairs.column("samples")[clips.rows].clip(clips.num_samples).sum())
-    width = 2 if cache.info.codebook_size <= 2**15 else 4
-    size = sum(samples / hop * width + 128 for hop in cache.info.hops.values())
+    size = sum(samples / hop * cache.dtype.itemsize + 128 for hop in cache.hops.values())
     log.info(
         "would write the codes of %d clips (%.1f h of audio) to %s: about %.2f GB, %.1f minutes",
         len(clips),
@@ -117,11 +110,7 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
 
 
 def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
-    """Write the codes of all clips of this process's shard that lack them.
-
-    Args:
-        codec: an `AudioCodec` on its device.
-        cfg: the configuration of `tokenize`.
+    """Write the codes of all clips of this process's shard that lack them, with an `AudioCodec` on its device.
 
     Raises:
         ValueError: no pairs, a cache with other settings, or a file that cannot be read or written.
@@ -131,7 +120,7 @@ def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
     samples = folder.pairs.column("samples")
     usable = (samples > 0) & ((samples >= cfg.data.num_samples) | (cfg.data.short != "drop"))
     pairs = folder.pairs.take(usable)
-    cache = codes_folder(folder.root, codec, cfg.data.num_samples, cfg.data.short)
+    cache = CodesFolder(folder.root, codec, cfg.data.num_samples, cfg.data.short)
     todo = cache.missing(pairs)[shard::num_shards]
     clips = Clips(folder, pairs, todo, cfg.data.num_samples, cfg.data.short)
     if cfg.dry_run:

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from im2wav.data.pairs import DatasetInfo
-from im2wav.files import parse_shard
+from im2wav.files import npy_bytes, parse_shard
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
-from im2wav.prepare.clip_reader import ClipReader
-from im2wav.prepare.embedder import Embedder
+from im2wav.prepare.clip_reader import ClipReader, Decoded, End
+from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
-from im2wav.prepare.packing import PackedFrames
-from im2wav.prepare.pair_writer import PairWriter
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.tables import format_duration
 
@@ -100,6 +99,26 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:
+    """Write a pair whose embeddings are float16 [F, D], or why there is none.
+
+    The line in the journal is written last, so the files that it names exist.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    if not isinstance(end, Decoded) or embeddings is None:
+        journal.add({"id": source.id, "reason": end.reason, "detail": end.detail})  # type: ignore[union-attr]
+        return
+    files = {"wav": f"wav/{source.id}.wav" if end.wav else "", "clip": f"clip/{source.id}.npy"}
+    if end.wav:
+        journal.write(files["wav"], end.wav)
+    journal.write(files["clip"], npy_bytes(embeddings))
+    texts = {"id": source.id, "label": source.label, "split": source.split, "group": source.group}
+    size = {"samples": end.samples, "frames": len(embeddings), "source": source.path}
+    journal.add({**texts, **files, **size, "sound": end.sound, "note": end.note})
+
+
 def embed_sources(
     todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
 ) -> float:
@@ -115,7 +134,11 @@ def embed_sources(
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
     frames = PackedFrames(mine, reader, batch_size, num_workers, cfg.timeout, pinned=device == "cuda")
     with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
-        finish = PairWriter(journal, mine, bar.update)
+
+        def finish(number: int, end: End, embeddings: np.ndarray | None) -> None:
+            write_pair(journal, mine[number], end, embeddings)
+            bar.update()
+
         model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores())
         trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
     return time.monotonic() - (model.began or time.monotonic())
@@ -206,7 +229,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         check_dataset(out, info)
         trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
-        journal.write("dataset.json", info.content())
+        info.write(out, journal.part)
         embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0

@@ -1,4 +1,4 @@
-"""Pairs folder -> shards, in the format that `im2wav.data.shards` reads.
+"""Pairs folder -> shards, in the format that `im2wav.data.pairs` reads.
 
 `litdata.optimize` is not used: it names chunks after its worker processes, so their bytes and number depend on how many
 there are, and an interrupted run resumes only with the same number. Here a chunk's bytes depend on its rows alone.
@@ -17,8 +17,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import import_litdata
+from im2wav.data.pairs import PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
 
 log = logging.getLogger(__name__)

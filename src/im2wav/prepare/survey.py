@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from im2wav.data.manifest import Manifest
+from im2wav.data.manifest import Manifest, groups
 from im2wav.data.pairs import PairsFolder
-from im2wav.data.splits import groups
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_frames, read_image
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
