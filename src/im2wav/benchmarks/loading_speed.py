@@ -15,7 +15,7 @@ from im2wav.data.loader import WindowLoader
 from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
-from im2wav.prepare.shard_writer import ShardWriter
+from im2wav.prepare.shard_writer import write_shards
 from im2wav.training.timing import best_time
 
 RATE, SECONDS, DIM, FPS = 16000, 10.0, 512, 30.0  # clips as in VGGSound
@@ -34,14 +34,6 @@ def write_pairs(root: Path, clips: int) -> None:
         paths = {"wav": f"wav/{name}.wav", "clip": f"clip/{name}.npy"}
         rows.append({"id": name, "split": "train", "samples": samples, "frames": frames, **paths})
     write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
-
-
-def convert_to_shards(root: Path, out: Path) -> None:
-    """Convert a pairs folder to shards."""
-    writer = ShardWriter(root, out)
-    for chunk in writer.start():
-        writer.write(chunk)
-    writer.finish()
 
 
 def read_batches(loader: WindowLoader, batches: int) -> Callable[[], None]:
@@ -118,7 +110,7 @@ def measure_loading(
         with tempfile.TemporaryDirectory(dir=folder) as name:
             root, shards = Path(name) / "pairs", Path(name) / "shards"
             write_pairs(root, clips)
-            convert_to_shards(root, shards)
+            write_shards(str(root), str(shards))
             count = batches * 8
             figures = {}
             for kind, place in (("files", root), ("shards", shards)):

@@ -13,7 +13,7 @@ from torch import Tensor
 from im2wav.data.loader import BatchDataset, BatchPartition, KeyStream, WindowLoader
 from im2wav.data.manifest import fraction_of, split_rows
 from im2wav.data.pairs import ShardsFolder, open_folder
-from im2wav.data.windows import Batch, CodesFolder, WindowDataset
+from im2wav.data.windows import Batch, CodesFolder, WindowDataset, usable_rows
 
 log = logging.getLogger(__name__)
 CHOICES = {"short": ("loop", "pad", "drop"), "crop": ("random", "start", "official"), "codes": ("fresh", "cache")}
@@ -85,8 +85,7 @@ class PairsDataModule(pl.LightningDataModule):
         self.windows_per_epoch, self.crop, self.blend = windows_per_epoch, crop, blend
         self._tokenizer: Any = None
         self.levels: Sequence[str] | None = None
-        samples = self.folder.pairs.column("samples")
-        usable = (samples > 0) & ((samples >= num_samples) | (short != "drop"))
+        usable = usable_rows(self.folder.pairs, num_samples, short)
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
@@ -95,7 +94,7 @@ class PairsDataModule(pl.LightningDataModule):
         }
         if not len(self.windows["train"]):
             raise ValueError(
-                f"{Path(root) / 'manifest.csv'}: none of {len(samples)} pairs is usable for training "
+                f"{Path(root) / 'manifest.csv'}: none of {len(usable)} pairs is usable for training "
                 f"(split=train, with audio{f' of {num_samples} samples' if short == 'drop' else ''}"
                 f"{f', data.train_fraction={train_fraction}' if train_fraction < 1 else ''})"
             )

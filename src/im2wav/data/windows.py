@@ -71,6 +71,12 @@ def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -
     return number, min(offset, max(end - length, start)) - start
 
 
+def usable_rows(pairs: Manifest, num_samples: int, short: str) -> np.ndarray:
+    """A mask [rows] of the pairs with audio, of at least `num_samples` samples where shorter audio is dropped."""
+    samples = pairs.column("samples")
+    return (samples > 0) & ((samples >= num_samples) | (short != "drop"))
+
+
 def extend_wav(wav: Tensor, length: int, short: str) -> Tensor:
     """Extend audio [N] that is shorter than `length` by repetition (`loop`) or silence (`pad`)."""
     missing = length - len(wav)

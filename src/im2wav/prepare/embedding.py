@@ -35,11 +35,7 @@ Build = Callable[..., Any]  # a config node and options -> the object that it de
 
 
 def check_dataset(out: Path, info: DatasetInfo) -> None:
-    """Reject a pairs folder that was made with other settings.
-
-    Raises:
-        ValueError: another encoder, frame rate, sample rate, loudness or published list.
-    """
+    """Raise ValueError for a pairs folder that was made with other settings."""
     if not (out / "dataset.json").is_file():
         return
     before = DatasetInfo.read(out)
@@ -56,7 +52,8 @@ def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped:
     Raises:
         ValueError: the id of a source already belongs to another one.
     """
-    files = state.files(out)
+    kinds = [kind for kind in ("wav", "clip") if (out / kind).is_dir()]
+    files = {f"{kind}/{name}" for kind in kinds for name in os.listdir(out / kind)}  # faster than a check per file
     todo = {}
     for number, source in enumerate(sources):
         row = state.rows.get(source.id)
@@ -187,9 +184,8 @@ def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
     mine = {source.id for source in sources}
     good = mine & state.rows.keys()
     reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
-    notes = Counter(
-        note.split(":")[0] for name in good for note in (state.rows[name].get("note") or "").split("; ") if note
-    )
+    texts = ((state.rows[name].get("note") or "").split("; ") for name in good)
+    notes = Counter(note.split(":")[0] for text in texts for note in text if note)
     failed = sum(reasons.values())
     corrected = [(f"of these {what}", n) for what, n in notes.most_common()]
     for what, count in (("embedded", len(good)), *corrected, *reasons.most_common()):
@@ -207,7 +203,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         build: a config node -> the object that it describes; for the sources, the encoder and the trainer.
 
     Returns:
-        The fraction of the sources that was skipped; skipped.csv lists them.
+        The fraction of the sources that was skipped.
 
     Raises:
         ValueError: sources, encoder or folder do not fit the options, or the folder cannot be written.
