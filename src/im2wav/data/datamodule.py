@@ -24,9 +24,9 @@ class PairsDataModule(pl.LightningDataModule):
     """Batches of windows from a pairs folder or from shards.
 
     Args:
-        root: the pairs folder, or the folder of shards.
+        root, chunks: see `open_folder`.
         num_samples: length of a window in samples.
-        batch_size: windows per device and forward pass, used if `global_batch_size` is None. `auto` is 8; on a GPU,
+        batch_size: windows per device and forward pass, if `global_batch_size` is None. `auto` is 8; on a GPU,
             `im2wav.train` replaces it by the largest batch that fits in memory.
         global_batch_size: windows per optimizer step, divided among devices and accumulated passes.
         short: audio shorter than the window: `loop` it, `pad` it with silence, or `drop` it.
@@ -36,9 +36,8 @@ class PairsDataModule(pl.LightningDataModule):
         windows_per_epoch: None: the number of pairs.
         split, shares, train_fraction: see `split_rows` and `fraction_of` of `im2wav.data.manifest`.
         codes: `fresh`: encode each batch with the tokenizer; `cache`: read the codes written by `im2wav.tokenize`.
-        chunks: location of the chunks of shards, see `open_folder`.
         num_workers: number of DataLoader workers.
-        seed: seed of the order and of the crops.
+        seed: of the order and of the crops.
 
     Attributes:
         levels: codec levels to encode; None: all.
@@ -188,12 +187,7 @@ class PairsDataModule(pl.LightningDataModule):
     def identity(self) -> Mapping[str, Any]:
         """Metadata for checkpoints: encoder, frame rate, sample rate, median duration of the recordings."""
         info = self.folder.info
+        names = ("encoder", "weights_sha256", "dim", "fps", "sample_rate")
         lengths = np.sort(np.maximum(self.windows["train"].pairs.column("samples"), self.num_samples))
-        return {
-            "encoder": info.encoder,
-            "weights_sha256": info.weights_sha256,
-            "dim": info.dim,
-            "fps": info.fps,
-            "sample_rate": info.sample_rate,
-            "seconds": float(lengths[len(lengths) // 2]) / info.sample_rate,
-        }
+        seconds = float(lengths[len(lengths) // 2]) / info.sample_rate
+        return {name: getattr(info, name) for name in names} | {"seconds": seconds}

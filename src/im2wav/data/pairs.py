@@ -64,10 +64,8 @@ class DatasetInfo:
         """
         path = root / "dataset.json"
         if not path.is_file():
-            raise ValueError(
-                f"data.root={root} is not a pairs folder ({path.name} is missing): make one with "
-                f"`python -m im2wav.embed input=YOUR_FOLDER out={root}`"
-            )
+            what = f"data.root={root} is not a pairs folder ({path.name} is missing)"
+            raise ValueError(f"{what}: make one with `python -m im2wav.embed input=YOUR_FOLDER out={root}`")
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise ValueError(f"{path}: format {values.get('format')}, expected {FORMAT}; embed the data again")
@@ -97,10 +95,6 @@ class DatasetInfo:
 
 class PairsFolder:
     """A pairs folder opened for reading; only the requested data is read from disk.
-
-    Attributes:
-        info: the content of `dataset.json`.
-        pairs: the rows of the manifest, a sequence of `Pair`s.
 
     Raises:
         ValueError: not a pairs folder.

@@ -121,11 +121,7 @@ class CodesFolder:
         return [row for row, clip in enumerate(pairs.strings("clip")) if Path(clip).name not in complete]
 
     def start(self) -> None:
-        """Write codes.json, or check an existing one.
-
-        Raises:
-            ValueError: the folder was written with other settings.
-        """
+        """Write codes.json; raise ValueError if the folder was written with other settings."""
         path = self.root / "codes.json"
         if not path.is_file():
             write_atomic(path, json_bytes(self.about))
@@ -138,20 +134,12 @@ class CodesFolder:
                 )
 
     def write(self, pair: Pair, codes: Mapping[str, Tensor]) -> None:
-        """Write the codes [T] of a clip by level.
-
-        Raises:
-            ValueError: they cannot be written.
-        """
+        """Write the codes [T] of a clip by level."""
         for level, values in codes.items():
             write_atomic(self.path(pair, level), npy_bytes(values.cpu().numpy().astype(self.dtype)))
 
     def check(self, pairs: Manifest) -> None:
-        """Check that the cache is complete and fits the codec and the options.
-
-        Raises:
-            ValueError: it is not, or does not.
-        """
+        """Raise ValueError unless the cache is complete and fits the codec and the options."""
         command = f"python -m im2wav.tokenize data.root={self.root.parent.parent} codec=PATH"
         if not (self.root / "codes.json").is_file():
             others = sorted(path.parent.name for path in self.root.parent.glob("*/codes.json"))
@@ -209,14 +197,14 @@ class WindowDataset(Dataset):
 
     def locate(self, row: int, place: float) -> tuple[Pair, int]:
         """Return the recording and the offset of a key."""
-        if self.ends is not None:
-            shift = int(place * self.num_samples) - self.num_samples // 2
-            number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)  # type: ignore[arg-type]
-            pair = self.pairs[number]
-        else:
+        if self.ends is None:
             pair = self.pairs[row]
             largest = max(pair.samples - self.num_samples, 0)
             offset = min(int(place * (largest + 1)), largest)
+        else:
+            shift = int(place * self.num_samples) - self.num_samples // 2
+            number, offset = concatenated_crop(row, shift, self.ends, self.num_samples)  # type: ignore[arg-type]
+            pair = self.pairs[number]
         grid = max(self.codes.hops.values()) if self.codes else 1  # code boundaries of all levels
         return pair, int(offset) // grid * grid
 
@@ -230,11 +218,11 @@ class WindowDataset(Dataset):
         pair, offset = self.locate(row, place)
         wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
         wav = extend_wav(wav, self.num_samples, self.short)
-        timing = {"total": float(max(pair.samples, self.num_samples)), "offset": float(offset)}
-        timing["duration"] = float(self.num_samples)
         clip = self.folder.read_clip(pair, self._frames(pair, offset))
+        times = {"total": max(pair.samples, self.num_samples), "offset": offset, "duration": self.num_samples}
+        timing = {name: torch.tensor(float(value)) for name, value in times.items()}
         codes = self.codes.read(pair, offset, self.num_samples) if self.codes else None
-        return Batch(wav[None], clip, {k: torch.tensor(v) for k, v in timing.items()}, pair.id, codes)  # type: ignore[arg-type]
+        return Batch(wav[None], clip, timing, pair.id, codes)  # type: ignore[arg-type]
 
     def _frames(self, pair: Pair, offset: int) -> np.ndarray | None:
         info = self.folder.info

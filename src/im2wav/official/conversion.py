@@ -16,22 +16,16 @@ from torch import Tensor, nn
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.prior import Prior
 
-_multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
-
 KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
 
 # `hps.bandwidth` contains numpy scalars. Only these, tensors and plain containers are unpickled. Their pickled names
 # depend on the numpy version.
-_SCALARS: list[Any] = [
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
+_make_scalar = np.float64(0).__reduce__()[0]
+_SCALARS: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+_SCALARS += [(_make_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 # required values of `hps`; other values change the network and no released checkpoint uses them
-_UNSUPPORTED: dict[str, dict[str, Any]] = {
+_REQUIRED: dict[str, dict[str, Any]] = {
     "vqvae": {
         "levels": 2,
         "hvqvae_multipliers": None,
@@ -39,19 +33,9 @@ _UNSUPPORTED: dict[str, dict[str, Any]] = {
         "vqvae_reverse_decoder_dilation": True,
         "use_bottleneck": True,
     },
-    "prior": {
-        "levels": 2,
-        "labels": True,
-        "clip_emb": True,
-        "attn_order": 2,
-        "res_scale": False,
-        "cond_res_scale": False,
-        "merged_decoder": False,
-        "single_enc_dec": False,
-        "copy_input": False,
-        "y_cond_as_bias": False,
-        "use_tokens": False,
-    },
+    "prior": {"levels": 2, "labels": True, "clip_emb": True, "attn_order": 2}
+    | dict.fromkeys(("res_scale", "cond_res_scale", "merged_decoder", "single_enc_dec"), False)
+    | dict.fromkeys(("copy_input", "y_cond_as_bias", "use_tokens"), False),
 }
 
 
@@ -98,7 +82,7 @@ def kind_of(hps: Mapping[str, Any]) -> str:
 
 
 def _check_supported(hps: Mapping[str, Any], kind: str) -> None:
-    expected = _UNSUPPORTED["vqvae" if kind == "vqvae" else "prior"]
+    expected = _REQUIRED["vqvae" if kind == "vqvae" else "prior"]
     wrong = {k: hps[k] for k, v in expected.items() if k in hps and (hps[k] or None) != (v or None)}
     if wrong:
         raise ValueError(f"the {kind} uses {wrong}; supported: { ({k: expected[k] for k in wrong}) }")
@@ -208,11 +192,9 @@ def _upsample(rest: list[str], stack: str) -> str:
 
 
 def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
-    """Official name of a prior parameter, and whether it is stored transposed.
+    """Official name of a parameter of `Prior`, and whether it is stored transposed.
 
-    Args:
-        name: name in `Prior`.
-        checkpointed: whether the official conditioner uses checkpointing (`cond_c_res`), which renames blocks.
+    With checkpointing of the official conditioner (`cond_c_res`), its blocks have other names.
     """
     module, *rest = name.split(".")
     if name == "code_embedding.weight":
@@ -243,48 +225,44 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
     Raises:
         ValueError: keys are missing, unexpected or have another shape; the message lists them.
     """
-    ours = net.state_dict()
-    names: dict[str, tuple[str, bool]] = {}
-    for name in ours:
-        if kind == "vqvae":
-            official = codec_name(name, codec_config(hps)["strides"])
-            if official is not None:
-                names[name] = (official, False)
-        else:
-            names[name] = prior_name(name, bool(hps["cond_c_res"]))
-    left = set(given) - {official for official, _ in names.values()}
+    sources: dict[str, tuple[str, bool]] = {}  # name -> official name, and whether it is stored transposed
+    for name in net.state_dict():
+        if kind != "vqvae":
+            sources[name] = prior_name(name, bool(hps["cond_c_res"]))
+        elif official := codec_name(name, codec_config(hps)["strides"]):
+            sources[name] = official, False
+    found, misshapen = {}, []
+    for name, (official, transposed) in sources.items():
+        if official in given:
+            found[name] = (given[official].t() if transposed else given[official]).float().contiguous()
+            wanted = net.state_dict()[name]
+            if found[name].shape != wanted.shape:
+                shape = tuple(wanted.t().shape if transposed else wanted.shape)
+                misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
     # the output layer is tied to the code embedding; the null frame is unused without frames
-    left -= {"prior.x_out.weight"}
-    if not hps.get("video_clip_emb"):
-        left -= {"y_emb.null_video_CLIP"}
-    found, missing, misshapen = {}, [], []
-    for name, (official, transposed) in names.items():
-        if official not in given:
-            missing.append(official)
-            continue
-        value = given[official].t() if transposed else given[official]
-        if value.shape != ours[name].shape:
-            shape = tuple(ours[name].t().shape if transposed else ours[name].shape)
-            misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
-        found[name] = value.float().contiguous()
+    unused = {"prior.x_out.weight"} | (set() if hps.get("video_clip_emb") else {"y_emb.null_video_CLIP"})
     if "prior.x_out.weight" in given and not torch.equal(given["prior.x_out.weight"], given["prior.x_emb.weight"]):
         misshapen.append("prior.x_out.weight differs from prior.x_emb.weight")
-    problems = {"missing": missing, "unexpected": sorted(left), "misshapen": misshapen}
+    expected = {official for official, _ in sources.values()}
+    problems = {
+        "missing": sorted(expected - given.keys()),
+        "unexpected": sorted(given.keys() - expected - unused),
+        "misshapen": misshapen,
+    }
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
         raise ValueError(f"the weights do not match the {kind} of its hps: {text}")
     return found
 
 
-def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Tensor]:
-    """EMA buffers that official files do not contain, as restored by the official trainer on one process."""
-    buffers: dict[str, Tensor] = {}
+def _restore_codebooks(state: dict[str, Tensor], codec: AudioCodec, hps: Mapping[str, Any]) -> None:
+    """Add the EMA buffers that official files lack, as the official trainer restores them on one process."""
     for level in LEVELS:
-        usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
         start = f"codebooks.{level}"
-        buffers[f"{start}.code_usage"] = torch.full((codec.codebook_size,), float(usage))
-        buffers[f"{start}.initialised"] = torch.tensor(True)
-    return buffers
+        usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
+        state[f"{start}.code_usage"] = torch.full((codec.codebook_size,), float(usage))
+        state[f"{start}.code_sum"] = state[f"{start}.codebook"] * state[f"{start}.code_usage"][:, None]
+        state[f"{start}.initialised"] = torch.tensor(True)
 
 
 def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
@@ -312,9 +290,6 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(net, AudioCodec):
-        state |= restore_codebooks(net, hps)
-        for level in LEVELS:
-            book = state[f"codebooks.{level}.codebook"]
-            state[f"codebooks.{level}.code_sum"] = book * state[f"codebooks.{level}.code_usage"][:, None]
+        _restore_codebooks(state, net, hps)
     net.load_state_dict(state, assign=True)
     return OfficialCheckpoint(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))

@@ -1,12 +1,11 @@
 """Convert folders of official checkpoints; download the released checkpoints."""
 
-import json
 import logging
 import zipfile
 from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
-from im2wav.files import write_atomic
+from im2wav.files import json_bytes, write_atomic
 from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
@@ -63,23 +62,16 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
     written = {}
     for kind, (_, official) in found.items():
         # official clips have 10 s; their frame rate and CLIP weights are not recorded
-        data = {
-            "encoder": "clip_vit_b32",
-            "dim": 512,
-            "weights_sha256": None,
-            "fps": 30.0,
-            "sample_rate": official.hps["sr"],
-            "seconds": 10.0,
-        }
+        data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "seconds": 10.0}
+        data["sample_rate"] = official.hps["sr"]
         own = {"bandwidth": official.bandwidth} if kind == "vqvae" else {"codec_sha256": sha256}
         loaded = Loaded(official.net, kind, official.config, data, **own)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
     about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
-    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())  # for information only
-    for kind in ("vqvae", "low_prior", "up_prior"):
-        if kind not in found:
-            log.warning("%s contains no %s: sampling needs all three models", folder, kind)
+    write_atomic(out / "config.json", json_bytes(about))  # for information only
+    for kind in KINDS.keys() - found.keys():
+        log.warning("%s contains no %s: sampling needs all three models", folder, kind)
     return written
 
 
@@ -116,13 +108,12 @@ def _download(url: str, target: Path, files: Path) -> None:
         import gdown
     except ImportError as error:
         raise ValueError("pretrained=official downloads with gdown: pip install 'im2wav[official]'") from error
+    reason = ""
     try:
-        done = gdown.download(url, str(target), resume=True)
+        gdown.download(url, str(target), resume=True)
     except Exception as error:  # gdown raises many types of errors
-        done, reason = None, f" ({type(error).__name__})"
-    else:
-        reason = ""
-    if done is None or not target.is_file():
+        reason = f" ({type(error).__name__})"
+    if reason or not target.is_file():
         raise ValueError(
             f"{url} could not be downloaded{reason}: download the three official checkpoints manually (ids: "
             f"{', '.join(RELEASED)}) and put them in {files} under any names"

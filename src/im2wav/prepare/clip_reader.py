@@ -50,30 +50,17 @@ End = Decoded | Failed
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads one source. It is pickled and sent to the processes that decode.
+    """Reads one source. It is pickled and sent to the processes that decode."""
 
-    Args:
-        crop: image -> encoder input, uint8 [3, S, S].
-        size: S.
-        fps: frames per second taken from a video.
-        sample_rate: of the audio, in Hz.
-        silence: audio with a lower peak (full scale is 1) is an error.
-        loudness: RMS level in dBFS that audio is scaled to; None: unchanged.
-        min_seconds: shorter audio is an error.
-        min_frame_change: a video whose frames never differ from the first by more than this (mean over 256 levels) is
-            an error.
-        chunk: number of frames in memory at a time.
-    """
-
-    crop: Callable[[AnyImage], np.ndarray]
-    size: int
-    fps: float
-    sample_rate: int = 16000
-    silence: float = 0.001
-    loudness: float | None = None
-    min_seconds: float = 0.0
-    min_frame_change: float = 0.0
-    chunk: int = 32
+    crop: Callable[[AnyImage], np.ndarray]  # image -> encoder input, uint8 [3, S, S]
+    size: int  # S
+    fps: float  # frames per second taken from a video
+    sample_rate: int = 16000  # of the audio, in Hz
+    silence: float = 0.001  # audio with a lower peak (full scale is 1) is an error
+    loudness: float | None = None  # RMS level in dBFS that audio is scaled to; None: unchanged
+    min_seconds: float = 0.0  # shorter audio is an error
+    min_frame_change: float = 0.0  # a video whose frames differ less from the first (mean over 256 levels) is an error
+    chunk: int = 32  # number of frames in memory at a time
 
     def __call__(self, source: Source) -> Iterator[np.ndarray | End]:
         """Arrays of squares uint8 [n, 3, S, S], then `Decoded`; or `Failed` at any time."""
@@ -150,18 +137,13 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, task), daemon=True)
         self.process.start()
         theirs.close()
-        self.idle = False  # neither idle nor busy: it is starting
-        self.key: Any = None
+        self.idle, self.key = False, None  # neither idle nor busy: it is starting
         self.last_message = time.monotonic()
 
     def start(self, key: Any, job: Any) -> None:
         self.key, self.idle, self.last_message = key, False, time.monotonic()
         with suppress(OSError):  # it died while idle: `_listen` notices
             self.pipe.send(job)
-
-    def exit_code(self) -> int | None:
-        self.process.join()
-        return self.process.exitcode
 
     def kill(self) -> None:
         self.process.kill()
@@ -224,7 +206,8 @@ class Workers:
                 try:
                     message = worker.pipe.recv()
                 except (EOFError, OSError):
-                    lost = Failed("decoder died", f"its process ended with exit code {worker.exit_code()}")
+                    worker.process.join()
+                    lost = Failed("decoder died", f"its process ended with exit code {worker.process.exitcode}")
                 else:
                     worker.last_message = time.monotonic()
                     if message is None:

@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Source:
         return self.video or self.image
 
 
-class Sources(Sequence[Source]):
+class Sources(list[Source]):
     """The sources of a data set, sorted by id; `list_sha256` is the hash of the published list that defines it.
 
     Raises:
@@ -48,23 +48,17 @@ class Sources(Sequence[Source]):
     """
 
     def __init__(self, name: str, sources: Iterable[Source], list_sha256: str | None = None):
+        super().__init__(sorted(sources, key=lambda source: source.id))
         self.name, self.list_sha256 = name, list_sha256
-        self._sources = sorted(sources, key=lambda source: source.id)
-        double = [name for name, n in Counter(source.id for source in self._sources).items() if n > 1]
+        double = [name for name, n in Counter(source.id for source in self).items() if n > 1]
         if double:
             raise ValueError(f"several sources have the id {double[0]!r} ({len(double)} such ids); rename them")
-        for source in self._sources:
+        for source in self:
             if source.id in ("", ".", "..") or {"/", "\\", "\0"} & set(source.id):
                 raise ValueError(f"{source.path}: id {source.id!r} cannot be a file name")
             if len(source.id.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
                 start = source.id[:40]
                 raise ValueError(f"{source.path}: id {start!r}... is longer than {LONGEST_NAME} bytes; shorten it")
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __getitem__(self, index):
-        return self._sources[index]
 
 
 def find_sources(given: str | Path, name: str = "pairs") -> Sources:

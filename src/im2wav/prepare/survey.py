@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,9 +15,8 @@ from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_frames, read_image
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_counts, plot_histograms
-from im2wav.report.tables import as_text
+from im2wav.report.tables import Rows, as_text
 
-Rows = list[Sequence[Any]]  # the first row holds the column names
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
 CLIPPED, SILENT = 0.999, -60.0  # full scale is 1; dB
 STEADY = 0.1  # a frame rate may differ from the stated one by this fraction of it
@@ -141,12 +139,11 @@ def _measure_loudness(survey: Survey, folder: PairsFolder, rows: np.ndarray) -> 
     level, peak = np.array(loudness), np.array(peaks)
     survey.values["loudness, dB"] = level
     survey.tables[f"Loudness of {len(level)} recordings"] = spread({"RMS, dB of full scale": level, "peak": peak})
-    for count, what in (
-        (int((level < SILENT).sum()), f"are silent (below {SILENT:g} dB)"),
-        (int((peak >= CLIPPED).sum()), "reach full scale and may be clipped"),
-    ):
-        if count:
-            survey.findings.append(f"{count} of {len(level)} recordings {what}")
+    silent, clipped = int((level < SILENT).sum()), int((peak >= CLIPPED).sum())
+    if silent:
+        survey.findings.append(f"{silent} of {len(level)} recordings are silent (below {SILENT:g} dB)")
+    if clipped:
+        survey.findings.append(f"{clipped} of {len(level)} recordings reach full scale and may be clipped")
     if broken:
         survey.findings.append(f"{len(broken)} of {len(rows)} recordings cannot be read: {broken[0]}")
 
@@ -166,7 +163,7 @@ def draw_rows(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def survey(folder: PairsFolder, splits: Mapping[str, np.ndarray], num_samples: int, measured: np.ndarray) -> Survey:
-    """Statistics of all rows of the manifest, and of some of the recordings.
+    """Statistics of all rows of the manifest, and of the recordings of the `measured` rows.
 
     Args:
         folder: the pairs.
@@ -192,8 +189,8 @@ def survey(folder: PairsFolder, splits: Mapping[str, np.ndarray], num_samples: i
 def survey_text(found: Survey) -> str:
     """The tables and the findings for a terminal."""
     parts = [f"{heading}\n{as_text(rows, LINES)}" for heading, rows in found.tables.items()]
-    findings = "\n".join(f"  - {text}" for text in found.findings or ["nothing looks wrong"])
-    return "\n\n".join([*parts, f"Findings\n{findings}"])
+    findings = [f"  - {text}" for text in found.findings or ["nothing looks wrong"]]
+    return "\n\n".join([*parts, "\n".join(["Findings", *findings])])
 
 
 def _image(source: Path) -> Image.Image | None:
