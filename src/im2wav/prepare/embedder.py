@@ -57,8 +57,7 @@ def pack_frames(
 class Unpacker:
     """Collects the embeddings of each clip until it ends; the inverse of `pack_frames`.
 
-    Args:
-        finish: called with each clip, how it ended, and its embeddings float16 [F, D], None where it failed.
+    `finish` is called with each clip, how it ended, and its embeddings float16 [F, D], None where it failed.
     """
 
     def __init__(self, finish: Finish):

@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import npy_bytes, parse_shard
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
-from im2wav.prepare.clip_reader import ClipReader, Decoded, End
+from im2wav.prepare.clip_reader import ClipReader, End, Failed
 from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.sources import Source, Sources
@@ -99,21 +100,19 @@ def num_cores() -> int:
 def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:
     """Write a pair whose embeddings are float16 [F, D], or why there is none.
 
-    The line in the journal is written last, so the files that it names exist.
-
     Raises:
         ValueError: the folder cannot be written.
     """
-    if not isinstance(end, Decoded) or embeddings is None:
-        journal.add({"id": source.id, "reason": end.reason, "detail": end.detail})  # type: ignore[union-attr]
+    if isinstance(end, Failed) or embeddings is None:
+        journal.add({"id": source.id, **vars(end)})
         return
-    files = {"wav": f"wav/{source.id}.wav" if end.wav else "", "clip": f"clip/{source.id}.npy"}
-    if end.wav:
-        journal.write(files["wav"], end.wav)
-    journal.write(files["clip"], npy_bytes(embeddings))
-    texts = {"id": source.id, "label": source.label, "split": source.split, "group": source.group}
-    size = {"samples": end.samples, "frames": len(embeddings), "source": source.path}
-    journal.add({**texts, **files, **size, "sound": end.sound, "note": end.note})
+    wav, clip = f"wav/{source.id}.wav" if end.wav else "", f"clip/{source.id}.npy"
+    if wav:
+        journal.write(wav, end.wav)
+    journal.write(clip, npy_bytes(embeddings))
+    texts = (source.id, source.label, source.split, source.group, wav, clip)
+    pair = Pair(*texts, end.samples, len(embeddings), source.path, end.sound, end.note)
+    journal.add(vars(pair))  # at last, so that the files that it names exist
 
 
 def embed_sources(
@@ -125,8 +124,8 @@ def embed_sources(
     """
     device, rank = trainer.strategy.root_device.type, trainer.global_rank
     mine = {number: source for number, source in todo.items() if number % trainer.world_size == rank}
-    limits = {"silence": cfg.silence, "min_seconds": cfg.min_seconds, "min_frame_change": cfg.min_frame_change}
-    reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, loudness=cfg.loudness, **limits)
+    limits = (cfg.silence, cfg.loudness, cfg.min_seconds, cfg.min_frame_change)
+    reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, *limits)
     num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
     frames = PackedFrames(mine, reader, batch_size, num_workers, cfg.timeout, pinned=device == "cuda")
@@ -163,19 +162,18 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
         return
     numbers = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
     chosen = dict(enumerate(todo[number] for number in numbers))
-    encoder = build(cfg.encoder)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        journal = Journal(out)
+        journal = Journal(Path(folder))
         trainer = build_predict_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
-        seconds = embed_sources(chosen, cfg, encoder, journal, trainer) / len(chosen)
+        seconds = embed_sources(chosen, cfg, build(cfg.encoder), journal, trainer) / len(chosen)
         state = journal.fold({})
-        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
+        size = sum(file.stat().st_size for file in Path(folder).glob("*/*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
         log.info("would be skipped: %s, %s (%s)", name, reason, detail)
-    total_cost = f"{format_duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    each, total_time = f"{seconds:.2f} s and {size / 1e6:.2f} MB each", format_duration(seconds * len(todo))
+    total_size = f"{size * len(todo) / 1e9:.2f} GB"
     log.info(
-        "measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, total_cost
+        "measured on %d inputs: %s; for all: %s on one device like this, %s", len(chosen), each, total_time, total_size
     )
 
 

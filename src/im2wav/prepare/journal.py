@@ -41,11 +41,7 @@ class State:
 
     @classmethod
     def read(cls, out: Path) -> "State":
-        """Read the tables of a folder and all parts that are not folded into them yet.
-
-        Raises:
-            ValueError: a table lacks a column.
-        """
+        """Read the tables of a folder and all parts that are not folded into them yet."""
         state = cls()
         manifest, skipped = out / "manifest.csv", out / "skipped.csv"
         if manifest.is_file():
@@ -138,11 +134,7 @@ def _exclusive(out: Path) -> Iterator[None]:
 
 
 class Journal:
-    """The part of this process.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """The part of this process. All methods raise ValueError where the folder cannot be written."""
 
     def __init__(self, out: Path):
         self.out = out
@@ -157,19 +149,11 @@ class Journal:
             raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the folder so that it is complete or absent.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
+        """Write a file of the folder so that it is complete or absent."""
         write_atomic(self.out / name, content, self.part)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Record that a source is done: a row of the manifest, or id, reason and detail.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
+        """Record that a source is done: a row of the manifest, or id, reason and detail."""
         try:
             os.write(self._file, (json.dumps(row) + "\n").encode())
         except OSError as error:
@@ -180,9 +164,8 @@ class Journal:
         os.close(self._file)
 
     def fold(self, sources: Mapping[str, Source]) -> State:
-        """Write the tables and remove the parts of this and of ended processes; returns the resulting content.
-
-        Label, split and group are updated from the sources, by id.
+        """Write the tables, with label, split and group of the sources by id, and remove the parts of this and of ended
+        processes; returns the resulting content.
         """
         with _exclusive(self.out):
             state = State.read(self.out)

@@ -34,7 +34,7 @@ class Survey:
 
 def spread(values: Mapping[str, np.ndarray]) -> Rows:
     """Quantiles and mean of several sets of numbers."""
-    rows: Rows = [("", *QUANTILES, "mean")]
+    rows: list = [("", *QUANTILES, "mean")]
     for name, numbers in values.items():
         if len(numbers):
             quantiles = np.quantile(numbers, list(QUANTILES.values()))
@@ -56,7 +56,7 @@ def _count(survey: Survey, folder: PairsFolder, splits: Mapping[str, np.ndarray]
         ("frames per second", "photos" if info.fps is None else f"{info.fps:g}"),
         ("sample rate", f"{info.sample_rate} Hz"),
     ]
-    rows: Rows = [("split", "pairs", "hours", "labels", "groups")]
+    rows: list = [("split", "pairs", "hours", "labels", "groups")]
     for split, taken in splits.items():
         named = set(labels[taken]) - {""}
         rows.append((split, len(taken), float(seconds[taken].sum() / 3600), len(named), len(set(keys[taken]))))
@@ -105,7 +105,7 @@ def _repeats(survey: Survey, pairs: Manifest, splits: Mapping[str, np.ndarray]) 
     where = np.full(len(pairs), "", dtype=object)
     for split, rows in splits.items():
         where[rows] = split
-    table: Rows = [("what", "occur more than once", "pairs affected", "in several splits")]
+    table: list = [("what", "occur more than once", "pairs affected", "in several splits")]
     for column, what in (("sound", "identical recordings"), ("source", "images or videos"), ("group", "groups")):
         places: dict[str, list[int]] = defaultdict(list)
         for row, value in enumerate(pairs.strings(column)):
