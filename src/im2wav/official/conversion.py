@@ -26,13 +26,8 @@ _SCALARS += [(_make_scalar, f"numpy.{core}.multiarray.scalar") for core in ("cor
 
 # required values of `hps`; other values change the network and no released checkpoint uses them
 _REQUIRED: dict[str, dict[str, Any]] = {
-    "vqvae": {
-        "levels": 2,
-        "hvqvae_multipliers": None,
-        "dilation_cycle": None,
-        "vqvae_reverse_decoder_dilation": True,
-        "use_bottleneck": True,
-    },
+    "vqvae": {"levels": 2, "vqvae_reverse_decoder_dilation": True, "use_bottleneck": True}
+    | dict.fromkeys(("hvqvae_multipliers", "dilation_cycle")),
     "prior": {"levels": 2, "labels": True, "clip_emb": True, "attn_order": 2}
     | dict.fromkeys(("res_scale", "cond_res_scale", "merged_decoder", "single_enc_dec"), False)
     | dict.fromkeys(("copy_input", "y_cond_as_bias", "use_tokens"), False),
@@ -48,12 +43,6 @@ class OfficialCheckpoint:
     config: dict[str, Any]  # arguments of the network
     hps: Mapping[str, Any]
     step: int
-
-    @property
-    def bandwidth(self) -> dict[str, float] | None:
-        """Loss normalisation of a codec."""
-        found = self.hps.get("bandwidth")
-        return {name: float(found[name]) for name in ("l1", "l2", "spec")} if found else None
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -191,32 +180,35 @@ def _upsample(rest: list[str], stack: str) -> str:
     return f"{int(stage) + 1}.1.{rest[0]}" if half == "1" else f"{int(stage) + 1}.0.{stack}.{_block(rest)}"
 
 
-def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
-    """Official name of a parameter of `Prior`, and whether it is stored transposed.
+def prior_name(name: str, checkpointed: bool) -> str:
+    """Official name of a parameter of `Prior`.
 
     With checkpointing of the official conditioner (`cond_c_res`), its blocks have other names.
     """
     module, *rest = name.split(".")
     if name == "code_embedding.weight":
-        return "prior.x_emb.weight", False
+        return "prior.x_emb.weight"
     if name == "position_embedding":
-        return "prior.pos_emb.pos_emb", False
+        return "prior.pos_emb.pos_emb"
     if module == "transformer":
-        start = f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}"
-        if rest[2].startswith("norm"):
-            return f"{start}.{rest[3]}", False
-        return f"{start}.{rest[3][0]}", rest[3] == "weight"
+        parameter = rest[3] if rest[2].startswith("norm") else rest[3][0]
+        return f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}.{parameter}"
     part, *rest = rest
     if part in _MAPS:
-        return f"y_emb.{_MAPS[part]}.sequential.{rest[0]}.{rest[1]}", False
+        return f"y_emb.{_MAPS[part]}.sequential.{rest[0]}.{rest[1]}"
     if part == "timing":
-        return f"y_emb.{_TABLES[rest[1]]}.emb.weight", False
+        return f"y_emb.{_TABLES[rest[1]]}.emb.weight"
     if part == "upsampler":
-        start = "conditioner_blocks.0"
         if rest[0] == "stack":
-            return f"{start}.cond.model.{_upsample(rest[1:], 'blocks' if checkpointed else 'model')}", False
-        return f"{start}.{'x_emb' if rest[0] == 'embedding' else 'ln'}.{rest[1]}", False
-    return {"null_start": "y_emb.null_CLIP", "null_frame": "y_emb.null_video_CLIP"}[part], False
+            blocks = _upsample(rest[1:], "blocks" if checkpointed else "model")
+            return f"conditioner_blocks.0.cond.model.{blocks}"
+        return f"conditioner_blocks.0.{'x_emb' if rest[0] == 'embedding' else 'ln'}.{rest[1]}"
+    return {"null_start": "y_emb.null_CLIP", "null_frame": "y_emb.null_video_CLIP"}[part]
+
+
+def transpose_linear(official: str, value: Tensor) -> Tensor:
+    """Official linear layers are `Conv1D`s, whose weights `.w` are stored transposed."""
+    return value.t() if official.endswith(".w") else value
 
 
 def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
@@ -225,32 +217,31 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
     Raises:
         ValueError: keys are missing, unexpected or have another shape; the message lists them.
     """
-    sources: dict[str, tuple[str, bool]] = {}  # name -> official name, and whether it is stored transposed
-    for name in net.state_dict():
-        if kind != "vqvae":
-            sources[name] = prior_name(name, bool(hps["cond_c_res"]))
-        elif official := codec_name(name, codec_config(hps)["strides"]):
-            sources[name] = official, False
+    ours = net.state_dict()
+    if kind == "vqvae":
+        strides = codec_config(hps)["strides"]
+        names = {name: official for name in ours if (official := codec_name(name, strides))}
+    else:
+        names = {name: prior_name(name, bool(hps["cond_c_res"])) for name in ours}
     found, misshapen = {}, []
-    for name, (official, transposed) in sources.items():
+    for name, official in names.items():
         if official in given:
-            found[name] = (given[official].t() if transposed else given[official]).float().contiguous()
-            wanted = net.state_dict()[name]
-            if found[name].shape != wanted.shape:
-                shape = tuple(wanted.t().shape if transposed else wanted.shape)
+            found[name] = transpose_linear(official, given[official]).float().contiguous()
+            if found[name].shape != ours[name].shape:
+                shape = tuple(transpose_linear(official, ours[name]).shape)
                 misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
     # the output layer is tied to the code embedding; the null frame is unused without frames
     unused = {"prior.x_out.weight"} | (set() if hps.get("video_clip_emb") else {"y_emb.null_video_CLIP"})
     if "prior.x_out.weight" in given and not torch.equal(given["prior.x_out.weight"], given["prior.x_emb.weight"]):
         misshapen.append("prior.x_out.weight differs from prior.x_emb.weight")
-    expected = {official for official, _ in sources.values()}
+    expected = set(names.values())
     problems = {
         "missing": sorted(expected - given.keys()),
         "unexpected": sorted(given.keys() - expected - unused),
         "misshapen": misshapen,
     }
     if any(problems.values()):
-        text = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        text = "; ".join(f"{what}: {', '.join(listed)}" for what, listed in problems.items() if listed)
         raise ValueError(f"the weights do not match the {kind} of its hps: {text}")
     return found
 

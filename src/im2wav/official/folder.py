@@ -32,9 +32,7 @@ def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
         ValueError: the folder does not exist or has no checkpoints, two of the same kind, or an unreadable one.
     """
     if not folder.is_dir():
-        raise ValueError(
-            f"official={folder} is not a folder; expected a folder with the official vqvae, low and up files"
-        )
+        raise ValueError(f"official={folder} is not a folder: expected one with the official vqvae, low and up files")
     found: dict[str, tuple[Path, OfficialCheckpoint]] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if not is_checkpoint(path):
@@ -64,8 +62,10 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
         # official clips have 10 s; their frame rate and CLIP weights are not recorded
         data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "seconds": 10.0}
         data["sample_rate"] = official.hps["sr"]
-        own = {"bandwidth": official.bandwidth} if kind == "vqvae" else {"codec_sha256": sha256}
-        loaded = Loaded(official.net, kind, official.config, data, **own)
+        bandwidth = official.hps.get("bandwidth") if kind == "vqvae" else None  # normalisation of the codec's losses
+        bandwidth = {name: float(bandwidth[name]) for name in ("l1", "l2", "spec")} if bandwidth else None
+        codec_sha256 = None if kind == "vqvae" else sha256
+        loaded = Loaded(official.net, kind, official.config, data, bandwidth=bandwidth, codec_sha256=codec_sha256)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
     about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
