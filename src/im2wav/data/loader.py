@@ -31,8 +31,8 @@ class KeyStream:
         length: number of keys per epoch.
         seed: of order, positions and mixing weights.
         shuffle: whether the rows are in random order.
-        place: fixed position of all windows; None: random.
-        blend: whether the weight of the left channel is random (0.5 otherwise).
+        place: position of all windows; None: random.
+        blend: whether the weight of the left channel is random, not 0.5.
     """
 
     def __init__(
@@ -170,13 +170,8 @@ class BatchNumberSampler(DistributedSampler):
 class WindowLoader(DataLoader):
     """Resumable DataLoader over `BatchDataset`: each iteration continues after the last batch of the previous one.
 
-    Lightning saves its state in checkpoints.
-
-    Args:
-        dataset: dataset of batches.
-        sampler: set by Lightning when it rebuilds the loader for `overfit_batches`.
-        resumed: called with the loaded state when resuming.
-        options: options of the DataLoader.
+    Lightning saves its state in checkpoints, and sets `sampler` when it rebuilds the loader for `overfit_batches`.
+    `resumed` is called with the loaded state.
 
     Raises:
         ValueError: during iteration: a file cannot be read, or a worker died.
@@ -222,8 +217,8 @@ class WindowLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Return the progress in windows of complete optimizer steps, which is independent of the number of devices."""
         partition: BatchPartition = self.dataset.partition  # type: ignore[attr-defined]
-        steps = self.read // partition.passes
-        return {"windows": steps * partition.global_batch_size, "passes": partition.passes}
+        windows = self.read // partition.passes * partition.global_batch_size
+        return {"windows": windows, "passes": partition.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume from a state, possibly with another number of devices."""

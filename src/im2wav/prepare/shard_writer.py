@@ -93,7 +93,7 @@ def _write_tables(folder: PairsFolder, pairs: Manifest, out: Path, chunk_mb: flo
 
 
 def write_shards(root: str, out: str, chunk_mb: float = 64, num_workers: int = 1, dry_run: bool = False) -> Path:
-    """Write the missing shards of a pairs folder.
+    """Write the missing shards of a pairs folder to `out`.
 
     Each chunk is complete or absent, so that an interrupted run resumes, with any number of threads.
 
