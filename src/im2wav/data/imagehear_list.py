@@ -24,7 +24,6 @@ class ImageHear(NamedTuple):
 
     classes: tuple[ImageHearClass, ...]  # in alphabetical order
     audioset_general: tuple[str, ...]  # labels too general to count as an answer ("Music"), ignored as officially
-    sha256: dict[str, str]  # hash of each photo, by file name
     class_of: dict[str, ImageHearClass]  # class of each photo, by file name
     list_sha256: str  # hash of the list itself
 
@@ -32,10 +31,10 @@ class ImageHear(NamedTuple):
 @cache
 def imagehear() -> ImageHear:
     """Read the list of the package."""
-    text = files("im2wav.data").joinpath("imagehear.json").read_bytes()
+    text = files("im2wav.data").joinpath("imagehear.json").read_bytes()  # with the hash of each photo, too
     content = json.loads(text)
     kinds = ("images", "vggsound", "audioset")
     classes = tuple(ImageHearClass(name, *(tuple(c[kind]) for kind in kinds)) for name, c in content["classes"].items())
     class_of = {image: entry for entry in classes for image in entry.images}
-    general, digest = tuple(content["audioset_general_classes"]), hashlib.sha256(text).hexdigest()
-    return ImageHear(classes, general, content["sha256"], class_of, digest)
+    general = tuple(content["audioset_general_classes"])
+    return ImageHear(classes, general, class_of, hashlib.sha256(text).hexdigest())

@@ -53,8 +53,8 @@ def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped:
     Raises:
         ValueError: the id of a source already belongs to another one.
     """
-    kinds = [kind for kind in ("wav", "clip") if (out / kind).is_dir()]
-    files = {f"{kind}/{name}" for kind in kinds for name in os.listdir(out / kind)}  # faster than a check per file
+    # listing the folders is faster than a check per file
+    files = {f"{kind}/{path.name}" for kind in ("wav", "clip") for path in (out / kind).glob("*")}
     todo = {}
     for number, source in enumerate(sources):
         row = state.rows.get(source.id)

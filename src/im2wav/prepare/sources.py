@@ -103,10 +103,8 @@ def imagehear_sources(images: str) -> Sources:
     entries = imagehear().class_of
     if not any((folder / name).is_file() for name in entries):
         raise ValueError(f"input={images} contains none of the {len(entries)} ImageHear photographs, such as dog1.jpg")
-    sources = (
-        Source(Path(name).stem, image=str(folder / name), label=entry.name, split="test")
-        for name, entry in entries.items()
-    )
+    files = [(str(folder / name), entry.name) for name, entry in entries.items()]
+    sources = (Source(Path(path).stem, image=path, label=label, split="test") for path, label in files)
     return Sources("imagehear", sources, imagehear().list_sha256)
 
 
@@ -163,8 +161,6 @@ def _folder_sources(folder: Path) -> Iterator[Source]:
 def _manifest_sources(manifest: Path) -> Iterator[Source]:
     for row in read_table(manifest, {"id"}):
         paths = {k: str(manifest.parent / row[k]) for k in ("image", "video", "audio") if row.get(k)}
-        if not row["id"] or Path(row["id"]).name != row["id"]:
-            raise ValueError(f"{manifest}: id {row['id']!r} cannot be a file name")
         if not paths.keys() & {"image", "video"}:
             raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
         if row.get("split") and row["split"] not in SPLITS:
