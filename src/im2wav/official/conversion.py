@@ -5,7 +5,6 @@ read from `hps`. Every weight is used exactly once; mismatching names are report
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.prior import Prior
 
@@ -32,17 +32,6 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     | dict.fromkeys(("res_scale", "cond_res_scale", "merged_decoder", "single_enc_dec"), False)
     | dict.fromkeys(("copy_input", "y_cond_as_bias", "use_tokens"), False),
 }
-
-
-@dataclass(frozen=True)
-class OfficialCheckpoint:
-    """A converted checkpoint."""
-
-    kind: str  # vqvae, low_prior or up_prior
-    net: nn.Module
-    config: dict[str, Any]  # arguments of the network
-    hps: Mapping[str, Any]
-    step: int
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -256,7 +245,7 @@ def _restore_codebooks(state: dict[str, Tensor], codec: AudioCodec, hps: Mapping
         state[f"{start}.initialised"] = torch.tensor(True)
 
 
-def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
+def convert_checkpoint(path: str | Path) -> Loaded:
     """Load an official file and build its network in eval mode.
 
     Raises:
@@ -283,4 +272,9 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     if isinstance(net, AudioCodec):
         _restore_codebooks(state, net, hps)
     net.load_state_dict(state, assign=True)
-    return OfficialCheckpoint(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))
+    # official clips have 10 s; their frame rate and CLIP weights are not recorded
+    data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "sample_rate": hps["sr"]}
+    data |= {"seconds": 10.0, "official_step": int(content.get("step", 0))}
+    losses = hps.get("bandwidth") if kind == "vqvae" else None
+    bandwidth = {name: float(losses[name]) for name in ("l1", "l2", "spec")} if losses else None
+    return Loaded(net.eval().requires_grad_(False), kind, config, data, bandwidth=bandwidth)

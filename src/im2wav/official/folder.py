@@ -2,11 +2,12 @@
 
 import logging
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from im2wav.checkpoint import Loaded, net_sha256, save
 from im2wav.files import json_bytes, write_atomic
-from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
+from im2wav.official.conversion import KINDS, convert_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def is_checkpoint(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
-def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
+def find_official(folder: Path) -> dict[str, Loaded]:
     """Find the official checkpoints in a folder, by kind; file names do not matter.
 
     Raises:
@@ -33,16 +34,17 @@ def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
     """
     if not folder.is_dir():
         raise ValueError(f"official={folder} is not a folder: expected one with the official vqvae, low and up files")
-    found: dict[str, tuple[Path, OfficialCheckpoint]] = {}
+    found: dict[str, Loaded] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if not is_checkpoint(path):
             log.info("%s: not a checkpoint, skipped", path.name)
             continue
-        official = convert_checkpoint(path)
-        if official.kind in found:
-            raise ValueError(f"{path} and {found[official.kind][0]} are both a {official.kind}: keep one of them")
-        found[official.kind] = (path, official)
-        log.info("%s: %s, step %d", path.name, official.kind, official.step)
+        loaded = convert_checkpoint(path)
+        if loaded.kind in found:
+            raise ValueError(f"{path} and {paths[loaded.kind]} are both a {loaded.kind}: keep one of them")
+        found[loaded.kind], paths[loaded.kind] = loaded, path
+        log.info("%s: %s, step %d", path.name, loaded.kind, loaded.data["official_step"])
     if not found:
         raise ValueError(f"official={folder} contains no official Im2Wav checkpoint")
     return found
@@ -55,20 +57,14 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
         ValueError: see `find_official`, or `out` cannot be written.
     """
     found = find_official(folder)
-    codec = found.get("vqvae")
-    sha256 = net_sha256(codec[1].net) if codec else None
+    codec_sha256 = net_sha256(found["vqvae"].net) if "vqvae" in found else None
     written = {}
-    for kind, (_, official) in found.items():
-        # official clips have 10 s; their frame rate and CLIP weights are not recorded
-        data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "seconds": 10.0}
-        data["sample_rate"] = official.hps["sr"]
-        bandwidth = official.hps.get("bandwidth") if kind == "vqvae" else None  # normalisation of the codec's losses
-        bandwidth = {name: float(bandwidth[name]) for name in ("l1", "l2", "spec")} if bandwidth else None
-        codec_sha256 = None if kind == "vqvae" else sha256
-        loaded = Loaded(official.net, kind, official.config, data, bandwidth=bandwidth, codec_sha256=codec_sha256)
+    for kind, loaded in found.items():
+        if kind != "vqvae":
+            loaded = replace(loaded, codec_sha256=codec_sha256)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
-    about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
+    about = {kind: {"config": one.config, "step": one.data["official_step"]} for kind, one in found.items()}
     write_atomic(out / "config.json", json_bytes(about))  # for information only
     for kind in KINDS.keys() - found.keys():
         log.warning("%s contains no %s: sampling needs all three models", folder, kind)
