@@ -347,7 +347,7 @@ def test_any_size_and_kind_comes_in_by_its_hps(official, tmp_path, name, changes
         state["prior.x_out.weight"] = state["prior.x_emb.weight"]
     torch.save({"hps": hps, "model": state, "opt": {}, "step": 7}, tmp_path / "file")
     back = convert_checkpoint(tmp_path / "file")
-    assert (back.kind, back.data["official_step"]) == (kind, 7)
+    assert (back.kind, back.step) == (kind, 7)
     for key, value in back.net.state_dict().items():
         if "code_" not in key.rsplit(".", 1)[-1] and "initialised" not in key:
             assert (value == net.state_dict()[key]).all(), key

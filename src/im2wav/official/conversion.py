@@ -5,6 +5,7 @@ read from `hps`. Every weight is used exactly once; mismatching names are report
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     | dict.fromkeys(("res_scale", "cond_res_scale", "merged_decoder", "single_enc_dec"), False)
     | dict.fromkeys(("copy_input", "y_cond_as_bias", "use_tokens"), False),
 }
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint(Loaded):
+    """A converted checkpoint, and the step of its training."""
+
+    step: int = 0
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -245,7 +253,7 @@ def _restore_codebooks(state: dict[str, Tensor], codec: AudioCodec, hps: Mapping
         state[f"{start}.initialised"] = torch.tensor(True)
 
 
-def convert_checkpoint(path: str | Path) -> Loaded:
+def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     """Load an official file and build its network in eval mode.
 
     Raises:
@@ -274,7 +282,8 @@ def convert_checkpoint(path: str | Path) -> Loaded:
     net.load_state_dict(state, assign=True)
     # official clips have 10 s; their frame rate and CLIP weights are not recorded
     data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "sample_rate": hps["sr"]}
-    data |= {"seconds": 10.0, "official_step": int(content.get("step", 0))}
+    data["seconds"] = 10.0
     losses = hps.get("bandwidth") if kind == "vqvae" else None
     bandwidth = {name: float(losses[name]) for name in ("l1", "l2", "spec")} if losses else None
-    return Loaded(net.eval().requires_grad_(False), kind, config, data, bandwidth=bandwidth)
+    step, net = int(content.get("step", 0)), net.eval().requires_grad_(False)
+    return OfficialCheckpoint(net, kind, config, data, bandwidth=bandwidth, step=step)

@@ -5,9 +5,9 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from im2wav.checkpoint import Loaded, net_sha256, save
+from im2wav.checkpoint import net_sha256, save
 from im2wav.files import json_bytes, write_atomic
-from im2wav.official.conversion import KINDS, convert_checkpoint
+from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def is_checkpoint(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
-def find_official(folder: Path) -> dict[str, Loaded]:
+def find_official(folder: Path) -> dict[str, OfficialCheckpoint]:
     """Find the official checkpoints in a folder, by kind; file names do not matter.
 
     Raises:
@@ -34,7 +34,7 @@ def find_official(folder: Path) -> dict[str, Loaded]:
     """
     if not folder.is_dir():
         raise ValueError(f"official={folder} is not a folder: expected one with the official vqvae, low and up files")
-    found: dict[str, Loaded] = {}
+    found: dict[str, OfficialCheckpoint] = {}
     paths: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if not is_checkpoint(path):
@@ -44,7 +44,7 @@ def find_official(folder: Path) -> dict[str, Loaded]:
         if loaded.kind in found:
             raise ValueError(f"{path} and {paths[loaded.kind]} are both a {loaded.kind}: keep one of them")
         found[loaded.kind], paths[loaded.kind] = loaded, path
-        log.info("%s: %s, step %d", path.name, loaded.kind, loaded.data["official_step"])
+        log.info("%s: %s, step %d", path.name, loaded.kind, loaded.step)
     if not found:
         raise ValueError(f"official={folder} contains no official Im2Wav checkpoint")
     return found
@@ -64,7 +64,7 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
             loaded = replace(loaded, codec_sha256=codec_sha256)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
-    about = {kind: {"config": one.config, "step": one.data["official_step"]} for kind, one in found.items()}
+    about = {kind: {"config": one.config, "step": one.step} for kind, one in found.items()}
     write_atomic(out / "config.json", json_bytes(about))  # for information only
     for kind in KINDS.keys() - found.keys():
         log.warning("%s contains no %s: sampling needs all three models", folder, kind)
