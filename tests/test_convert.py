@@ -338,11 +338,11 @@ def test_any_size_and_kind_comes_in_by_its_hps(official, tmp_path, name, changes
     state = {}
     for key, value in net.state_dict().items():
         if kind == "vqvae":
-            other, transposed = conversion.codec_name(key, made["strides"]), False
+            other = conversion.codec_name(key, made["strides"])
         else:
-            other, transposed = conversion.prior_name(key, bool(hps["cond_c_res"]))
+            other = conversion.prior_name(key, bool(hps["cond_c_res"]))
         if other is not None:
-            state[other] = value.t().contiguous() if transposed else value
+            state[other] = value.t().contiguous() if other.endswith(".w") else value
     if kind != "vqvae":
         state["prior.x_out.weight"] = state["prior.x_emb.weight"]
     torch.save({"hps": hps, "model": state, "opt": {}, "step": 7}, tmp_path / "file")

@@ -60,7 +60,7 @@ ONLY_IN = {
     "open_clip": {"media/encoder.py"},
     "decord": {"media/reading.py"},
     "av": {"media/mux.py"},
-    "litdata": {"data/shards.py"},
+    "litdata": {"data/pairs.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
 }

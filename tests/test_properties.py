@@ -11,15 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from im2wav.data.manifest import COLUMNS, NUMBERS, SPLITS, Manifest, StringColumn
-from im2wav.data.splits import fraction_of, split_rows
+from im2wav.data.manifest import COLUMNS, SPLITS, Manifest, fraction_of, split_rows
 from im2wav.inference.inputs import Input, name_inputs, text_input
 from im2wav.inference.outputs import Outputs
 from im2wav.inference.request import plan_windows, window_starts
-from im2wav.prepare.clip_reader import Decoded
-from im2wav.prepare.packing import Unpacker, pack_frames
+from im2wav.prepare.clip_reader import Decoded, Failed
+from im2wav.prepare.embedder import Unpacker, pack_frames
 from im2wav.prepare.sources import Source, Sources
-from im2wav.prepare.workers import Failed
 
 few = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -116,11 +114,8 @@ FRACTIONS = (
 
 def manifest(rows: list[tuple[str, str]], first: int = 0) -> Manifest:
     """A manifest of rows (group, audio hash); ids are numbers."""
-    values = {name: [""] * len(rows) for name in COLUMNS}
-    values["id"] = [str(first + i) for i in range(len(rows))]
-    values["group"], values["sound"] = ([row[i] for row in rows] for i in (0, 1))
-    numbers = dict.fromkeys(NUMBERS, np.ones(len(rows), np.int64))
-    return Manifest({name: numbers.get(name, StringColumn.pack(values[name])) for name in COLUMNS})
+    values = ({"id": str(first + i), "group": group, "sound": sound} for i, (group, sound) in enumerate(rows))
+    return Manifest([fields.get(name, "") for name in COLUMNS] for fields in values)
 
 
 @few

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.manifest import COLUMNS, Manifest
-from im2wav.data.splits import fraction_of, split_rows
+from im2wav.data.manifest import COLUMNS, Manifest, fraction_of, split_rows
 from im2wav.files import table_bytes
 from test_data import make_pairs
 

@@ -147,7 +147,6 @@ class Shard:
     chunk_mb: float = option(64, "size of a file", unit="MiB")
     num_workers: int = option(4, "threads that read and write")
     dry_run: bool = option(False, "only log the number of files and their size")
-    seed: int = seed_option("training alone; nothing is random here")
     data: Any = group()
 
 
@@ -171,7 +170,6 @@ class Tokenize:
         "0/1", "part of the clips whose codes are missing, NUMBER/COUNT: run 0/4 to 3/4 side by side on four devices"
     )
     dry_run: bool = option(False, "only log what would be done, with time and size measured on a few clips")
-    seed: int = seed_option("training alone; nothing is random here")
     data: Any = group()
     paths: Any = group()
 

@@ -3,7 +3,6 @@
 `python -m im2wav.convert pickles=PATH wavs=DIR out=DIR` converts official CLIP pickles to a pairs folder.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,11 @@ from omegaconf import DictConfig
 
 from im2wav.cli import command, run
 
-log = logging.getLogger(__name__)
-
 
 def convert(cfg: DictConfig) -> Any:
     """Convert models, embeddings, or both; returns the paths of the written files."""
     if not cfg.official and not cfg.pickles:
-        raise ValueError(
-            "set official=DIR (a folder with official checkpoints) or pickles=PATH (official CLIP pickles)"
-        )
+        raise ValueError("set official=DIR (a folder of official checkpoints) or pickles=PATH (official CLIP pickles)")
     written: dict[str, Any] = {}
     if cfg.official:
         from im2wav.official import convert_folder
@@ -28,10 +23,8 @@ def convert(cfg: DictConfig) -> Any:
     if cfg.pickles:
         from im2wav.official.pickles import convert_pickles
 
-        written["pairs"] = convert_pickles(
-            Path(cfg.pickles), Path(cfg.wavs) if cfg.wavs else None, Path(cfg.out), cfg.fps
-        )
-        log.info("wrote %s", written["pairs"])
+        wavs = Path(cfg.wavs) if cfg.wavs else None
+        written["pairs"] = convert_pickles(Path(cfg.pickles), wavs, Path(cfg.out), cfg.fps)
     return written
 
 

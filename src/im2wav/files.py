@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,7 @@ os.umask(_UMASK)
 def atomic_path(path: Path, temporary_folder: Path | None = None) -> Iterator[Path]:
     """A temporary path to write to, renamed to `path` at the end: the file is complete or absent.
 
-    Args:
-        path: the file; its folder is created.
-        temporary_folder: where the temporary file is, on the same file system; beside `path` where None.
+    The folder of `path` is created. The temporary file is beside it or in `temporary_folder`, on the same file system.
 
     Raises:
         ValueError: the file or its folder cannot be written.
@@ -74,6 +73,11 @@ def npy_bytes(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def json_bytes(value: object) -> bytes:
+    """A value as the bytes of an indented JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:

@@ -24,8 +24,8 @@ def inspect(cfg: DictConfig) -> Survey:
     """
     import numpy as np
 
-    from im2wav.data.shards import open_folder
-    from im2wav.data.splits import split_rows
+    from im2wav.data.manifest import split_rows
+    from im2wav.data.pairs import open_folder
     from im2wav.files import write_atomic
     from im2wav.prepare.survey import draw_rows, survey, survey_page, survey_text
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from im2wav.cli import command, run
 
 if TYPE_CHECKING:
-    from im2wav.data.codes import CodesFolder
+    from im2wav.data.windows import CodesFolder
 
 
 def tokenize(cfg: DictConfig) -> CodesFolder:

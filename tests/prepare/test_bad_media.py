@@ -235,11 +235,12 @@ MEASURE = """
 import resource, sys
 from functools import partial
 import numpy as np
+import torch
 from im2wav.media.encoder import resized_square
-from im2wav.prepare.clip_reader import ClipReader, use_one_thread
+from im2wav.prepare.clip_reader import ClipReader
 from im2wav.prepare.sources import Source
 
-use_one_thread()
+torch.set_num_threads(1)
 frames = 0
 for message in ClipReader(partial(resized_square, size=32), 32, 30.0)(Source("a", video=sys.argv[1])):
     frames += len(message) if isinstance(message, np.ndarray) else 0

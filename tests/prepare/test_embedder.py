@@ -7,8 +7,7 @@ from torch import nn
 
 from im2wav.prepare import embedder
 from im2wav.prepare.clip_reader import Decoded
-from im2wav.prepare.embedder import Embedder, HostCopy
-from im2wav.prepare.packing import pack_frames
+from im2wav.prepare.embedder import Embedder, HostCopy, pack_frames
 
 
 def needs_cuda(test):

@@ -10,10 +10,9 @@ import torch
 
 from conftest import command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import open_folder
+from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.prepare import shard_writer
-from im2wav.prepare.shard_writer import ShardWriter, plan_chunks
+from im2wav.prepare.shard_writer import plan_chunks, write_shards
 from im2wav.train import train
 from test_data import RATE, make_pairs
 from test_loader import STEADY, losses
@@ -72,11 +71,16 @@ def test_training_from_shards_goes_on_in_mid_epoch_with_the_losses_of_an_unbroke
 def _die_in_the_third_chunk(root, out):
     import os
 
-    writer = ShardWriter(root, out, 0.1)
-    for number, chunk in enumerate(writer.start()):
-        if number == 2:
+    write, written = shard_writer._write_chunk, []
+
+    def deadly(*chunk):
+        if len(written) == 2:
             shard_writer._record = lambda *_: os.kill(os.getpid(), 9)
-        writer.write(chunk)
+        written.append(chunk)
+        write(*chunk)
+
+    shard_writer._write_chunk = deadly
+    write_shards(root, out, 0.1)
 
 
 def test_a_killed_run_goes_on_and_any_number_of_processes_write_the_same_bytes(both, tmp_path):

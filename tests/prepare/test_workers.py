@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from im2wav.prepare.clip_reader import Decoded
-from im2wav.prepare.packing import Unpacker, pack_frames
-from im2wav.prepare.workers import Failed, Workers
+from im2wav.prepare.clip_reader import Decoded, Failed, Workers
+from im2wav.prepare.embedder import Unpacker, pack_frames
 
 
 def behave(job):
@@ -53,9 +52,19 @@ def test_a_worker_waits_while_nobody_listens_and_is_not_taken_to_hang():
     assert [type(message) for _, message in stream] == [np.ndarray, str, str, str]
 
 
+class Aborting:
+    """A task that ends the process that unpickles it."""
+
+    def __call__(self, job):
+        yield job
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
 def test_processes_that_cannot_start_are_an_error():
     with pytest.raises(ValueError, match="before its first file"):
-        list(Workers(behave, 1, timeout=5, prepare=os.abort).run([(0, "a")]))
+        list(Workers(Aborting(), 1, timeout=5).run([(0, "a")]))
     with pytest.raises(ValueError, match="at least 1"):
         Workers(behave, 0, timeout=1)
 

@@ -24,7 +24,7 @@ from im2wav.files import VIDEO_SUFFIXES, list_files, npy_bytes, table_bytes, wav
 from im2wav.media.encoder import resized_centre
 from im2wav.media.reading import read_all_frames, read_audio
 from im2wav.prepare.clip_reader import ClipReader, Decoded
-from im2wav.prepare.shard_writer import ShardWriter
+from im2wav.prepare.shard_writer import write_shards
 from im2wav.prepare.sources import Source
 from im2wav.training.monitor import best_time
 
@@ -103,13 +103,6 @@ def _write_pairs(root: Path, clips: int) -> None:
     write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
 
 
-def _convert_to_shards(root: Path, out: Path) -> None:
-    writer = ShardWriter(root, out)
-    for chunk in writer.start():
-        writer.write(chunk)
-    writer.finish()
-
-
 def _read_batches(loader: WindowLoader, batches: int) -> None:
     read = 0
     while read < batches:
@@ -170,7 +163,7 @@ def measure_loading(
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root, shards = Path(name) / "pairs", Path(name) / "shards"
         _write_pairs(root, clips)
-        _convert_to_shards(root, shards)
+        write_shards(str(root), str(shards))
         work = {"soundfile and np.load alone": partial(_read_with_libraries, root, num_samples, batches * 8)}
         for kind, place in (("pairs folder", root), ("shards", shards)):
             loader = PairsDataModule(str(place), num_samples=num_samples, batch_size=8).train_dataloader()

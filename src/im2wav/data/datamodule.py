@@ -10,47 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2wav.data.codes import codes_folder
 from im2wav.data.loader import BatchDataset, BatchPartition, KeyStream, WindowLoader
-from im2wav.data.shards import ShardsFolder, open_folder
-from im2wav.data.splits import fraction_of, split_rows
-from im2wav.data.windows import CROP, SHORT, Batch, WindowDataset
+from im2wav.data.manifest import fraction_of, split_rows
+from im2wav.data.pairs import ShardsFolder, open_folder
+from im2wav.data.windows import Batch, CodesFolder, WindowDataset, usable_rows
 
 log = logging.getLogger(__name__)
-CODES = ("fresh", "cache")
+CHOICES = {"short": ("loop", "pad", "drop"), "crop": ("random", "start", "official"), "codes": ("fresh", "cache")}
 DEFAULT_BATCH = 8  # windows
-
-
-def _batch_size(value: int | str) -> int:
-    if value == "auto":
-        return DEFAULT_BATCH
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"data.batch_size={value}: must be >= 1, or auto")
-    return value
 
 
 class PairsDataModule(pl.LightningDataModule):
     """Batches of windows from a pairs folder or from shards.
 
     Args:
-        root: the pairs folder, or the folder of shards.
+        root, chunks: see `open_folder`.
         num_samples: length of a window in samples.
-        batch_size: windows per device and forward pass, used if `global_batch_size` is None. `auto` is 8; on a GPU,
+        batch_size: windows per device and forward pass, if `global_batch_size` is None. `auto` is 8; on a GPU,
             `im2wav.train` replaces it by the largest batch that fits in memory.
         global_batch_size: windows per optimizer step, divided among devices and accumulated passes.
         short: audio shorter than the window: `loop` it, `pad` it with silence, or `drop` it.
         crop: position of a window in a recording: `random`, `start` (for deliberate overfitting), or `official`:
-            windows of the concatenated recordings, shifted by up to half their length. `official` requires
-            `short=drop`.
+            windows of the concatenated recordings, shifted by up to half their length. Requires `short=drop`.
         blend: mix stereo audio with a random weight in training (aug_blend of the official code), else evenly.
-        windows_per_epoch: windows per epoch; None: the number of pairs.
-        split: source of the splits: the `column` of the manifest, or a hash of the `group`.
-        shares: fractions of train, valid and test with split=group.
-        train_fraction: fraction of the training pairs to use; a smaller set is a subset of a larger one.
+        windows_per_epoch: None: the number of pairs.
+        split, shares, train_fraction: see `split_rows` and `fraction_of` of `im2wav.data.manifest`.
         codes: `fresh`: encode each batch with the tokenizer; `cache`: read the codes written by `im2wav.tokenize`.
-        chunks: location of the chunks of shards if not in `root`: a folder or a URL such as s3://bucket/folder.
         num_workers: number of DataLoader workers.
-        seed: seed of the order and of the crops.
+        seed: of the order and of the crops.
 
     Attributes:
         levels: codec levels to encode; None: all.
@@ -78,12 +65,11 @@ class PairsDataModule(pl.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        if short not in SHORT:
-            raise ValueError(f"data.short={short!r}: expected one of {SHORT}")
-        if crop not in CROP:
-            raise ValueError(f"data.crop={crop!r}: expected one of {CROP}")
-        if codes not in CODES:
-            raise ValueError(f"data.codes={codes!r}: expected one of {CODES}")
+        for name, value in (("short", short), ("crop", crop), ("codes", codes)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"data.{name}={value!r}: expected one of {CHOICES[name]}")
+        if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"data.batch_size={batch_size}: must be >= 1, or auto")
         if crop == "official" and short != "drop":
             raise ValueError(f"data.crop=official with data.short={short}: the official crop requires data.short=drop")
         self.folder = open_folder(root, chunks)
@@ -92,13 +78,13 @@ class PairsDataModule(pl.LightningDataModule):
                 "data.blend=true needs two channels: cached codes and shards have one; use data.blend=false"
             )
         self.num_samples, self.short, self.codes = num_samples, short, codes
-        self.batch_size, self.global_batch_size = _batch_size(batch_size), global_batch_size
+        self.batch_size = DEFAULT_BATCH if isinstance(batch_size, str) else batch_size
+        self.global_batch_size = global_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.windows_per_epoch, self.crop, self.blend = windows_per_epoch, crop, blend
         self._tokenizer: Any = None
         self.levels: Sequence[str] | None = None
-        samples = self.folder.pairs.column("samples")
-        usable = (samples > 0) & ((samples >= num_samples) | (short != "drop"))
+        usable = usable_rows(self.folder.pairs, num_samples, short)
         rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
@@ -107,7 +93,7 @@ class PairsDataModule(pl.LightningDataModule):
         }
         if not len(self.windows["train"]):
             raise ValueError(
-                f"{Path(root) / 'manifest.csv'}: none of {len(samples)} pairs is usable for training "
+                f"{Path(root) / 'manifest.csv'}: none of {len(usable)} pairs is usable for training "
                 f"(split=train, with audio{f' of {num_samples} samples' if short == 'drop' else ''}"
                 f"{f', data.train_fraction={train_fraction}' if train_fraction < 1 else ''})"
             )
@@ -122,7 +108,7 @@ class PairsDataModule(pl.LightningDataModule):
         self._tokenizer = codec
         if codec is None or self.codes == "fresh":
             return
-        cache = codes_folder(self.folder.root, codec, self.num_samples, self.short)
+        cache = CodesFolder(self.folder.root, codec, self.num_samples, self.short)
         for windows in self.windows.values():
             cache.check(windows.pairs)
             windows.codes = cache
@@ -176,7 +162,7 @@ class PairsDataModule(pl.LightningDataModule):
         return self.loader("train", shuffle=True)
 
     def val_dataloader(self) -> WindowLoader | list:
-        """Loader with one window per validation pair; empty without validation pairs."""
+        """One window of each validation pair; empty where the manifest has none."""
         return self.loader("valid") if len(self.windows["valid"]) else []
 
     def test_dataloader(self) -> WindowLoader | list:
@@ -194,20 +180,14 @@ class PairsDataModule(pl.LightningDataModule):
         """Encode `levels` in exact fp32 on the device of the batch, unless the codes are cached."""
         if self.tokenizer is None or batch.codes is not None:
             return batch
-        tokenizer = self.tokenizer.to(batch.wav.device)
+        levels = {} if self.levels is None else {"levels": self.levels}
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            levels = {} if self.levels is None else {"levels": self.levels}
-            return batch._replace(codes=tokenizer.encode(batch.wav.float(), **levels))
+            return batch._replace(codes=self.tokenizer.to(batch.wav.device).encode(batch.wav.float(), **levels))
 
     def identity(self) -> Mapping[str, Any]:
         """Metadata for checkpoints: encoder, frame rate, sample rate, median duration of the recordings."""
         info = self.folder.info
+        names = ("encoder", "weights_sha256", "dim", "fps", "sample_rate")
         lengths = np.sort(np.maximum(self.windows["train"].pairs.column("samples"), self.num_samples))
-        return {
-            "encoder": info.encoder,
-            "weights_sha256": info.weights_sha256,
-            "dim": info.dim,
-            "fps": info.fps,
-            "sample_rate": info.sample_rate,
-            "seconds": float(lengths[len(lengths) // 2]) / info.sample_rate,
-        }
+        seconds = float(lengths[len(lengths) // 2]) / info.sample_rate
+        return {name: getattr(info, name) for name in names} | {"seconds": seconds}

@@ -3,14 +3,14 @@
 The list is from the official repository (Data/meta.py), plus people4.jpg, which is only in its folder.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class ImageHearClass:
+class ImageHearClass(NamedTuple):
     """A class with its photos and its labels in two data sets. Several classes can have the same label."""
 
     name: str
@@ -19,37 +19,22 @@ class ImageHearClass:
     audioset: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ImageHear:
-    """The ImageHear list.
+class ImageHear(NamedTuple):
+    """The ImageHear list."""
 
-    Attributes:
-        classes: the classes in alphabetical order.
-        audioset_general: AudioSet labels too general to count as an answer ("Music"), ignored in the official accuracy.
-        sha256: hash of each photo, by file name.
-    """
-
-    classes: tuple[ImageHearClass, ...]
-    audioset_general: tuple[str, ...]
-    sha256: dict[str, str]
-
-    @property
-    def class_of(self) -> dict[str, ImageHearClass]:
-        """Class of each photo, by file name."""
-        return {image: entry for entry in self.classes for image in entry.images}
+    classes: tuple[ImageHearClass, ...]  # in alphabetical order
+    audioset_general: tuple[str, ...]  # labels too general to count as an answer ("Music"), ignored as officially
+    class_of: dict[str, ImageHearClass]  # class of each photo, by file name
+    list_sha256: str  # hash of the list itself
 
 
 @cache
 def imagehear() -> ImageHear:
     """Read the list of the package."""
-    content = json.loads(files("im2wav.data").joinpath("imagehear.json").read_text(encoding="utf-8"))
+    text = files("im2wav.data").joinpath("imagehear.json").read_bytes()  # with the hash of each photo, too
+    content = json.loads(text)
     kinds = ("images", "vggsound", "audioset")
-    classes = (ImageHearClass(name, *(tuple(c[kind]) for kind in kinds)) for name, c in content["classes"].items())
-    return ImageHear(tuple(classes), tuple(content["audioset_general_classes"]), content["sha256"])
-
-
-def imagehear_sha256() -> str:
-    """Hash of the list of the package."""
-    from hashlib import sha256
-
-    return sha256(files("im2wav.data").joinpath("imagehear.json").read_bytes()).hexdigest()
+    classes = tuple(ImageHearClass(name, *(tuple(c[kind]) for kind in kinds)) for name, c in content["classes"].items())
+    class_of = {image: entry for entry in classes for image in entry.images}
+    general = tuple(content["audioset_general_classes"])
+    return ImageHear(classes, general, class_of, hashlib.sha256(text).hexdigest())

@@ -29,10 +29,10 @@ class KeyStream:
     Args:
         rows: number of rows to sample from.
         length: number of keys per epoch.
-        seed: seed of order, positions and mixing weights.
+        seed: of order, positions and mixing weights.
         shuffle: whether the rows are in random order.
-        place: fixed position of all windows; None: random.
-        blend: whether the weight of the left channel is random (0.5 otherwise).
+        place: position of all windows; None: random.
+        blend: whether the weight of the left channel is random, not 0.5.
     """
 
     def __init__(
@@ -66,19 +66,12 @@ class KeyStream:
 
 @dataclass(frozen=True)
 class BatchPartition:
-    """Partition of each global batch among devices and accumulated passes.
+    """Partition of each global batch among devices and accumulated passes."""
 
-    Attributes:
-        batch_size: windows per device and pass.
-        devices: number of devices.
-        rank: rank of this device.
-        passes: forward and backward passes per optimizer step (accumulate_grad_batches).
-    """
-
-    batch_size: int
+    batch_size: int  # windows per device and pass
     devices: int = 1
-    rank: int = 0
-    passes: int = 1
+    rank: int = 0  # of this device
+    passes: int = 1  # per optimizer step (accumulate_grad_batches)
 
     @classmethod
     def divide(cls, global_batch_size: int | None, batch_size: int, trainer: Any = None) -> "BatchPartition":
@@ -87,9 +80,9 @@ class BatchPartition:
         Raises:
             ValueError: the global batch size is not divisible.
         """
-        devices, rank, passes = (
-            (trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches) if trainer else (1, 0, 1)
-        )
+        devices, rank, passes = 1, 0, 1
+        if trainer:
+            devices, rank, passes = trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches
         if global_batch_size is None:
             return cls(batch_size, devices, rank, passes)
         if global_batch_size < 1 or global_batch_size % (devices * passes):
@@ -123,14 +116,7 @@ class ReadFailure(str):
 
 
 class BatchDataset(Dataset):
-    """Dataset of complete batches.
-
-    Args:
-        windows: dataset of windows.
-        keys: stream of window keys.
-        partition: windows of this device.
-        ends: whether the stream ends after one pass over the rows, as in validation.
-    """
+    """Dataset of complete batches: the windows of this device, for one pass over the rows if the stream `ends`."""
 
     def __init__(self, windows: WindowDataset, keys: KeyStream, partition: BatchPartition, ends: bool = False):
         self.windows, self.keys, self.partition, self.ends = windows, keys, partition, ends
@@ -164,18 +150,12 @@ class BatchDataset(Dataset):
 
     def read_by(self, pids: set[int]) -> list[str]:
         """Descriptions of the pairs that these workers were reading."""
-        found = []
-        for pid, number, item in self.progress.tolist():
-            if pid in pids:
-                found.append(self.windows.describe(self.keys[self.numbers(number)[item]]))
-        return found
+        read = [(number, item) for pid, number, item in self.progress.tolist() if pid in pids]
+        return [self.windows.describe(self.keys[self.numbers(number)[item]]) for number, item in read]
 
 
 class BatchNumberSampler(DistributedSampler):
-    """Batch numbers from `start`.
-
-    A subclass of `DistributedSampler`, so that Lightning does not wrap it in a distributed sampler.
-    """
+    """Batch numbers from `start`. Lightning would wrap any other class in a `DistributedSampler`."""
 
     def __init__(self, count: int):
         self.start, self.count, self.epoch = 0, count, 0
@@ -187,20 +167,11 @@ class BatchNumberSampler(DistributedSampler):
         return iter(range(self.start, self.start + self.count))
 
 
-def _identity(batch: Batch) -> Batch:
-    return batch
-
-
 class WindowLoader(DataLoader):
-    """Resumable DataLoader over `BatchDataset`; Lightning saves its state in checkpoints.
+    """Resumable DataLoader over `BatchDataset`: each iteration continues after the last batch of the previous one.
 
-    Each iteration continues after the last batch of the previous one.
-
-    Args:
-        dataset: dataset of batches.
-        sampler: set by Lightning when it rebuilds the loader for `overfit_batches`.
-        resumed: called with the loaded state when resuming.
-        options: options of the DataLoader.
+    Lightning saves its state in checkpoints, and sets `sampler` when it rebuilds the loader for `overfit_batches`.
+    `resumed` is called with the loaded state.
 
     Raises:
         ValueError: during iteration: a file cannot be read, or a worker died.
@@ -213,8 +184,7 @@ class WindowLoader(DataLoader):
         resumed: Callable[[dict[str, int]], None] | None = None,
         **options: Any,
     ):
-        options |= {"batch_size": None, "collate_fn": _identity}
-        super().__init__(dataset, sampler=sampler or BatchNumberSampler(len(dataset)), **options)
+        super().__init__(dataset, None, sampler=sampler or BatchNumberSampler(len(dataset)), **options)
         self.resumed, self.read = resumed, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -247,8 +217,8 @@ class WindowLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Return the progress in windows of complete optimizer steps, which is independent of the number of devices."""
         partition: BatchPartition = self.dataset.partition  # type: ignore[attr-defined]
-        steps = self.read // partition.passes
-        return {"windows": steps * partition.global_batch_size, "passes": partition.passes}
+        windows = self.read // partition.passes * partition.global_batch_size
+        return {"windows": windows, "passes": partition.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume from a state, possibly with another number of devices."""

@@ -1,12 +1,16 @@
-"""The rows of a pairs folder, stored by column: 200,000 of them are a few arrays, not a million Python objects.
+"""The rows of a pairs folder, and their splits into training, validation and test.
 
-Forked workers share the memory of a manifest, because reading a row changes no reference count in it.
+200,000 rows are one block of JSON and a few arrays, not a million Python objects. Forked workers share them, because
+reading a row changes no reference count in them.
 """
 
+import copy
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +20,7 @@ COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", 
 SPLITS = ("train", "valid", "test")
 NUMBERS = ("samples", "frames")
 REQUIRED = frozenset(COLUMNS) - {"sound", "note"}  # earlier versions did not write these two
-_CHUNK = 8192  # rows in memory as lists of strings
+SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
 @dataclass(frozen=True)
@@ -36,44 +40,29 @@ class Pair:
     note: str = ""  # what was corrected, such as "sound cut: ..."
 
 
-@dataclass(frozen=True)
-class StringColumn:
-    """A column of strings: their concatenated UTF-8 bytes, and where each ends."""
-
-    text: bytes
-    ends: np.ndarray  # int64 [rows + 1], the first one 0
-
-    @classmethod
-    def pack(cls, values: Sequence[str]) -> "StringColumn":
-        """From a list of strings."""
-        encoded = [value.encode("utf-8", "surrogateescape") for value in values]
-        return cls(b"".join(encoded), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
-
-    @classmethod
-    def join(cls, parts: "Sequence[StringColumn]") -> "StringColumn":
-        """Concatenate columns."""
-        starts = np.cumsum([0, *(len(part.text) for part in parts)], dtype=np.int64)
-        ends = [part.ends[1:] + start for part, start in zip(parts, starts, strict=False)]
-        return cls(b"".join(part.text for part in parts), np.concatenate([starts[:1], *ends]))
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, row: int) -> str:
-        return self.text[self.ends[row] : self.ends[row + 1]].decode("utf-8", "surrogateescape")
-
-
 class Manifest(Sequence[Pair]):
     """A sequence of `Pair`s, each created when it is accessed.
 
     Args:
-        columns: `StringColumn` or int64 arrays of all rows, by name.
-        rows: which rows, in which order; all if None.
+        rows: the fields of each row, in the order of `COLUMNS`.
+
+    Raises:
+        ValueError: `samples` or `frames` of a row is not a whole number.
     """
 
-    def __init__(self, columns: Mapping[str, StringColumn | np.ndarray], rows: np.ndarray | None = None):
-        self._columns = columns
-        self._rows = np.arange(len(columns["samples"])) if rows is None else rows
+    def __init__(self, rows: Iterable[Sequence[str]]):
+        text, ends, numbers = bytearray(), array("q", [0]), {name: array("q") for name in NUMBERS}
+        for row in rows:
+            text += json.dumps(row).encode()
+            ends.append(len(text))
+            for name, values in numbers.items():
+                try:
+                    values.append(int(row[COLUMNS.index(name)] or 0))
+                except ValueError as error:
+                    raise ValueError(f"column {name}: {error}; expected whole numbers") from error
+        self._text, self._ends = bytes(text), np.array(ends)
+        self._numbers = {name: np.array(values) for name, values in numbers.items()}
+        self._rows = np.arange(len(ends) - 1)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -84,22 +73,15 @@ class Manifest(Sequence[Pair]):
         """
         if not path.is_file():
             raise ValueError(f"{path} does not exist")
-        parts: dict[str, list] = {name: [] for name in COLUMNS}
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if missing := REQUIRED - set(header):
                 raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {header}")
-            place = {name: header.index(name) if name in header else None for name in COLUMNS}
-            while rows := list(islice(reader, _CHUNK)):
-                rows = [row for row in rows if row]
-                if short := next((row for row in rows if len(row) != len(header)), None):
-                    raise ValueError(f"{path}: a row of {len(short)} fields, expected {len(header)}: {short[:3]}")
-                for name, index in place.items():
-                    values = [""] * len(rows) if index is None else [row[index] for row in rows]
-                    parts[name].append(_numbers(path, name, values) if name in NUMBERS else StringColumn.pack(values))
-        empty = np.zeros(0, np.int64)
-        return cls({n: np.concatenate([empty, *p]) if n in NUMBERS else StringColumn.join(p) for n, p in parts.items()})
+            try:
+                return cls(_ordered(reader, header))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -110,34 +92,97 @@ class Manifest(Sequence[Pair]):
     def __getitem__(self, index: slice) -> "Manifest": ...
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Manifest(self._columns, self._rows[index])
+            return self.take(index)
         row = int(self._rows[index])
-        values: dict[str, Any] = {name: column[row] for name, column in self._columns.items()}
-        return Pair(**{**values, **{name: int(values[name]) for name in NUMBERS}})
+        values: dict[str, Any] = dict(zip(COLUMNS, self._fields(row), strict=True))
+        return Pair(**values | {name: int(numbers[row]) for name, numbers in self._numbers.items()})
+
+    def _fields(self, row: int) -> list[str]:
+        return json.loads(self._text[self._ends[row] : self._ends[row + 1]])
 
     def column(self, name: str) -> np.ndarray:
         """The values of `samples` or `frames`: int64 [rows]."""
-        column = self._columns[name]
-        assert isinstance(column, np.ndarray)
-        return column[self._rows]
+        return self._numbers[name][self._rows]
 
     def strings(self, name: str) -> Iterator[str]:
         """The values of any other column."""
-        column = self._columns[name]
-        assert isinstance(column, StringColumn)
-        return (column[row] for row in self._rows.tolist())
+        index = COLUMNS.index(name)
+        return (self._fields(row)[index] for row in self._rows.tolist())
 
-    def take(self, rows: np.ndarray) -> "Manifest":
-        """The given rows, by number or as a mask [rows], without copying the columns."""
-        return Manifest(self._columns, self._rows[rows])
+    def take(self, rows: np.ndarray | slice) -> "Manifest":
+        """The given rows, by number or as a mask [rows], without copying the text."""
+        taken = copy.copy(self)
+        taken._rows = self._rows[rows]
+        return taken
 
     def where(self, name: str, test: Callable[[str], bool]) -> np.ndarray:
         """A mask [rows] of the rows whose value in a column of strings passes a test."""
         return np.fromiter(map(test, self.strings(name)), bool, len(self))
 
 
-def _numbers(path: Path, name: str, values: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(value or 0) for value in values], np.int64)
-    except ValueError as error:
-        raise ValueError(f"{path}: column {name}: {error}; expected whole numbers") from error
+def _ordered(reader: Iterable[list[str]], header: list[str]) -> Iterator[list[str]]:
+    """The rows with their fields in the order of `COLUMNS`."""
+    places = [header.index(name) if name in header else len(header) for name in COLUMNS]
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"a row of {len(row)} fields, expected {len(header)}: {row[:3]}")
+        row.append("")  # the value of a missing column
+        yield [row[place] for place in places]
+
+
+def hash_fraction(text: str, purpose: str) -> float:
+    """A deterministic pseudo-random number in [0, 1) from a text; different for each purpose."""
+    digest = hashlib.blake2b(f"{purpose}\n{text}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def groups(pairs: Manifest) -> list[str]:
+    """Group of each row, whose pairs stay in one split: the manifest's group; else the hash of the audio, so that
+    duplicates stay together; else the id.
+    """
+    columns = zip(pairs.strings("group"), pairs.strings("sound"), pairs.strings("id"), strict=True)
+    return [group or sound or name for group, sound, name in columns]
+
+
+def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+    """Rows of each split.
+
+    Args:
+        pairs: the manifest.
+        by: `column`, from the manifest; or `group`, by a hash of each group, so that a split does not change with the
+            order of the rows or when rows are added.
+        shares: fractions of the groups for train, valid and test, with `group`.
+
+    Raises:
+        ValueError: unknown `by`, fractions that do not add up to 1, or an unknown split in the manifest.
+    """
+    if by == "column":
+        found = np.array(list(pairs.strings("split")), dtype=object)
+        if unknown := set(found) - set(SPLITS):
+            raise ValueError(f"the manifest has rows with split={min(unknown)!r}: expected one of {SPLITS}")
+        return {split: np.flatnonzero(found == split) for split in SPLITS}
+    if by != "group":
+        raise ValueError(f"data.split={by!r}: expected column or group")
+    shares = dict(SHARES if shares is None else shares)
+    if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
+    borders = np.cumsum([shares[split] for split in SPLITS])
+    positions = np.array([hash_fraction(group, "split") for group in groups(pairs)])
+    number = np.minimum(np.searchsorted(borders, positions, side="right"), len(SPLITS) - 1)
+    return {split: np.flatnonzero(number == i) for i, split in enumerate(SPLITS)}
+
+
+def fraction_of(pairs: Manifest, rows: np.ndarray, fraction: float) -> np.ndarray:
+    """Select about a fraction of the rows; a smaller fraction is a subset of a larger one.
+
+    Raises:
+        ValueError: the fraction is not > 0 and <= 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data.train_fraction={fraction}: must be above 0 and at most 1")
+    if fraction == 1:
+        return rows
+    chosen = [hash_fraction(name, "fraction") < fraction for name in pairs.take(rows).strings("id")]
+    return rows[np.array(chosen, dtype=bool)]

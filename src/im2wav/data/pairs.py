@@ -1,4 +1,6 @@
-"""A pairs folder: what `embed` writes and training reads.
+"""Where training reads: a pairs folder, which `embed` writes, or the shards of one, which `shard` writes.
+
+A pairs folder:
 
     dataset.json    encoder (name, dim, sha256 of its weights), frame rate, sample rate, format version
     manifest.csv    one row for each pair: id, label, split, group, wav, clip, samples, frames, source, sound, note
@@ -7,11 +9,25 @@
     skipped.csv     sources that could not be used: id, reason, detail
 
 `fps` in dataset.json is null where every item is a photo.
+
+Shards are a few large files instead of two for each clip, for network disks and object stores:
+
+    dataset.json, manifest.csv    as in a pairs folder, without the pairs that have no audio
+    shards.json                   size of a chunk
+    wav/index.json                a LitData data set with a record for each row: int16 [samples]
+    wav/chunk-0-NUMBER.bin
+    clip/index.json, ...          the same for the embeddings: float16 [F, D]
+
+LitData's temporal layout is read by windows: index.json contains the offset of each record, so that a window costs one
+read (or one range request) of each array, and the sampler decides the order as it does for a pairs folder.
 """
 
 import json
+import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -19,7 +35,7 @@ import torch
 from torch import Tensor
 
 from im2wav.data.manifest import Manifest, Pair
-from im2wav.files import write_atomic
+from im2wav.files import json_bytes, write_atomic
 
 FORMAT = 1
 
@@ -48,10 +64,8 @@ class DatasetInfo:
         """
         path = root / "dataset.json"
         if not path.is_file():
-            raise ValueError(
-                f"data.root={root} is not a pairs folder ({path.name} is missing): make one with "
-                f"`python -m im2wav.embed input=YOUR_FOLDER out={root}`"
-            )
+            what = f"data.root={root} is not a pairs folder ({path.name} is missing)"
+            raise ValueError(f"{what}: make one with `python -m im2wav.embed input=YOUR_FOLDER out={root}`")
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise ValueError(f"{path}: format {values.get('format')}, expected {FORMAT}; embed the data again")
@@ -74,21 +88,13 @@ class DatasetInfo:
                 f"{str(weights_sha256)[:12]}…): use the same encoder.weights, or embed the data again"
             )
 
-    def content(self) -> bytes:
-        """The bytes of dataset.json."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
-
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, temporary_folder: Path | None = None) -> None:
         """Write `root`/dataset.json."""
-        write_atomic(root / "dataset.json", self.content())
+        write_atomic(root / "dataset.json", json_bytes(asdict(self)), temporary_folder)
 
 
 class PairsFolder:
     """A pairs folder opened for reading; only the requested data is read from disk.
-
-    Attributes:
-        info: the content of `dataset.json`.
-        pairs: the rows of the manifest, a sequence of `Pair`s.
 
     Raises:
         ValueError: not a pairs folder.
@@ -130,3 +136,68 @@ class PairsFolder:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}, named in {self.root}/manifest.csv, cannot be read: {error}") from error
         return torch.from_numpy(np.array(stored if frames is None else stored[frames], dtype=np.float32))
+
+
+def import_litdata() -> Any:
+    """LitData, with the submodules that shards use. Their reader and writer of one chunk are not public API.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import litdata
+        import litdata.streaming.temporal
+        import litdata.streaming.writer
+    except ImportError as error:
+        raise ValueError("shards need LitData: pip install 'im2wav[shards]'") from error
+    logging.getLogger("litdata").setLevel(logging.WARNING)  # it logs each folder that it opens
+    return litdata
+
+
+def open_folder(root: str | Path, chunks: str | None = None) -> PairsFolder:
+    """Open a pairs folder, or a folder of shards.
+
+    Args:
+        root: the folder with dataset.json and manifest.csv.
+        chunks: where the wav/ and clip/ of shards are, if not in `root`: a folder or a URL such as s3://bucket/folder.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if chunks or (Path(root) / "wav" / "index.json").is_file():
+        return ShardsFolder(root, chunks)
+    return PairsFolder(root)
+
+
+class ShardsFolder(PairsFolder):
+    """A folder of shards, with the interface of a pairs folder. Its audio has one channel."""
+
+    def __init__(self, root: str | Path, chunks: str | None = None):
+        super().__init__(root)
+        self.chunks = chunks or str(self.root)
+        import_litdata()
+        self._row_of = {name: row for row, name in enumerate(self.pairs.strings("id"))}
+        self._opened: tuple[int, dict[str, Any]] | None = None
+
+    def _read(self, name: str, pair: Pair, start: int, length: int) -> np.ndarray:
+        if self._opened is None or self._opened[0] != os.getpid():  # each worker opens its own
+            lit = import_litdata()
+            loader = lit.streaming.temporal.TemporalArrayLoader
+            data = {f: lit.StreamingDataset(f"{self.chunks}/{f}", item_loader=loader()) for f in ("wav", "clip")}
+            self._opened = os.getpid(), data
+        try:
+            return self._opened[1][name].read_window(self._row_of[pair.id], start, length)[name]
+        except Exception as error:  # depends on the store
+            where = f"{self.chunks}/{name}"
+            raise ValueError(f"{where}: {pair.id!r} cannot be read: {type(error).__name__}: {error}") from error
+
+    def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
+        """Like `PairsFolder.read_wav`."""
+        samples = self._read("wav", pair, start, length if length >= 0 else pair.samples - start)
+        return torch.from_numpy(samples.astype(np.float32) / 32768)
+
+    def read_clip(self, pair: Pair, frames: np.ndarray | None = None) -> Tensor:
+        """Like `PairsFolder.read_clip`."""
+        first, last = (0, pair.frames - 1) if frames is None else (int(frames.min()), int(frames.max()))
+        found = self._read("clip", pair, first, last - first + 1)
+        return torch.from_numpy((found if frames is None else found[frames - first]).astype(np.float32))

@@ -13,63 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.prior import Prior
-
-_multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
 
 KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
 
 # `hps.bandwidth` contains numpy scalars. Only these, tensors and plain containers are unpickled. Their pickled names
 # depend on the numpy version.
-_SCALARS: list[Any] = [
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
+_make_scalar = np.float64(0).__reduce__()[0]
+_SCALARS: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+_SCALARS += [(_make_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 # required values of `hps`; other values change the network and no released checkpoint uses them
-_UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "vqvae": {
-        "levels": 2,
-        "hvqvae_multipliers": None,
-        "dilation_cycle": None,
-        "vqvae_reverse_decoder_dilation": True,
-        "use_bottleneck": True,
-    },
-    "prior": {
-        "levels": 2,
-        "labels": True,
-        "clip_emb": True,
-        "attn_order": 2,
-        "res_scale": False,
-        "cond_res_scale": False,
-        "merged_decoder": False,
-        "single_enc_dec": False,
-        "copy_input": False,
-        "y_cond_as_bias": False,
-        "use_tokens": False,
-    },
+_REQUIRED: dict[str, dict[str, Any]] = {
+    "vqvae": {"levels": 2, "vqvae_reverse_decoder_dilation": True, "use_bottleneck": True}
+    | dict.fromkeys(("hvqvae_multipliers", "dilation_cycle")),
+    "prior": {"levels": 2, "labels": True, "clip_emb": True, "attn_order": 2}
+    | dict.fromkeys(("res_scale", "cond_res_scale", "merged_decoder", "single_enc_dec"), False)
+    | dict.fromkeys(("copy_input", "y_cond_as_bias", "use_tokens"), False),
 }
 
 
 @dataclass(frozen=True)
-class OfficialCheckpoint:
-    """A converted checkpoint."""
+class OfficialCheckpoint(Loaded):
+    """A converted checkpoint, and the step of its training."""
 
-    kind: str  # vqvae, low_prior or up_prior
-    net: nn.Module
-    config: dict[str, Any]  # arguments of the network
-    hps: Mapping[str, Any]
-    step: int
-
-    @property
-    def bandwidth(self) -> dict[str, float] | None:
-        """Loss normalisation of a codec."""
-        found = self.hps.get("bandwidth")
-        return {name: float(found[name]) for name in ("l1", "l2", "spec")} if found else None
+    step: int = 0
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -98,7 +68,7 @@ def kind_of(hps: Mapping[str, Any]) -> str:
 
 
 def _check_supported(hps: Mapping[str, Any], kind: str) -> None:
-    expected = _UNSUPPORTED["vqvae" if kind == "vqvae" else "prior"]
+    expected = _REQUIRED["vqvae" if kind == "vqvae" else "prior"]
     wrong = {k: hps[k] for k, v in expected.items() if k in hps and (hps[k] or None) != (v or None)}
     if wrong:
         raise ValueError(f"the {kind} uses {wrong}; supported: { ({k: expected[k] for k in wrong}) }")
@@ -207,34 +177,35 @@ def _upsample(rest: list[str], stack: str) -> str:
     return f"{int(stage) + 1}.1.{rest[0]}" if half == "1" else f"{int(stage) + 1}.0.{stack}.{_block(rest)}"
 
 
-def prior_name(name: str, checkpointed: bool) -> tuple[str, bool]:
-    """Official name of a prior parameter, and whether it is stored transposed.
+def prior_name(name: str, checkpointed: bool) -> str:
+    """Official name of a parameter of `Prior`.
 
-    Args:
-        name: name in `Prior`.
-        checkpointed: whether the official conditioner uses checkpointing (`cond_c_res`), which renames blocks.
+    With checkpointing of the official conditioner (`cond_c_res`), its blocks have other names.
     """
     module, *rest = name.split(".")
     if name == "code_embedding.weight":
-        return "prior.x_emb.weight", False
+        return "prior.x_emb.weight"
     if name == "position_embedding":
-        return "prior.pos_emb.pos_emb", False
+        return "prior.pos_emb.pos_emb"
     if module == "transformer":
-        start = f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}"
-        if rest[2].startswith("norm"):
-            return f"{start}.{rest[3]}", False
-        return f"{start}.{rest[3][0]}", rest[3] == "weight"
+        parameter = rest[3] if rest[2].startswith("norm") else rest[3][0]
+        return f"prior.transformer._attn_mods.{rest[1]}.{_LAYER[rest[2]]}.{parameter}"
     part, *rest = rest
     if part in _MAPS:
-        return f"y_emb.{_MAPS[part]}.sequential.{rest[0]}.{rest[1]}", False
+        return f"y_emb.{_MAPS[part]}.sequential.{rest[0]}.{rest[1]}"
     if part == "timing":
-        return f"y_emb.{_TABLES[rest[1]]}.emb.weight", False
+        return f"y_emb.{_TABLES[rest[1]]}.emb.weight"
     if part == "upsampler":
-        start = "conditioner_blocks.0"
         if rest[0] == "stack":
-            return f"{start}.cond.model.{_upsample(rest[1:], 'blocks' if checkpointed else 'model')}", False
-        return f"{start}.{'x_emb' if rest[0] == 'embedding' else 'ln'}.{rest[1]}", False
-    return {"null_start": "y_emb.null_CLIP", "null_frame": "y_emb.null_video_CLIP"}[part], False
+            blocks = _upsample(rest[1:], "blocks" if checkpointed else "model")
+            return f"conditioner_blocks.0.cond.model.{blocks}"
+        return f"conditioner_blocks.0.{'x_emb' if rest[0] == 'embedding' else 'ln'}.{rest[1]}"
+    return {"null_start": "y_emb.null_CLIP", "null_frame": "y_emb.null_video_CLIP"}[part]
+
+
+def transpose_linear(official: str, value: Tensor) -> Tensor:
+    """Official linear layers are `Conv1D`s, whose weights `.w` are stored transposed."""
+    return value.t() if official.endswith(".w") else value
 
 
 def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
@@ -244,47 +215,42 @@ def translate(net: nn.Module, given: Mapping[str, Tensor], hps: Mapping[str, Any
         ValueError: keys are missing, unexpected or have another shape; the message lists them.
     """
     ours = net.state_dict()
-    names: dict[str, tuple[str, bool]] = {}
-    for name in ours:
-        if kind == "vqvae":
-            official = codec_name(name, codec_config(hps)["strides"])
-            if official is not None:
-                names[name] = (official, False)
-        else:
-            names[name] = prior_name(name, bool(hps["cond_c_res"]))
-    left = set(given) - {official for official, _ in names.values()}
+    if kind == "vqvae":
+        strides = codec_config(hps)["strides"]
+        names = {name: official for name in ours if (official := codec_name(name, strides))}
+    else:
+        names = {name: prior_name(name, bool(hps["cond_c_res"])) for name in ours}
+    found, misshapen = {}, []
+    for name, official in names.items():
+        if official in given:
+            found[name] = transpose_linear(official, given[official]).float().contiguous()
+            if found[name].shape != ours[name].shape:
+                shape = tuple(transpose_linear(official, ours[name]).shape)
+                misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
     # the output layer is tied to the code embedding; the null frame is unused without frames
-    left -= {"prior.x_out.weight"}
-    if not hps.get("video_clip_emb"):
-        left -= {"y_emb.null_video_CLIP"}
-    found, missing, misshapen = {}, [], []
-    for name, (official, transposed) in names.items():
-        if official not in given:
-            missing.append(official)
-            continue
-        value = given[official].t() if transposed else given[official]
-        if value.shape != ours[name].shape:
-            shape = tuple(ours[name].t().shape if transposed else ours[name].shape)
-            misshapen.append(f"{official} {tuple(given[official].shape)} instead of {shape}")
-        found[name] = value.float().contiguous()
+    unused = {"prior.x_out.weight"} | (set() if hps.get("video_clip_emb") else {"y_emb.null_video_CLIP"})
     if "prior.x_out.weight" in given and not torch.equal(given["prior.x_out.weight"], given["prior.x_emb.weight"]):
         misshapen.append("prior.x_out.weight differs from prior.x_emb.weight")
-    problems = {"missing": missing, "unexpected": sorted(left), "misshapen": misshapen}
+    expected = set(names.values())
+    problems = {
+        "missing": sorted(expected - given.keys()),
+        "unexpected": sorted(given.keys() - expected - unused),
+        "misshapen": misshapen,
+    }
     if any(problems.values()):
-        text = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        text = "; ".join(f"{what}: {', '.join(listed)}" for what, listed in problems.items() if listed)
         raise ValueError(f"the weights do not match the {kind} of its hps: {text}")
     return found
 
 
-def restore_codebooks(codec: AudioCodec, hps: Mapping[str, Any]) -> dict[str, Tensor]:
-    """EMA buffers that official files do not contain, as restored by the official trainer on one process."""
-    buffers: dict[str, Tensor] = {}
+def _restore_codebooks(state: dict[str, Tensor], codec: AudioCodec, hps: Mapping[str, Any]) -> None:
+    """Add the EMA buffers that official files lack, as the official trainer restores them on one process."""
     for level in LEVELS:
-        usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
         start = f"codebooks.{level}"
-        buffers[f"{start}.code_usage"] = torch.full((codec.codebook_size,), float(usage))
-        buffers[f"{start}.initialised"] = torch.tensor(True)
-    return buffers
+        usage = (hps["sample_length"] // codec.hop_lengths[level]) / codec.codebook_size
+        state[f"{start}.code_usage"] = torch.full((codec.codebook_size,), float(usage))
+        state[f"{start}.code_sum"] = state[f"{start}.codebook"] * state[f"{start}.code_usage"][:, None]
+        state[f"{start}.initialised"] = torch.tensor(True)
 
 
 def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
@@ -312,9 +278,12 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(net, AudioCodec):
-        state |= restore_codebooks(net, hps)
-        for level in LEVELS:
-            book = state[f"codebooks.{level}.codebook"]
-            state[f"codebooks.{level}.code_sum"] = book * state[f"codebooks.{level}.code_usage"][:, None]
+        _restore_codebooks(state, net, hps)
     net.load_state_dict(state, assign=True)
-    return OfficialCheckpoint(kind, net.eval().requires_grad_(False), config, hps, int(content.get("step", 0)))
+    # official clips have 10 s; their frame rate and CLIP weights are not recorded
+    data = {"encoder": "clip_vit_b32", "dim": 512, "weights_sha256": None, "fps": 30.0, "sample_rate": hps["sr"]}
+    data["seconds"] = 10.0
+    losses = hps.get("bandwidth") if kind == "vqvae" else None
+    bandwidth = {name: float(losses[name]) for name in ("l1", "l2", "spec")} if losses else None
+    step, net = int(content.get("step", 0)), net.eval().requires_grad_(False)
+    return OfficialCheckpoint(net, kind, config, data, bandwidth=bandwidth, step=step)

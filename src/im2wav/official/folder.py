@@ -1,12 +1,12 @@
 """Convert folders of official checkpoints; download the released checkpoints."""
 
-import json
 import logging
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
-from im2wav.checkpoint import Loaded, net_sha256, save
-from im2wav.files import write_atomic
+from im2wav.checkpoint import net_sha256, save
+from im2wav.files import json_bytes, write_atomic
 from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
@@ -26,26 +26,25 @@ def is_checkpoint(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
-def find_official(folder: Path) -> dict[str, tuple[Path, OfficialCheckpoint]]:
+def find_official(folder: Path) -> dict[str, OfficialCheckpoint]:
     """Find the official checkpoints in a folder, by kind; file names do not matter.
 
     Raises:
         ValueError: the folder does not exist or has no checkpoints, two of the same kind, or an unreadable one.
     """
     if not folder.is_dir():
-        raise ValueError(
-            f"official={folder} is not a folder; expected a folder with the official vqvae, low and up files"
-        )
-    found: dict[str, tuple[Path, OfficialCheckpoint]] = {}
+        raise ValueError(f"official={folder} is not a folder: expected one with the official vqvae, low and up files")
+    found: dict[str, OfficialCheckpoint] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if not is_checkpoint(path):
             log.info("%s: not a checkpoint, skipped", path.name)
             continue
-        official = convert_checkpoint(path)
-        if official.kind in found:
-            raise ValueError(f"{path} and {found[official.kind][0]} are both a {official.kind}: keep one of them")
-        found[official.kind] = (path, official)
-        log.info("%s: %s, step %d", path.name, official.kind, official.step)
+        loaded = convert_checkpoint(path)
+        if loaded.kind in found:
+            raise ValueError(f"{path} and {paths[loaded.kind]} are both a {loaded.kind}: keep one of them")
+        found[loaded.kind], paths[loaded.kind] = loaded, path
+        log.info("%s: %s, step %d", path.name, loaded.kind, loaded.step)
     if not found:
         raise ValueError(f"official={folder} contains no official Im2Wav checkpoint")
     return found
@@ -58,28 +57,17 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
         ValueError: see `find_official`, or `out` cannot be written.
     """
     found = find_official(folder)
-    codec = found.get("vqvae")
-    sha256 = net_sha256(codec[1].net) if codec else None
+    codec_sha256 = net_sha256(found["vqvae"].net) if "vqvae" in found else None
     written = {}
-    for kind, (_, official) in found.items():
-        # official clips have 10 s; their frame rate and CLIP weights are not recorded
-        data = {
-            "encoder": "clip_vit_b32",
-            "dim": 512,
-            "weights_sha256": None,
-            "fps": 30.0,
-            "sample_rate": official.hps["sr"],
-            "seconds": 10.0,
-        }
-        own = {"bandwidth": official.bandwidth} if kind == "vqvae" else {"codec_sha256": sha256}
-        loaded = Loaded(official.net, kind, official.config, data, **own)
+    for kind, loaded in found.items():
+        if kind != "vqvae":
+            loaded = replace(loaded, codec_sha256=codec_sha256)
         written[kind] = save(loaded, out / f"{kind}.safetensors")
         log.info("wrote %s", written[kind])
-    about = {kind: {"config": official.config, "step": official.step} for kind, (_, official) in found.items()}
-    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())  # for information only
-    for kind in ("vqvae", "low_prior", "up_prior"):
-        if kind not in found:
-            log.warning("%s contains no %s: sampling needs all three models", folder, kind)
+    about = {kind: {"config": one.config, "step": one.step} for kind, one in found.items()}
+    write_atomic(out / "config.json", json_bytes(about))  # for information only
+    for kind in KINDS.keys() - found.keys():
+        log.warning("%s contains no %s: sampling needs all three models", folder, kind)
     return written
 
 
@@ -116,13 +104,12 @@ def _download(url: str, target: Path, files: Path) -> None:
         import gdown
     except ImportError as error:
         raise ValueError("pretrained=official downloads with gdown: pip install 'im2wav[official]'") from error
+    reason = ""
     try:
-        done = gdown.download(url, str(target), resume=True)
+        gdown.download(url, str(target), resume=True)
     except Exception as error:  # gdown raises many types of errors
-        done, reason = None, f" ({type(error).__name__})"
-    else:
-        reason = ""
-    if done is None or not target.is_file():
+        reason = f" ({type(error).__name__})"
+    if reason or not target.is_file():
         raise ValueError(
             f"{url} could not be downloaded{reason}: download the three official checkpoints manually (ids: "
             f"{', '.join(RELEASED)}) and put them in {files} under any names"

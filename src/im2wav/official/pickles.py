@@ -4,17 +4,19 @@ Official Im2Wav stores `video_CLIP/NAME.pickle` = {NAME: array [frames, 512]} an
 `CLIP.pickle` = {"image": {CLASS: array [n, 512]}}; both of unit norm.
 """
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from im2wav.data.manifest import COLUMNS
+from im2wav.data.manifest import COLUMNS, Pair
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.media.reading import MediaError, read_audio
 
+log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000
 # globals of pickled numpy arrays; numpy 2 renamed the module
 _ALLOWED = {
@@ -68,34 +70,33 @@ def convert_pickles(path: Path, wavs: Path | None, out: Path, fps: float) -> Pat
     files = sorted(path.glob("*.pickle")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"pickles={path}: no .pickle files found")
-    items: dict[str, tuple[str, np.ndarray]] = {}
-    videos = True
+    items: dict[str, tuple[str, np.ndarray]] = {}  # label and embeddings by id
     for file in files:
         for name, array in read_pickle(file).items():
             if file.name == "CLIP.pickle":
-                videos = False
                 items |= {f"{name}_{i}": (name, array[i : i + 1]) for i in range(len(array))}
             else:
                 items[name] = ("", array)
+    videos = all(file.name != "CLIP.pickle" for file in files)
     dim = {array.shape[1] for _, array in items.values()}
     if len(dim) != 1:
         raise ValueError(f"pickles={path} have embeddings of different widths {sorted(dim)}: convert them separately")
     rows, skipped = [], []
     for name, (label, array) in sorted(items.items()):
-        row = {"id": name, "label": label, "split": "train", "group": "", "wav": "", "samples": 0, "source": str(path)}
+        wav, clip, samples = "", f"clip/{name}.npy", 0
         if wavs is not None:
             try:
-                wav = read_audio(wavs / f"{name}.wav", SAMPLE_RATE)
+                audio = read_audio(wavs / f"{name}.wav", SAMPLE_RATE)
             except MediaError as error:
                 skipped.append({"id": name, "reason": error.reason, "detail": error.detail})
                 continue
-            row |= {"wav": f"wav/{name}.wav", "samples": len(wav)}
-            write_atomic(out / row["wav"], wav_bytes(wav, SAMPLE_RATE))  # type: ignore[operator]
+            wav, samples = f"wav/{name}.wav", len(audio)
+            write_atomic(out / wav, wav_bytes(audio, SAMPLE_RATE))
         norm = np.linalg.norm(array, axis=1, keepdims=True)
-        row |= {"clip": f"clip/{name}.npy", "frames": len(array)}
-        write_atomic(out / row["clip"], npy_bytes((array / norm).astype(np.float16)))  # type: ignore[operator]
-        rows.append(row)
+        write_atomic(out / clip, npy_bytes((array / norm).astype(np.float16)))
+        rows.append(vars(Pair(name, label, "train", "", wav, clip, samples, len(array), str(path))))
     DatasetInfo("clip_vit_b32", dim.pop(), None, fps if videos else None, SAMPLE_RATE).write(out)
     write_atomic(out / "manifest.csv", table_bytes(COLUMNS, rows))
     write_atomic(out / "skipped.csv", table_bytes(("id", "reason", "detail"), skipped))
+    log.info("wrote %s", out)
     return out

@@ -1,22 +1,20 @@
 """Writing the codes of whole clips once, for `data.codes=cache`."""
 
-import copy
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from im2wav.data.codes import CodesFolder, codes_folder
 from im2wav.data.manifest import Manifest
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import open_folder
-from im2wav.data.windows import extend_wav
+from im2wav.data.pairs import PairsFolder, open_folder
+from im2wav.data.windows import CodesFolder, extend_wav, usable_rows
 from im2wav.files import parse_shard
 
 log = logging.getLogger(__name__)
@@ -60,52 +58,44 @@ def encode_clip(codec: Any, wav: Tensor, piece: int = PIECE) -> dict[str, Tensor
 class Clips:
     """Dataset of complete clips: (row, wav [N]), or (row, error message) if a clip cannot be read."""
 
-    def __init__(self, folder: PairsFolder, pairs: Manifest, rows: list[int], num_samples: int, short: str):
-        self.folder, self.pairs, self.rows, self.num_samples, self.short = folder, pairs, rows, num_samples, short
+    def __init__(self, folder: PairsFolder, pairs: Manifest, num_samples: int, short: str):
+        self.folder, self.pairs, self.num_samples, self.short = folder, pairs, num_samples, short
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        row = self.rows[index]
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
-            wav = self.folder.read_wav(self.pairs[row])
+            return row, extend_wav(self.folder.read_wav(self.pairs[row]), self.num_samples, self.short)
         except ValueError as error:
             return row, str(error)
-        return row, extend_wav(wav, self.num_samples, self.short)
 
 
-def _identity(item: Any) -> Any:
-    return item
-
-
-def encode_all(codec: Any, clips: Clips, cache: CodesFolder, num_workers: int, write: bool = True) -> Iterator[int]:
-    """Encode and write the codes of clips; yields the number of samples of each.
+def encode_all(codec: Any, clips: Clips, num_workers: int, cache: CodesFolder | None = None) -> Iterator[int]:
+    """Encode clips and write their codes, if there is a cache; yields the number of samples of each.
 
     Raises:
         ValueError: a clip cannot be read, or codes cannot be written.
     """
-    loader: Any = DataLoader(clips, batch_size=None, num_workers=num_workers, collate_fn=_identity)  # type: ignore[arg-type]
+    loader: Any = DataLoader(clips, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
     with torch.inference_mode():
         for row, wav in loader:
             if isinstance(wav, str):
                 raise ValueError(wav)
             codes = encode_clip(codec, wav)
-            if write:
+            if cache is not None:
                 cache.write(clips.pairs[row], codes)
             yield len(wav)
 
 
 def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
     """Log the remaining work and estimate time and size from a few clips."""
-    sample = copy.copy(clips)
-    sample.rows = clips.rows[:: max(1, len(clips.rows) // 8)][:8]
+    pairs = clips.pairs[:: max(1, len(clips) // 8)][:8]
     start = time.perf_counter()
-    measured = sum(encode_all(codec, sample, cache, 0, write=False)) if sample.rows else 0
+    measured = sum(encode_all(codec, Clips(clips.folder, pairs, clips.num_samples, clips.short), 0))
     seconds = time.perf_counter() - start
-    samples = int(clips.pairs.column("samples")[clips.rows].clip(clips.num_samples).sum())
-    width = 2 if cache.info.codebook_size <= 2**15 else 4
-    size = sum(samples / hop * width + 128 for hop in cache.info.hops.values())
+    samples = int(clips.pairs.column("samples").clip(clips.num_samples).sum())
+    size = sum(samples / hop * cache.dtype.itemsize + 128 for hop in cache.hops.values())
     log.info(
         "would write the codes of %d clips (%.1f h of audio) to %s: about %.2f GB, %.1f minutes",
         len(clips),
@@ -117,30 +107,23 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
 
 
 def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
-    """Write the codes of all clips of this process's shard that lack them.
-
-    Args:
-        codec: an `AudioCodec` on its device.
-        cfg: the configuration of `tokenize`.
+    """Write the codes of all clips of this process's shard that lack them, with an `AudioCodec` on its device.
 
     Raises:
         ValueError: no pairs, a cache with other settings, or a file that cannot be read or written.
     """
     shard, num_shards = parse_shard(cfg.shard)
     folder = open_folder(cfg.data.root, cfg.data.chunks)
-    samples = folder.pairs.column("samples")
-    usable = (samples > 0) & ((samples >= cfg.data.num_samples) | (cfg.data.short != "drop"))
-    pairs = folder.pairs.take(usable)
-    cache = codes_folder(folder.root, codec, cfg.data.num_samples, cfg.data.short)
-    todo = cache.missing(pairs)[shard::num_shards]
-    clips = Clips(folder, pairs, todo, cfg.data.num_samples, cfg.data.short)
+    pairs = folder.pairs.take(usable_rows(folder.pairs, cfg.data.num_samples, cfg.data.short))
+    cache = CodesFolder(folder.root, codec, cfg.data.num_samples, cfg.data.short)
+    todo = pairs.take(np.array(cache.missing(pairs)[shard::num_shards], dtype=np.int64))
+    clips = Clips(folder, todo, cfg.data.num_samples, cfg.data.short)
     if cfg.dry_run:
         estimate(codec, clips, cache)
         return cache
     cache.start()
-    progress = tqdm(desc="tokenize", total=len(todo), unit="clip", disable=None)
-    for _ in encode_all(codec, clips, cache, min(cfg.data.num_workers, len(todo))):
-        progress.update()
-    progress.close()
+    encoded = encode_all(codec, clips, min(cfg.data.num_workers, len(todo)), cache)
+    for _ in tqdm(encoded, desc="tokenize", total=len(todo), unit="clip", disable=None):
+        pass
     log.info("%d of %d clips encoded now; use them with data.codes=cache: %s", len(todo), len(pairs), cache.root)
     return cache

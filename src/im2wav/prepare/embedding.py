@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
-from im2wav.files import parse_shard
+from im2wav.files import npy_bytes, parse_shard
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
-from im2wav.prepare.clip_reader import ClipReader
-from im2wav.prepare.embedder import Embedder
+from im2wav.prepare.clip_reader import ClipReader, End, Failed
+from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
-from im2wav.prepare.packing import PackedFrames
-from im2wav.prepare.pair_writer import PairWriter
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.page import format_duration
 
@@ -36,11 +36,7 @@ Build = Callable[..., Any]  # a config node and options -> the object that it de
 
 
 def check_dataset(out: Path, info: DatasetInfo) -> None:
-    """Reject a pairs folder that was made with other settings.
-
-    Raises:
-        ValueError: another encoder, frame rate, sample rate, loudness or published list.
-    """
+    """Raise ValueError for a pairs folder that was made with other settings."""
     if not (out / "dataset.json").is_file():
         return
     before = DatasetInfo.read(out)
@@ -57,7 +53,8 @@ def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped:
     Raises:
         ValueError: the id of a source already belongs to another one.
     """
-    files = state.files(out)
+    # listing the folders is faster than a check per file
+    files = {f"{kind}/{path.name}" for kind in ("wav", "clip") for path in (out / kind).glob("*")}
     todo = {}
     for number, source in enumerate(sources):
         row = state.rows.get(source.id)
@@ -100,6 +97,24 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:
+    """Write a pair whose embeddings are float16 [F, D], or why there is none.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    if isinstance(end, Failed) or embeddings is None:
+        journal.add({"id": source.id, **vars(end)})
+        return
+    wav, clip = f"wav/{source.id}.wav" if end.wav else "", f"clip/{source.id}.npy"
+    if wav:
+        journal.write(wav, end.wav)
+    journal.write(clip, npy_bytes(embeddings))
+    texts = (source.id, source.label, source.split, source.group, wav, clip)
+    pair = Pair(*texts, end.samples, len(embeddings), source.path, end.sound, end.note)
+    journal.add(vars(pair))  # at last, so that the files that it names exist
+
+
 def embed_sources(
     todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
 ) -> float:
@@ -109,13 +124,17 @@ def embed_sources(
     """
     device, rank = trainer.strategy.root_device.type, trainer.global_rank
     mine = {number: source for number, source in todo.items() if number % trainer.world_size == rank}
-    limits = {"silence": cfg.silence, "min_seconds": cfg.min_seconds, "min_frame_change": cfg.min_frame_change}
-    reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, loudness=cfg.loudness, **limits)
+    limits = (cfg.silence, cfg.loudness, cfg.min_seconds, cfg.min_frame_change)
+    reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, *limits)
     num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
     frames = PackedFrames(mine, reader, batch_size, num_workers, cfg.timeout, pinned=device == "cuda")
     with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
-        finish = PairWriter(journal, mine, bar.update)
+
+        def finish(number: int, end: End, embeddings: np.ndarray | None) -> None:
+            write_pair(journal, mine[number], end, embeddings)
+            bar.update()
+
         model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores())
         trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
     return time.monotonic() - (model.began or time.monotonic())
@@ -143,19 +162,18 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
         return
     numbers = sorted(random.Random(cfg.seed).sample(sorted(todo), min(cfg.dry_run_inputs, len(todo))))
     chosen = dict(enumerate(todo[number] for number in numbers))
-    encoder = build(cfg.encoder)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        journal = Journal(out)
+        journal = Journal(Path(folder))
         trainer = build_predict_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
-        seconds = embed_sources(chosen, cfg, encoder, journal, trainer) / len(chosen)
+        seconds = embed_sources(chosen, cfg, build(cfg.encoder), journal, trainer) / len(chosen)
         state = journal.fold({})
-        size = sum(file.stat().st_size for kind in ("wav", "clip") for file in (out / kind).glob("*")) / len(chosen)
+        size = sum(file.stat().st_size for file in Path(folder).glob("*/*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
         log.info("would be skipped: %s, %s (%s)", name, reason, detail)
-    total_cost = f"{format_duration(seconds * len(todo))} on one device like this, {size * len(todo) / 1e9:.2f} GB"
+    each, total_time = f"{seconds:.2f} s and {size / 1e6:.2f} MB each", format_duration(seconds * len(todo))
+    total_size = f"{size * len(todo) / 1e9:.2f} GB"
     log.info(
-        "measured on %d inputs: %.2f s and %.2f MB each; for all: %s", len(chosen), seconds, size / 1e6, total_cost
+        "measured on %d inputs: %s; for all: %s on one device like this, %s", len(chosen), each, total_time, total_size
     )
 
 
@@ -164,9 +182,8 @@ def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
     mine = {source.id for source in sources}
     good = mine & state.rows.keys()
     reasons = Counter(reason for name, (reason, _) in state.skipped.items() if name in mine)
-    notes = Counter(
-        note.split(":")[0] for name in good for note in (state.rows[name].get("note") or "").split("; ") if note
-    )
+    texts = ((state.rows[name].get("note") or "").split("; ") for name in good)
+    notes = Counter(note.split(":")[0] for text in texts for note in text if note)
     failed = sum(reasons.values())
     corrected = [(f"of these {what}", n) for what, n in notes.most_common()]
     for what, count in (("embedded", len(good)), *corrected, *reasons.most_common()):
@@ -184,7 +201,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         build: a config node -> the object that it describes; for the sources, the encoder and the trainer.
 
     Returns:
-        The fraction of the sources that was skipped; skipped.csv lists them.
+        The fraction of the sources that was skipped.
 
     Raises:
         ValueError: sources, encoder or folder do not fit the options, or the folder cannot be written.
@@ -206,7 +223,7 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         check_dataset(out, info)
         trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
-        journal.write("dataset.json", info.content())
+        info.write(out, journal.part)
         embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0

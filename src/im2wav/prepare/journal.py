@@ -13,7 +13,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,25 +33,15 @@ SKIPPED = ("id", "reason", "detail")
 
 @dataclass
 class State:
-    """Content of a pairs folder.
+    """Content of a pairs folder."""
 
-    Attributes:
-        rows: rows of the manifest, by id.
-        skipped: (reason, detail) by id.
-        since: when the record of skipped sources was last written, in seconds since 1970.
-    """
-
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
-    since: float = 0.0
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the manifest, by id
+    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)  # (reason, detail) by id
+    since: float = 0.0  # when the record of skipped sources was last written, in seconds since 1970
 
     @classmethod
     def read(cls, out: Path) -> "State":
-        """Read the tables of a folder and all parts that are not folded into them yet.
-
-        Raises:
-            ValueError: a table lacks a column.
-        """
+        """Read the tables of a folder and all parts that are not folded into them yet."""
         state = cls()
         manifest, skipped = out / "manifest.csv", out / "skipped.csv"
         if manifest.is_file():
@@ -78,12 +68,6 @@ class State:
                 self.rows[record["id"]] = record
                 self.skipped.pop(record["id"], None)
 
-    def files(self, out: Path) -> set[str]:
-        """Paths of the files in the folder, as in the manifest; listing folders is faster than a check per file."""
-        return {
-            f"{kind}/{name}" for kind in ("wav", "clip") if (out / kind).is_dir() for name in os.listdir(out / kind)
-        }
-
     def settled(self, out: Path, sources: Iterable[Source]) -> bool:
         """Whether the tables are up to date: no part is left, and label, split and group are unchanged."""
         rows = ((source, self.rows.get(source.id)) for source in sources)
@@ -92,35 +76,46 @@ class State:
             for source, row in rows
         )
 
-    def drop_copies(self) -> None:
-        """Keep audio that occurs in several splits only in one of them: test before valid before train."""
+    def drop_copies(self) -> list[dict[str, Any]]:
+        """Keep audio that occurs in several splits in one of them, test before valid before train; returns the rest."""
         splits = defaultdict(set)
         for row in self.rows.values():
             if row.get("sound"):
                 splits[row["sound"]].add(row["split"])
-        for name, row in list(self.rows.items()):
-            found = splits.get(row.get("sound") or "", set())
-            if len(found) > 1 and row["split"] != max(found, key=SPLITS.index):
-                detail = f"in split {row['split']}; sound {row['sound']} is also in a split that is held out from it"
-                self.skipped[name] = ("duplicate sound", detail)
-                del self.rows[name]
+        kept = {sound: max(found, key=SPLITS.index) for sound, found in splits.items()}
+        copies = [row for row in self.rows.values() if row["split"] != kept.get(row.get("sound"), row["split"])]
+        for row in copies:
+            detail = f"in split {row['split']}; sound {row['sound']} is also in a split that is held out from it"
+            self.skipped[row["id"]] = ("duplicate sound", detail)
+            del self.rows[row["id"]]
+        return copies
 
 
 def _parts(out: Path) -> list[Path]:
     folder = out / FOLDER
-    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _lock(handle: int, wait: bool) -> bool:
-    if fcntl is None:
+def _lock(handle: int) -> bool:
+    """Lock a part until this process ends; False if its own process has it, or where the file system has no locks."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _ended(part: Path) -> bool:
+    """Whether the process of a part has ended."""
+    try:
+        handle = os.open(part / ROWS, os.O_RDONLY)
+    except FileNotFoundError:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: parts are folded, but not removed
-        return wait
-    return True
+        return _lock(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -131,18 +126,15 @@ def _exclusive(out: Path) -> Iterator[None]:
         return
     handle = os.open(out, os.O_RDONLY)
     try:
-        _lock(handle, wait=True)
+        with suppress(OSError):  # a file system without locks: parts are folded, but not removed
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
 class Journal:
-    """The part of this process.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """The part of this process. All methods raise ValueError where the folder cannot be written."""
 
     def __init__(self, out: Path):
         self.out = out
@@ -152,24 +144,16 @@ class Journal:
             with _exclusive(out):
                 self.part.mkdir(parents=True)
                 self._file = os.open(self.part / ROWS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                _lock(self._file, wait=False)  # held until this process ends
+                _lock(self._file)
         except OSError as error:
             raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the folder so that it is complete or absent.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
+        """Write a file of the folder so that it is complete or absent."""
         write_atomic(self.out / name, content, self.part)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Record that a source is done: a row of the manifest, or id, reason and detail.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
+        """Record that a source is done: a row of the manifest, or id, reason and detail."""
         try:
             os.write(self._file, (json.dumps(row) + "\n").encode())
         except OSError as error:
@@ -180,21 +164,17 @@ class Journal:
         os.close(self._file)
 
     def fold(self, sources: Mapping[str, Source]) -> State:
-        """Write the tables and remove the parts of this and of ended processes; returns the resulting content.
-
-        Args:
-            sources: sources by id, from which label, split and group are updated.
+        """Write the tables, with label, split and group of the sources by id, and remove the parts of this and of ended
+        processes; returns the resulting content.
         """
         with _exclusive(self.out):
             state = State.read(self.out)
             for name, row in state.rows.items():
                 if source := sources.get(name):
                     row.update(label=source.label, split=source.split, group=source.group)
-            before = dict(state.rows)
-            state.drop_copies()
-            for name in before.keys() - state.rows.keys():
+            for row in state.drop_copies():
                 for kind in ("wav", "clip"):
-                    (self.out / before[name][kind]).unlink(missing_ok=True)
+                    (self.out / row[kind]).unlink(missing_ok=True)
             self.write("manifest.csv", table_bytes(COLUMNS, (state.rows[name] for name in sorted(state.rows))))
             skipped = ({"id": n, "reason": r, "detail": d} for n, (r, d) in sorted(state.skipped.items()))
             self.write("skipped.csv", table_bytes(SKIPPED, skipped))
@@ -205,15 +185,3 @@ class Journal:
             if not _parts(self.out):
                 shutil.rmtree(self.out / FOLDER)
         return state
-
-
-def _ended(part: Path) -> bool:
-    """Whether the process of a part has ended."""
-    try:
-        handle = os.open(part / ROWS, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        return _lock(handle, wait=False)
-    finally:
-        os.close(handle)

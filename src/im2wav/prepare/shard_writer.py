@@ -1,4 +1,4 @@
-"""Pairs folder -> shards, in the format that `im2wav.data.shards` reads.
+"""Pairs folder -> shards, in the format that `im2wav.data.pairs` reads.
 
 `litdata.optimize` is not used: it names chunks after its worker processes, so their bytes and number depend on how many
 there are, and an interrupted run resumes only with the same number. Here a chunk's bytes depend on its rows alone.
@@ -6,10 +6,11 @@ there are, and an interrupted run resumes only with the same number. Here a chun
 
 import json
 import logging
-import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
-from im2wav.data.pairs import PairsFolder
-from im2wav.data.shards import import_litdata
+from im2wav.data.pairs import PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
 
 log = logging.getLogger(__name__)
@@ -48,103 +48,54 @@ def plan_chunks(sizes: np.ndarray, limit: int) -> list[range]:
     return [*chunks, range(start, len(sizes))] if len(sizes) else chunks
 
 
-class ShardWriter:
-    """Writes the shards of a pairs folder. Each chunk is complete or absent and its bytes depend on its rows alone, so
-    an interrupted run resumes, and any number of threads or processes gives the same files.
-
-    Args:
-        root: the pairs folder.
-        out: the folder of shards.
-        chunk_mb: size of a chunk in MiB.
-
-    Raises:
-        ValueError: no pair has audio, or a size is out of range.
-    """
-
-    def __init__(self, root: str | Path, out: str | Path, chunk_mb: float = 64):
-        import_litdata()
-        self.folder, self.out = PairsFolder(root), Path(out)
-        self.pairs: Manifest = self.folder.pairs.take(self.folder.pairs.column("samples") > 0)
-        if not len(self.pairs):
-            raise ValueError(f"data.root={root}: no pair has audio, so there is nothing to train on")
-        if chunk_mb <= 0 or chunk_mb * 2**20 > RECORD_LIMIT:
-            raise ValueError(f"chunk_mb={chunk_mb}: must be above 0 and at most {RECORD_LIMIT // 2**20}")
-        self.sizes = {
-            "wav": 4 + 2 * self.pairs.column("samples"),
-            "clip": 4 + 2 * self.folder.info.dim * self.pairs.column("frames"),
-        }
-        for field, sizes in self.sizes.items():
-            if sizes.max() > RECORD_LIMIT:
-                row = int(sizes.argmax())
-                raise ValueError(f"{self.pairs[row].id!r}: its {field} is larger than the 2 GB of a shard: exclude it")
-        self.plan = {field: plan_chunks(sizes, int(chunk_mb * 2**20)) for field, sizes in self.sizes.items()}
-        self.manifest = table_bytes(COLUMNS, (vars(pair) for pair in self.pairs))
-        self.about = (json.dumps({"chunk_mb": chunk_mb, "format": 1}) + "\n").encode()
-
-    def _where(self, field: str, number: int) -> Path:
-        return self.out / field / f"chunk-0-{number}.bin"
-
-    def start(self) -> list[tuple[str, int]]:
-        """Write the files beside the chunks; returns the chunks that are missing, as (field, number).
-
-        Raises:
-            ValueError: `out` contains other shards.
-        """
-        for name, content in (("manifest.csv", self.manifest), ("shards.json", self.about)):
-            path = self.out / name
-            if path.is_file() and path.read_bytes() != content:
-                what = "other pairs" if name == "manifest.csv" else "another chunk_mb"
-                raise ValueError(f"out={self.out} contains shards of {what}: choose another folder, or remove it")
-            write_atomic(path, content)
-        self.folder.info.write(self.out)
-        todo = [(field, number) for field, chunks in self.plan.items() for number in range(len(chunks))]
-        return [(field, n) for field, n in todo if not self._about(field, n).is_file()]
-
-    def _about(self, field: str, number: int) -> Path:
-        return self._where(field, number).with_suffix(".json")
-
-    def write(self, chunk: tuple[str, int]) -> int:
-        """Write one chunk; returns its size in bytes.
-
-        Raises:
-            ValueError: a file cannot be read, or the chunk cannot be written.
-        """
-        lit, (field, number) = import_litdata(), chunk
-        rows = self.plan[field][number]
-        target = self._where(field, number)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
-        try:
+def _write_chunk(folder: PairsFolder, pairs: Manifest, target: Path, rows: range) -> None:
+    """Write one chunk, and beside it its part of the index."""
+    lit, field, number = import_litdata(), target.parent.name, int(target.stem.rpartition("-")[2])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as temporary:
             loader = lit.streaming.temporal.TemporalArrayLoader()
             writer = lit.streaming.writer.BinaryWriter(
-                str(temporary), chunk_size=len(rows), chunk_index=number, item_loader=loader
+                temporary, chunk_size=len(rows), chunk_index=number, item_loader=loader
             )
             for row in rows:
-                writer[row] = {field: _record(self.folder, field, self.pairs[row])}
+                writer[row] = {field: _record(folder, field, pairs[row])}
             writer.done()
-            (index,) = temporary.glob("*.index.json")
+            (index,) = Path(temporary).glob("*.index.json")
             about = json.loads(index.read_text())
             about["config"]["chunk_size"] = None  # differs between chunks
-            os.replace(temporary / target.name, target)
-            write_atomic(self._about(field, number), json.dumps(about, sort_keys=True).encode())
-            return int(about["chunks"][0]["chunk_bytes"])
-        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-            raise ValueError(f"{target}: {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def finish(self) -> None:
-        """Write the indices, without which the shards cannot be read."""
-        for field, chunks in self.plan.items():
-            for left in (self.out / field).glob(".writing-*"):  # of a killed run
-                shutil.rmtree(left, ignore_errors=True)
-            parts = [json.loads(self._about(field, n).read_text()) for n in range(len(chunks))]
-            index = {**parts[0], "chunks": [part["chunks"][0] for part in parts]}
-            write_atomic(self.out / field / "index.json", json.dumps(index, sort_keys=True).encode())
+            Path(temporary, target.name).replace(target)
+        write_atomic(target.with_suffix(".json"), json.dumps(about, sort_keys=True).encode())
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise ValueError(f"{target}: {error}") from error
 
 
-def write_shards(root: str, out: str, chunk_mb: float, num_workers: int, dry_run: bool = False) -> Path:
-    """Write the missing shards of a pairs folder.
+def _write_indices(chunks: Iterable[Path]) -> None:
+    """Write the index of each folder, without which its chunks cannot be read."""
+    for folder, paths in groupby(chunks, key=lambda path: path.parent):
+        for left in folder.glob(".writing-*"):  # of a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        parts = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+        index = {**parts[0], "chunks": [part["chunks"][0] for part in parts]}
+        write_atomic(folder / "index.json", json.dumps(index, sort_keys=True).encode())
+
+
+def _write_tables(folder: PairsFolder, pairs: Manifest, out: Path, chunk_mb: float) -> None:
+    """Write the files beside the chunks, or check those of an earlier run."""
+    manifest = table_bytes(COLUMNS, (vars(pair) for pair in pairs))
+    about = (json.dumps({"chunk_mb": chunk_mb, "format": 1}) + "\n").encode()
+    for name, content, other in (("manifest.csv", manifest, "other pairs"), ("shards.json", about, "another chunk_mb")):
+        path = out / name
+        if path.is_file() and path.read_bytes() != content:
+            raise ValueError(f"out={out} contains shards of {other}: choose another folder, or remove it")
+        write_atomic(path, content)
+    folder.info.write(out)
+
+
+def write_shards(root: str, out: str, chunk_mb: float = 64, num_workers: int = 1, dry_run: bool = False) -> Path:
+    """Write the missing shards of a pairs folder to `out`.
+
+    Each chunk is complete or absent, so that an interrupted run resumes, with any number of threads.
 
     Args:
         root: the pairs folder.
@@ -156,24 +107,34 @@ def write_shards(root: str, out: str, chunk_mb: float, num_workers: int, dry_run
     Raises:
         ValueError: no pairs folder, other shards in `out`, or a file that cannot be read or written.
     """
-    writer = ShardWriter(root, out, chunk_mb)
-    total = sum(int(sizes.sum()) for sizes in writer.sizes.values())
-    without = len(writer.folder.pairs) - len(writer.pairs)
-    chunks = sum(map(len, writer.plan.values()))
-    about = f"{len(writer.pairs)} pairs in {chunks} chunks, {total / 1e9:.2f} GB"
+    import_litdata()
+    if chunk_mb <= 0 or chunk_mb * 2**20 > RECORD_LIMIT:
+        raise ValueError(f"chunk_mb={chunk_mb}: must be above 0 and at most {RECORD_LIMIT // 2**20}")
+    folder, target = PairsFolder(root), Path(out)
+    pairs = folder.pairs.take(folder.pairs.column("samples") > 0)
+    if not len(pairs):
+        raise ValueError(f"data.root={root}: no pair has audio, so there is nothing to train on")
+    chunks: dict[Path, range] = {}
+    total, width = 0, {"wav": ("samples", 1), "clip": ("frames", folder.info.dim)}
+    for field, (column, values) in width.items():
+        sizes = 4 + 2 * values * pairs.column(column)
+        if sizes.max() > RECORD_LIMIT:
+            name = pairs[int(sizes.argmax())].id
+            raise ValueError(f"{name!r}: its {field} is larger than the 2 GB of a shard: exclude it")
+        plan = plan_chunks(sizes, int(chunk_mb * 2**20))
+        chunks |= {target / field / f"chunk-0-{number}.bin": rows for number, rows in enumerate(plan)}
+        total += int(sizes.sum())
+    what = f"{len(pairs)} pairs in {len(chunks)} chunks, {total / 1e9:.2f} GB"
+    left_out = f"{len(folder.pairs) - len(pairs)} pairs without audio are left out"
     if dry_run:
-        log.info("would write %s to %s; %d pairs without audio are left out", about, out, without)
-        return Path(out)
-    todo = writer.start()
-    progress = tqdm(desc="shard", total=len(todo), unit="chunk", disable=None)
+        log.info("would write %s to %s; %s", what, out, left_out)
+        return target
+    _write_tables(folder, pairs, target, chunk_mb)
+    todo = [path for path in chunks if not path.with_suffix(".json").is_file()]
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:  # threads: the work is reading and writing files
-        try:
-            for _ in pool.map(writer.write, todo):
-                progress.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    progress.close()
-    writer.finish()
-    log.info("%s in %s (%d chunks written now); %d pairs without audio are left out", about, out, len(todo), without)
-    return Path(out)
+        written = pool.map(lambda path: _write_chunk(folder, pairs, path, chunks[path]), todo)
+        for _ in tqdm(written, desc="shard", total=len(todo), unit="chunk", disable=None):
+            pass
+    _write_indices(chunks)
+    log.info("%s in %s (%d chunks written now); %s", what, out, len(todo), left_out)
+    return target

@@ -1,13 +1,25 @@
-"""Finding the sources to embed: videos, images with audio files, images alone."""
+"""Finding the sources to embed: videos, images with audio files, images alone; published data sets by their lists."""
 
+import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from im2wav.data.imagehear_list import imagehear, imagehear_sha256
+from im2wav.data.imagehear_list import imagehear
 from im2wav.data.manifest import SPLITS
-from im2wav.files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, LONGEST_NAME, VIDEO_SUFFIXES, item_name, list_files, read_table
+from im2wav.files import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LONGEST_NAME,
+    VIDEO_SUFFIXES,
+    file_sha256,
+    item_name,
+    list_files,
+    read_table,
+)
+
+CLIP_SECONDS = 10  # of VGGSound
 
 
 @dataclass(frozen=True)
@@ -28,36 +40,25 @@ class Source:
         return self.video or self.image
 
 
-class Sources(Sequence[Source]):
-    """Sources sorted by id.
-
-    Args:
-        name: name of the data set.
-        sources: in any order.
-        list_sha256: hash of the published list that defines the data set, if there is one.
+class Sources(list[Source]):
+    """The sources of a data set, sorted by id; `list_sha256` is the hash of the published list that defines it.
 
     Raises:
         ValueError: two have the same id, or an id cannot be a file name.
     """
 
     def __init__(self, name: str, sources: Iterable[Source], list_sha256: str | None = None):
+        super().__init__(sorted(sources, key=lambda source: source.id))
         self.name, self.list_sha256 = name, list_sha256
-        self._sources = sorted(sources, key=lambda source: source.id)
-        double = [name for name, n in Counter(source.id for source in self._sources).items() if n > 1]
+        double = [name for name, n in Counter(source.id for source in self).items() if n > 1]
         if double:
             raise ValueError(f"several sources have the id {double[0]!r} ({len(double)} such ids); rename them")
-        for source in self._sources:
+        for source in self:
             if source.id in ("", ".", "..") or {"/", "\\", "\0"} & set(source.id):
                 raise ValueError(f"{source.path}: id {source.id!r} cannot be a file name")
             if len(source.id.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
                 start = source.id[:40]
                 raise ValueError(f"{source.path}: id {start!r}... is longer than {LONGEST_NAME} bytes; shorten it")
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __getitem__(self, index):
-        return self._sources[index]
 
 
 def find_sources(given: str | Path, name: str = "pairs") -> Sources:
@@ -102,30 +103,64 @@ def imagehear_sources(images: str) -> Sources:
     entries = imagehear().class_of
     if not any((folder / name).is_file() for name in entries):
         raise ValueError(f"input={images} contains none of the {len(entries)} ImageHear photographs, such as dog1.jpg")
-    sources = (
-        Source(Path(name).stem, image=str(folder / name), label=entry.name, split="test")
-        for name, entry in entries.items()
-    )
-    return Sources("imagehear", sources, imagehear_sha256())
+    files = [(str(folder / name), entry.name) for name, entry in entries.items()]
+    sources = (Source(Path(path).stem, image=path, label=label, split="test") for path, label in files)
+    return Sources("imagehear", sources, imagehear().list_sha256)
+
+
+def vggsound_sources(videos: str, table: str) -> Sources:
+    """VGGSound: 199,467 ten-second clips of 309 classes, by its official csv (Chen et al., 2020, arXiv 2004.14368).
+
+    Clips that are not in the folder are included, so that they are listed as missing.
+
+    Args:
+        videos: the folder of the clips, in subfolders or not, with one of the names of `_vggsound_names`.
+        table: vggsound.csv. It has no header: YouTube id, start in seconds, label, `train` or `test`.
+
+    Raises:
+        ValueError: the folder or the csv does not exist, the csv is another table, or the folder has none of its clips.
+    """
+    if not Path(videos).is_dir():
+        raise ValueError(f"input={videos} does not exist: expected the folder of VGGSound's clips")
+    if not Path(table).is_file():
+        raise ValueError(f"source.table={table} does not exist: expected VGGSound's official csv, vggsound.csv")
+    files = {path.stem: str(path) for path in list_files(Path(videos), VIDEO_SUFFIXES, follow_links=True)}
+    sources, found, example = [], False, "ID_000030"
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            if not row:
+                continue
+            if len(row) != 4 or not row[1].isdecimal() or row[3] not in ("train", "test"):
+                expected = "YouTube id, start in seconds, label, train or test"
+                raise ValueError(f"{table}, line {number}: expected {expected}, got {row}")
+            youtube, start, label, split = row
+            names = _vggsound_names(youtube, int(start))
+            video = next((files[name] for name in names if name in files), None)
+            found, example = found or video is not None, names[0]
+            video = video or str(Path(videos, f"{names[0]}.mp4"))
+            sources.append(Source(names[0], video=video, label=label, split=split, group=youtube))
+    if not found:
+        raise ValueError(f"input={videos} contains none of the {len(sources)} clips of {table}, such as {example}.mp4")
+    return Sources("vggsound", sources, file_sha256(Path(table)))
+
+
+def _vggsound_names(youtube: str, start: int) -> tuple[str, ...]:
+    """File names of a clip without suffix: as in most copies, as in SpecVQGAN and Im2Wav, and with bare seconds."""
+    return (f"{youtube}_{start:06d}", f"{youtube}_{start * 1000}_{(start + CLIP_SECONDS) * 1000}", f"{youtube}_{start}")
 
 
 def _folder_sources(folder: Path) -> Iterator[Source]:
-    files = [path for path in list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES) if path.is_file()]
-    audio = {path.with_suffix(""): str(path) for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
-    for path in files:
-        suffix, beside = path.suffix.lower(), audio.get(path.with_suffix(""), "")
-        name, label = item_name(path, folder), "/".join(path.parent.relative_to(folder).parts)
-        if suffix in IMAGE_SUFFIXES:
-            yield Source(name, image=str(path), audio=beside, label=label)
-        elif suffix in VIDEO_SUFFIXES:
-            yield Source(name, video=str(path), audio=beside, label=label)
+    audio = {path.with_suffix(""): str(path) for path in list_files(folder, AUDIO_SUFFIXES) if path.is_file()}
+    for path in list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES):
+        if path.is_file():
+            kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
+            texts = {kind: str(path), "audio": audio.get(path.with_suffix(""), "")}
+            yield Source(item_name(path, folder), **texts, label="/".join(path.parent.relative_to(folder).parts))
 
 
 def _manifest_sources(manifest: Path) -> Iterator[Source]:
     for row in read_table(manifest, {"id"}):
         paths = {k: str(manifest.parent / row[k]) for k in ("image", "video", "audio") if row.get(k)}
-        if not row["id"] or Path(row["id"]).name != row["id"]:
-            raise ValueError(f"{manifest}: id {row['id']!r} cannot be a file name")
         if not paths.keys() & {"image", "video"}:
             raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
         if row.get("split") and row["split"] not in SPLITS:

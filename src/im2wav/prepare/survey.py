@@ -4,22 +4,19 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from im2wav.data.manifest import Manifest
+from im2wav.data.manifest import Manifest, groups
 from im2wav.data.pairs import PairsFolder
-from im2wav.data.splits import groups
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_frames, read_image
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
-from im2wav.report.page import as_text
+from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
 
-Rows = list[Sequence[Any]]  # the first row holds the column names
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
 CLIPPED, SILENT = 0.999, -60.0  # full scale is 1; dB
 STEADY = 0.1  # a frame rate may differ from the stated one by this fraction of it
@@ -37,7 +34,7 @@ class Survey:
 
 def spread(values: Mapping[str, np.ndarray]) -> Rows:
     """Quantiles and mean of several sets of numbers."""
-    rows: Rows = [("", *QUANTILES, "mean")]
+    rows: list = [("", *QUANTILES, "mean")]
     for name, numbers in values.items():
         if len(numbers):
             quantiles = np.quantile(numbers, list(QUANTILES.values()))
@@ -59,7 +56,7 @@ def _count(survey: Survey, folder: PairsFolder, splits: Mapping[str, np.ndarray]
         ("frames per second", "photos" if info.fps is None else f"{info.fps:g}"),
         ("sample rate", f"{info.sample_rate} Hz"),
     ]
-    rows: Rows = [("split", "pairs", "hours", "labels", "groups")]
+    rows: list = [("split", "pairs", "hours", "labels", "groups")]
     for split, taken in splits.items():
         named = set(labels[taken]) - {""}
         rows.append((split, len(taken), float(seconds[taken].sum() / 3600), len(named), len(set(keys[taken]))))
@@ -108,7 +105,7 @@ def _repeats(survey: Survey, pairs: Manifest, splits: Mapping[str, np.ndarray]) 
     where = np.full(len(pairs), "", dtype=object)
     for split, rows in splits.items():
         where[rows] = split
-    table: Rows = [("what", "occur more than once", "pairs affected", "in several splits")]
+    table: list = [("what", "occur more than once", "pairs affected", "in several splits")]
     for column, what in (("sound", "identical recordings"), ("source", "images or videos"), ("group", "groups")):
         places: dict[str, list[int]] = defaultdict(list)
         for row, value in enumerate(pairs.strings(column)):
@@ -142,12 +139,11 @@ def _measure_loudness(survey: Survey, folder: PairsFolder, rows: np.ndarray) -> 
     level, peak = np.array(loudness), np.array(peaks)
     survey.values["loudness, dB"] = level
     survey.tables[f"Loudness of {len(level)} recordings"] = spread({"RMS, dB of full scale": level, "peak": peak})
-    for count, what in (
-        (int((level < SILENT).sum()), f"are silent (below {SILENT:g} dB)"),
-        (int((peak >= CLIPPED).sum()), "reach full scale and may be clipped"),
-    ):
-        if count:
-            survey.findings.append(f"{count} of {len(level)} recordings {what}")
+    silent, clipped = int((level < SILENT).sum()), int((peak >= CLIPPED).sum())
+    if silent:
+        survey.findings.append(f"{silent} of {len(level)} recordings are silent (below {SILENT:g} dB)")
+    if clipped:
+        survey.findings.append(f"{clipped} of {len(level)} recordings reach full scale and may be clipped")
     if broken:
         survey.findings.append(f"{len(broken)} of {len(rows)} recordings cannot be read: {broken[0]}")
 
@@ -167,7 +163,7 @@ def draw_rows(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def survey(folder: PairsFolder, splits: Mapping[str, np.ndarray], num_samples: int, measured: np.ndarray) -> Survey:
-    """Statistics of all rows of the manifest, and of some of the recordings.
+    """Statistics of all rows of the manifest, and of the recordings of the `measured` rows.
 
     Args:
         folder: the pairs.
@@ -193,8 +189,8 @@ def survey(folder: PairsFolder, splits: Mapping[str, np.ndarray], num_samples: i
 def survey_text(found: Survey) -> str:
     """The tables and the findings for a terminal."""
     parts = [f"{heading}\n{as_text(rows, LINES)}" for heading, rows in found.tables.items()]
-    findings = "\n".join(f"  - {text}" for text in found.findings or ["nothing looks wrong"])
-    return "\n\n".join([*parts, f"Findings\n{findings}"])
+    findings = [f"  - {text}" for text in found.findings or ["nothing looks wrong"]]
+    return "\n\n".join([*parts, "\n".join(["Findings", *findings])])
 
 
 def _image(source: Path) -> Image.Image | None:
