@@ -66,7 +66,7 @@ class Timeline:
             self.origin, self.starts = float(times[0]), times - times[0]
             self.seconds = float(self.starts[-1] + last * base)
             expected = (container.duration or 0) / av.time_base
-            found = max(ends, default=0.0) - (container.start_time or 0) / av.time_base
+            found = max(ends, default=0.0)  # some formats count the duration from 0, others from the first time stamp
             if found < expected - max(0.5, 0.05 * expected):
                 raise MediaError("cut video", f"{path}: {max(0.0, found):.2f} s of {expected:.2f} s could be read")
 
