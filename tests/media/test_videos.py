@@ -53,11 +53,10 @@ def test_a_tone_keeps_its_pitch_and_a_video_its_length(suffix, codec, audio_code
     wav, native, _ = read_track(path, 16000, video.origin)
     assert native == (48000 if audio_codec == "libopus" else rate)
     assert pitch(wav) == pytest.approx(1000, rel=0.003)
-    assert len(wav) / 16000 == pytest.approx(
-        1.0, abs=0.16 if rate < 16000 and suffix == "avi" else 0.1
-    )  # whole MP3 frames
-    assert video.seconds == pytest.approx(1.0, abs=0.11 if suffix == "avi" else 0.02)  # the writer adds a frame
-    assert len(frames_of(path)) == pytest.approx(FPS, abs=suffix == "avi")
+    # an AVI holds whole frames of MP3, and its writer adds empty frames of video meanwhile
+    assert len(wav) / 16000 == pytest.approx(1.0, abs=0.16 if rate < 16000 and suffix == "avi" else 0.1)
+    assert video.seconds == pytest.approx(1.0, abs=0.21 if suffix == "avi" else 0.02)
+    assert len(frames_of(path)) == pytest.approx(FPS, abs=2 * (suffix == "avi"))
 
 
 @pytest.mark.parametrize("starts", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (1.0, 1.3)])
@@ -178,6 +177,6 @@ def test_a_truncated_video_is_cut(tmp_path):
 
 def test_a_codec_that_mp4_cannot_hold_is_one_message(tmp_path):
     path = write_video(tmp_path / "clip.webm", codec="libvpx", audio_codec="libopus", rate=48000)
-    with pytest.raises(MediaError, match="cannot mux.*vp8"):
+    with pytest.raises(MediaError, match=r"cannot mux.*vp8"):
         mux(path, torch.zeros(1600), 16000, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
