@@ -1,25 +1,28 @@
-"""Reading images, audio and video. A file that cannot be used raises `MediaError` with a short reason."""
+"""Reading images and audio, from audio files and from videos. A file that cannot be used raises `MediaError`."""
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import pillow_heif
 import soundfile
 import torch
 import torchaudio.functional
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-# common sample rates in Hz; the native rate of a video's audio track is the nearest of them
-_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000)
-_PROBE_RATE = 16000
 RESAMPLER = "torchaudio.functional.resample: windowed sinc, Hann, 6 zero crossings, roll-off 0.99"
-_DECORD_PREFIX = re.compile(r"^\[[\d:]+\] \S*?:\d+: (Check failed: .*?\) )?(ERROR )?")  # time, line of its source
+_MAX_GAP = 0.05  # s between time stamps of an audio track that are filled with silence; shorter ones are rounding
+_LONGEST_GAP = 600.0  # s: beyond, time stamps are broken
+
+pillow_heif.register_heif_opener()  # Pillow itself reads AVIF
+av.logging.set_level(None)  # errors of FFmpeg are raised; its lines on stderr say nothing more
 
 
 class MediaError(ValueError):
@@ -30,13 +33,38 @@ class MediaError(ValueError):
         self.reason, self.detail = reason, detail
 
 
-def _check_file(path: str | Path) -> None:
+def check_file(path: str | Path) -> None:
+    """Reject files that are missing, no regular files, or empty.
+
+    Raises:
+        MediaError: it is one.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         raise MediaError("missing file", f"{path}: {error.strerror}") from None
-    if stat.S_ISREG(status.st_mode) and not status.st_size:
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("no file", f"{path} is a folder, a pipe or a device")
+    if not status.st_size:
         raise MediaError("empty file", f"{path} has no bytes")
+
+
+@contextmanager
+def media_errors(path: str | Path, reason: str) -> Iterator[None]:
+    """Convert errors of PyAV and Pillow to MediaError."""
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError, IndexError, UnicodeError) as error:
+        if isinstance(error, MediaError):
+            raise
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError(reason, f"{path}: {text}") from error
+
+
+def describe_streams(container: Any) -> str:
+    """What a container holds, for messages."""
+    names = [f"{stream.type} ({getattr(stream.codec_context, 'name', 'unknown')})" for stream in container.streams]
+    return ", ".join(names) or "no streams"
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -45,12 +73,31 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         MediaError: missing, or not an image.
     """
-    _check_file(path)
+    check_file(path)
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise MediaError("unreadable image", f"{path}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB: 16 bits are scaled, transparent pixels are shown on white.
+
+    Raises:
+        ValueError: pixels without a known range.
+    """
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"pixels of {values.min()} to {values.max()}; only 8 and 16 bits can be read")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("pixels are floating-point numbers; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
 
 
 def read_audio(path: str | Path, sample_rate: int) -> Tensor:
@@ -64,23 +111,96 @@ def read_audio(path: str | Path, sample_rate: int) -> Tensor:
 
 def read_audio_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
     """Like `read_audio`, with the sample rate of the file in Hz."""
-    _check_file(path)
+    check_file(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        text = str(error).replace(f"Error opening {str(path)!r}: ", "")
-        raise MediaError("unreadable audio", f"{path}: {text}") from error
-    return _mono(samples.T, rate, sample_rate, path), rate
+    except (soundfile.LibsndfileError, RuntimeError):  # m4a, 3gp, a video, ...
+        return read_track(path, sample_rate)[:2]
+    return resample(samples.mean(1), rate, sample_rate, path), rate
 
 
-def _mono(samples: np.ndarray, rate: int, sample_rate: int, path: str | Path) -> Tensor:
-    """Mean of the channels [C, N], resampled by `RESAMPLER`."""
-    wav = torch.from_numpy(np.ascontiguousarray(samples)).mean(0)
+def resample(samples: np.ndarray, rate: int, sample_rate: int, path: str | Path) -> Tensor:
+    """Resample mono audio [N] from `rate` to `sample_rate` by `RESAMPLER`.
+
+    Raises:
+        MediaError: no samples, or non-finite ones.
+    """
+    wav = torch.from_numpy(np.ascontiguousarray(samples))
     if not len(wav):
         raise MediaError("empty audio", f"{path} contains no samples")
     if not wav.isfinite().all():
         raise MediaError("broken audio", f"{path} contains non-finite values")
-    return torchaudio.functional.resample(wav, rate, sample_rate)
+    ratio = Fraction(rate, sample_rate).limit_denominator(1000)  # exact for common rates; a prime rate needs GBs
+    return torchaudio.functional.resample(wav, ratio.numerator, ratio.denominator)
+
+
+def read_track(path: str | Path, sample_rate: int, origin: float | None = None) -> tuple[Tensor, int, float]:
+    """Read the audio track of a media file as mono, the mean of its channels.
+
+    Args:
+        path: a video or an audio file.
+        sample_rate: of the result, in Hz.
+        origin: time stamp of its first frame in seconds: audio before it is cut, and silence put before audio that
+            begins later. None: the audio begins with its first sample.
+
+    Returns:
+        wav [N] float32, the sample rate of the file in Hz, and by how many seconds the track begins after `origin`.
+
+    Raises:
+        MediaError: no audio track, or one that cannot be read to its end.
+    """
+    check_file(path)
+    with media_errors(path, "unreadable audio"), av.open(str(path)) as container:
+        if not container.streams.audio:
+            raise MediaError("no audio track", f"{path}: it contains {describe_streams(container)}")
+        stream = container.streams.best("audio") or container.streams.audio[0]
+        stream.codec_context.thread_count = 1
+        parts, rate, start, lost = _decode_track(container, stream)
+        has_index = stream.duration and container.format.name.startswith(("mov", "avi"))  # else durations are estimates
+        duration = float(stream.duration * stream.time_base) if has_index else 0.0
+    if not parts or not rate:
+        raise MediaError("empty audio", f"{path} contains no samples")
+    samples = np.concatenate(parts)
+    seconds = len(samples) / rate
+    if lost > max(0.25, 0.02 * seconds) or seconds < duration - max(0.25, 0.02 * duration):
+        expected = max(duration, seconds + lost)
+        raise MediaError("cut audio", f"{path}: {seconds:.2f} s of {expected:.2f} s could be read")
+    if 0 < duration < seconds < duration + 0.2:  # encoders fill their last frame
+        samples = samples[: round(duration * rate)]
+    wav = resample(samples, rate, sample_rate, path)
+    late = 0.0 if origin is None else start - origin
+    shift = round(late * sample_rate)
+    return torch.nn.functional.pad(wav, (shift, 0)), rate, late
+
+
+def _decode_track(container: Any, stream: Any) -> tuple[list[np.ndarray], int, float, float]:
+    """Mono parts [N] without gaps, sample rate, time of the first sample and seconds that could not be decoded."""
+    parts: list[np.ndarray] = []
+    rate, layout, start, lost, total = 0, None, 0.0, 0.0, 0
+    mixer: Any = None
+    setup: Any = None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            lost += float((packet.duration or 0) * (packet.time_base or 0))
+            continue
+        for frame in frames:
+            if not rate:
+                # the stream's own rate is that of its header, which for some codecs is half of it
+                rate, layout, start = frame.sample_rate, frame.layout.name, frame.time or 0.0
+            if setup != (frame.sample_rate, frame.layout.name, frame.format.name):
+                setup = (frame.sample_rate, frame.layout.name, frame.format.name)
+                mixer = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            gap = 0.0 if frame.time is None else frame.time - start - total / rate
+            if _MAX_GAP < gap < _LONGEST_GAP:
+                parts.append(np.zeros(round(gap * rate), np.float32))
+                total += len(parts[-1])
+            frame.pts = None  # else the mixer would fill gaps as well
+            for mixed in mixer.resample(frame):
+                parts.append(mixed.to_ndarray().mean(0, dtype=np.float32))
+                total += len(parts[-1])
+    return parts, rate, start, lost
 
 
 def check_loudness(wav: Tensor, threshold: float, path: str | Path) -> None:
@@ -98,107 +218,3 @@ def set_loudness(wav: Tensor, level: float, peak: float = 0.99) -> Tensor:
     """Scale wav [N] to an RMS `level` in dBFS, or lower where its peak would exceed `peak`."""
     gain = 10 ** (level / 20) / wav.square().mean().sqrt()
     return wav * torch.minimum(gain, peak / wav.abs().max())
-
-
-@contextmanager
-def _decord(path: str | Path, reason: str) -> Iterator[Any]:
-    """Import decord and convert its errors to MediaError. Each reading process must import it itself."""
-    import decord
-
-    _check_file(path)
-    try:
-        yield decord
-    except (decord.DECORDError, RuntimeError, IndexError) as error:  # DECORDError is a bare Exception
-        # only the first line, without the time: messages must be the same in every run
-        message = _DECORD_PREFIX.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
-        reason = "no video track" if "cannot find video stream" in message else reason
-        raise MediaError(reason, f"{path}: {message}") from error
-
-
-def read_track_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int]:
-    """Read the audio track of a video as mono at a sample rate: [N] float32, and the track's own rate, both in Hz.
-
-    decord does not report the native rate of a track, so the track is also read at a known rate and the lengths are
-    compared. Its samples are correct only where it mixes the channels itself, which for stereo gives
-    (left + right) / sqrt(2).
-
-    Raises:
-        MediaError: no audio track, or a truncated one.
-    """
-    with _decord(path, "no audio track") as decord:
-        channels, probed = decord.AudioReader(str(path), sample_rate=_PROBE_RATE, mono=False).shape
-        native = decord.AudioReader(str(path), mono=True)
-        samples, seconds = native[:].asnumpy(), native.duration()
-        del native  # releases a second copy of all samples
-    if not samples.shape[1] or not probed:
-        raise MediaError("empty audio", f"{path} contains no samples")
-    estimate = samples.shape[1] / probed * _PROBE_RATE
-    rate = min(_RATES, key=lambda r: abs(r - estimate))
-    decoded = samples.shape[1] / rate
-    if decoded < seconds - max(0.25, 0.02 * seconds):  # decord silently returns what it could read of a truncated file
-        raise MediaError("cut audio", f"{path}: {decoded:.2f} s of {seconds:.2f} s could be read")
-    return _mono(samples / (2**0.5 if channels == 2 else 1.0), rate, sample_rate, path), rate
-
-
-class Video:
-    """A video opened for reading its frames. Create it in the process that reads.
-
-    Args:
-        path: the file.
-        size: the shorter side that the frames will be scaled to. Frames at least twice as large are scaled to it by
-            the decoder, which is twice as fast as scaling them afterwards; None for the original size.
-
-    Attributes:
-        seconds: duration, by its time stamps.
-
-    Raises:
-        MediaError: unreadable, truncated, or without a video stream.
-    """
-
-    def __init__(self, path: str | Path, size: int | None = None):
-        self.path = path
-        with _decord(path, "unreadable video") as decord:
-            self._reader = decord.VideoReader(str(path), num_threads=1)
-            stamps = self._reader.get_frame_timestamp(range(len(self._reader)))
-            self._starts = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0]
-            self.seconds = float(stamps[-1, 1] - stamps[0, 0])
-            height, width = self._reader[0].shape[:2]
-            if size and min(height, width) >= 2 * size:
-                # rounded down, as CLIP's preprocessing rounds the longer side
-                wide, high = (size * side // min(height, width) for side in (width, height))
-                self._reader = decord.VideoReader(str(path), num_threads=1, width=wide, height=high)
-
-    def frames(self, fps: float, chunk: int = 32) -> Iterator[list[np.ndarray]]:
-        """Frames uint8 [H, W, 3] at the times 0, 1/fps, 2/fps, ..., in chunks so that memory stays bounded.
-
-        Each is the frame shown at that time by the time stamps, so variable frame rates are handled correctly.
-
-        Raises:
-            MediaError: truncated.
-        """
-        times = np.arange(max(1, int(self.seconds * fps + 1e-6))) / fps
-        shown = np.searchsorted(self._starts, times + 1e-6, side="right") - 1
-        for first in range(0, len(shown), chunk):
-            wanted = shown[first : first + chunk]
-            unique, where = np.unique(wanted, return_inverse=True)
-            with _decord(self.path, "unreadable video"):
-                frames = self._reader.get_batch(unique.tolist()).asnumpy()
-            yield [frames[i] for i in where]
-
-
-def read_frames(path: str | Path, fps: float, chunk: int = 32, size: int | None = None) -> Iterator[list[np.ndarray]]:
-    """`Video(path, size).frames(fps, chunk)`."""
-    yield from Video(path, size).frames(fps, chunk)
-
-
-def read_all_frames(path: str | Path, chunk: int = 32) -> int:
-    """Decode every frame and the whole audio track with decord, discard them, and return the number of frames.
-
-    The upper bound of any reader that uses decord; for benchmarks.
-    """
-    with _decord(path, "unreadable video") as decord:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        for first in range(0, len(reader), chunk):
-            reader.get_batch(range(first, min(first + chunk, len(reader)))).asnumpy()
-        decord.AudioReader(str(path), mono=True)[:].asnumpy()
-        return len(reader)
