@@ -88,7 +88,15 @@ def test_values_of_paths_and_texts_are_literal(name, key, value, expected):
 
 
 def test_other_values_keep_their_types():
-    cfg = config("train", "model=vqvae", "trainer.devices=2", "data.batch_size=4", "tags=[a,b]", "trainer.precision=32")
+    cfg = config(
+        "train",
+        "model=low_prior",
+        "trainer.devices=2",
+        "data.batch_size=4",
+        "tags=[a,b]",
+        "model.net.context_length=64",
+    )
+    assert cfg.model.net.context_length == 64
     assert (cfg.trainer.devices, cfg.data.batch_size, list(cfg.tags)) == (2, 4, ["a", "b"])
 
 

@@ -89,6 +89,8 @@ def is_text(schemas: Iterable[Any], path: str, value: str, conf: Path) -> bool:
     if value == "null" or isinstance(default, bool | int | float | list | dict):
         return False
     hint = target_hints(target).get(path.rpartition(".")[2])
+    if hint is None and str(default).startswith("${") and "/" not in str(default):
+        return False  # computed from other options
     types_ = scalar_types(hint) if hint is not None else {str}
     only_text = {hint, *typing.get_args(hint)} - {str, Path, type(None)} <= ({hint} if typing.get_args(hint) else set())
     return types_ == {str} and (only_text or value[0] not in "[{")

@@ -1,6 +1,6 @@
 """Make official.npz of the golden data in ../shared (README.md says what is in it).
 
-cd tests && python -m golden.make ../../shared/golden/tiny
+python tests/golden/make.py ../shared/golden/tiny
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from archive import write
 
-from golden.archive import write
 from im2wav.official.conversion import read
 
 Tensors = dict[str, tuple[np.ndarray, float]]

@@ -18,9 +18,10 @@ import pytest
 import soundfile
 
 from conftest import ASSETS, command, tone, write_mp4, write_wav
+from helpers import TINY_ENCODER
 from im2wav.data.pairs import PairsFolder
 from im2wav.media import reading as media
-from tiny_encoder import TINY_ENCODER
+from im2wav.media.video import read_frames
 
 PICTURE = ASSETS / "images" / "owl_03.jpg"
 
@@ -145,7 +146,7 @@ def test_values_of_8_bit_and_float_files(result, tmp_path):
 def test_frames_of_variable_rate_are_taken_by_the_time_they_are_shown(tmp_path):
     times = [0, 100, 150, 700, 1000, 1033]
     path = write_frames(tmp_path / "a.mp4", times)
-    shown = [np.asarray(image).mean() for chunk in media.read_frames(path, 10) for image in chunk]
+    shown = [np.asarray(image).mean() for chunk in read_frames(path, 10) for image in chunk]
     expected = [20 + 10 * sum(t <= 100 * k + 1e-6 for t in times) - 10 for k in range(len(shown))]
     assert len(shown) >= 10
     np.testing.assert_allclose(shown, expected, atol=4)

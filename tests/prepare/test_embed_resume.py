@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from conftest import ASSETS, REPO, command, tone, write_mp4, write_wav
+from helpers import TINY_ENCODER
 from im2wav.data.pairs import PairsFolder
 from im2wav.prepare.journal import FOLDER, Journal, State
 from im2wav.prepare.sources import Source
-from tiny_encoder import TINY_ENCODER
 
 
 def hashes(folder):
@@ -98,10 +98,10 @@ def test_shards_of_array_jobs_add_up_to_the_same_bytes(source, unbroken, tmp_pat
 
 
 def test_a_second_run_loads_no_encoder_and_writes_the_same(source, unbroken, tmp_path, monkeypatch):
-    import tiny_encoder
+    import helpers
 
     before = hashes(unbroken)
-    monkeypatch.setattr(tiny_encoder, "TinyEncoder", None)
+    monkeypatch.setattr(helpers, "TinyEncoder", None)
     assert command("embed", *arguments(source, unbroken)) == 0
     assert hashes(unbroken) == before
 

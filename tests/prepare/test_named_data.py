@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from conftest import command, config, tone, write_mp4, write_wav
+from helpers import TINY_ENCODER
 from im2wav.data.imagehear_list import imagehear
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import file_sha256
 from im2wav.prepare.sources import demo_sources, imagehear_sources, vggsound_sources
-from tiny_encoder import TINY_ENCODER
 
 TABLE = """\
 ---g-f_I2yQ,1,people marching,test

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from test_data import RATE, make_pairs
+from test_loader import STEADY, losses
 
 from conftest import command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
@@ -14,8 +16,6 @@ from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.prepare import shard_writer
 from im2wav.prepare.shard_writer import plan_chunks, write_shards
 from im2wav.train import train
-from test_data import RATE, make_pairs
-from test_loader import STEADY, losses
 
 pytest.importorskip("litdata")
 

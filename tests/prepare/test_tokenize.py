@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_loader import STEADY, losses
 
 from conftest import command, tiny_config
+from helpers import make_pairs
 from im2wav.checkpoint import load_net
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import parse_shard
 from im2wav.prepare.code_cache import encode_clip, receptive_radius
 from im2wav.train import train
-from test_data import make_pairs
-from test_loader import STEADY, losses
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import VIDEO_SUFFIXES, list_files, npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.media.encoder import resized_centre
-from im2wav.media.reading import read_all_frames, read_audio
+from im2wav.media.reading import read_audio
+from im2wav.media.video import read_all_frames
 from im2wav.prepare.clip_reader import ClipReader, Decoded
 from im2wav.prepare.shard_writer import write_shards
 from im2wav.prepare.sources import Source

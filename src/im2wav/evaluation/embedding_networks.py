@@ -20,7 +20,8 @@ from im2wav.evaluation.audio_files import format_names
 from im2wav.evaluation.networks import Network, NetworkOutputs, checked_file, load_into, read_state
 from im2wav.files import IMAGE_SUFFIXES
 from im2wav.media.encoder import ClipEncoder
-from im2wav.media.reading import read_frames, read_image
+from im2wav.media.reading import read_image
+from im2wav.media.video import read_frames
 
 WINDOW, HOP, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms
 MELS, LOW, HIGH = 64, 125.0, 7500.0  # bands from LOW to HIGH Hz

@@ -13,7 +13,7 @@ from im2wav.evaluation.audio_files import AudioFile, Judged, Reading, format_nam
 from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.evaluation.networks import Network
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, table_bytes, wav_bytes, write_atomic
-from im2wav.media.reading import read_frames
+from im2wav.media.video import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import as_markdown
 from im2wav.report.plots import plot_confusion, plot_histograms, plot_intervals

@@ -21,6 +21,7 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, item_name, list_files
 from im2wav.media import reading as media
 from im2wav.media.encoder import ImageEncoder
+from im2wav.media.video import Video, read_frames
 
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trained on photos
@@ -93,7 +94,7 @@ class Input:
             MediaError: a video that cannot be read.
         """
         if self.kind == "video":
-            return media.Video(self.path).seconds  # type: ignore[arg-type]
+            return Video(self.path).seconds  # type: ignore[arg-type]
         if self.pair is not None and self.pair[1].frames > 1 and self.pair[0].info.fps:
             return self.pair[1].frames / self.pair[0].info.fps
         return None
@@ -231,7 +232,7 @@ def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> 
     """Embeddings [F, D] of at most `wanted` frames, in a temporary file, which limits memory."""
     count = 0
     with tempfile.TemporaryFile() as file:
-        for frames in media.read_frames(path, fps, size=encoder.size):
+        for frames in read_frames(path, fps, size=encoder.size):
             part = encoder.encode(frames[: wanted - count])
             file.write(part.numpy().astype(np.float32).tobytes())
             count += len(part)

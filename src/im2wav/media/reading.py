@@ -170,6 +170,8 @@ def read_track(path: str | Path, sample_rate: int, origin: float | None = None) 
     wav = resample(samples, rate, sample_rate, path)
     late = 0.0 if origin is None else start - origin
     shift = round(late * sample_rate)
+    if len(wav) + shift <= 0:
+        raise MediaError("empty audio", f"{path}: its audio ends {-late:.2f} s early: before the video begins")
     return torch.nn.functional.pad(wav, (shift, 0)), rate, late
 
 

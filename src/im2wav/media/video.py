@@ -285,7 +285,7 @@ class AnimationFrames:
         with media_errors(path, "unreadable video"):
             self._image = Image.open(path)
             lengths = []
-            for number in range(self._image.n_frames):
+            for number in range(getattr(self._image, "n_frames", 1)):
                 self._image.seek(number)
                 self._image.load()
                 length = self._image.info.get("duration", 100) / 1000
@@ -317,3 +317,17 @@ def is_animation(path: str | Path) -> bool:
 def read_frames(path: str | Path, fps: float, chunk: int = 32, size: int | None = None) -> Iterator[list[np.ndarray]]:
     """`Video(path, size).frames(fps, chunk)`."""
     yield from Video(path, size).frames(fps, chunk)
+
+
+def read_all_frames(path: str | Path, chunk: int = 32) -> int:
+    """Decode every frame and the audio track with decord alone, discard them, and return the number of frames.
+
+    The upper bound of any reader that uses decord; for benchmarks.
+    """
+    import decord
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    for first in range(0, len(reader), chunk):
+        reader.get_batch(range(first, min(first + chunk, len(reader)))).asnumpy()
+    decord.AudioReader(str(path), mono=True)[:].asnumpy()
+    return len(reader)

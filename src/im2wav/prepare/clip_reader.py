@@ -21,9 +21,11 @@ import torch
 from im2wav.files import wav_bytes
 from im2wav.media import reading as media
 from im2wav.media.encoder import AnyImage
+from im2wav.media.video import Video
 from im2wav.prepare.sources import Source
 
 _GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the parent closed the pipe
+_LATE = 0.05  # s between the starts of audio and video that are noted
 _TOLERANCE = 0.5  # s by which the durations of audio and video may differ: containers pad both
 
 
@@ -76,8 +78,8 @@ class ClipReader:
             yield Failed(error.reason, error.detail)
 
     def _video(self, source: Source) -> Iterator[np.ndarray | End]:
-        video = media.Video(source.path, self.size)
-        end = self._audio(source, video.seconds)
+        video = Video(source.path, self.size)
+        end = self._audio(source, video)
         first, change, count = None, 0.0, 0
         for images in video.frames(self.fps, self.chunk):
             squares = np.stack([self.crop(image) for image in images])
@@ -90,13 +92,20 @@ class ClipReader:
             raise media.MediaError("still frame", f"{source.path}: its frames differ by at most {change:.2g} of 255")
         yield end
 
-    def _audio(self, source: Source, seconds: float | None) -> Decoded:
-        path = source.audio or source.video
+    def _audio(self, source: Source, video: Video | None) -> Decoded:
+        path, late = source.audio or source.video, 0.0
         if not path:
             return Decoded(b"", 0, "", "")
-        read = media.read_audio_and_rate if source.audio else media.read_track_and_rate
-        wav, rate = read(path, self.sample_rate)
+        if source.audio:
+            wav, rate = media.read_audio_and_rate(path, self.sample_rate)
+        else:
+            wav, rate, late = media.read_track(path, self.sample_rate, None if video is None else video.origin)
         notes = [f"resampled: from {rate} Hz"] if rate != self.sample_rate else []
+        if late > _LATE:
+            notes.append(f"sound late: {late:.2f} s of silence before it, as it starts after the video")
+        elif late < -_LATE:
+            notes.append(f"sound early: its first {-late:.2f} s are cut, as it starts before the video")
+        seconds = None if video is None else video.seconds
         length = len(wav) / self.sample_rate
         if length < self.min_seconds:
             raise media.MediaError("too short", f"{path}: {length:.2f} s of audio, min_seconds={self.min_seconds:g}")

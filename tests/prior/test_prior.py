@@ -3,42 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import CASES, SIZES, conditions, low_prior, up_prior
 from im2wav.decoding.decoder import sample_codes
 from im2wav.decoding.sampler import SamplingOptions, guide, uniforms
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.prior.conditioning import frame_of_position
-
-SIZES = {"width": 32, "depth": 6, "heads": 2, "blocks": 8}
-
-
-def low_prior(**conditioning) -> Prior:
-    torch.manual_seed(1)
-    options = {"clip_dim": 6, "map_width": 8, "frames": True, "timing": True, "guidance": True, **conditioning}
-    return sharpened(Prior(16, 64, SIZES, options)).eval()
-
-
-def up_prior() -> Prior:
-    torch.manual_seed(1)
-    options = {"clip_dim": 6, "map_width": 8, "upsampler": {"strides": [2, 2], "width": 8, "depth": 3}}
-    return sharpened(Prior(16, 64, SIZES, options)).eval()
-
-
-def sharpened(prior: Prior) -> Prior:
-    """Fresh weights are so small that all logits are nearly equal; larger ones make differences visible."""
-    with torch.no_grad():
-        for parameter in prior.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return prior
-
-
-def conditions(batch=3, frames=5, coarse=False) -> Conditions:
-    torch.manual_seed(2)
-    timing = Timing(torch.full((batch,), 1.6e5), torch.arange(batch) * 1e4, torch.full((batch,), 65536.0))
-    codes = torch.randint(16, (batch, 16)) if coarse else None
-    return Conditions(torch.randn(batch, frames, 6), timing, codes)
-
-
-CASES = [(low_prior, conditions()), (up_prior, conditions(coarse=True))]
 
 
 @pytest.mark.parametrize(("make", "given"), CASES)

@@ -4,26 +4,13 @@ import pytest
 import torch
 
 from conftest import needs_compiler
+from helpers import CASES, GREEDY, conditions, forced_logits, low_prior, up_prior
 from im2wav.decoding import Decoder, SamplingOptions, sample_codes
 from im2wav.decoding import decoder as memory
 from im2wav.decoding.decoder_layer import LayerCache, PlaceTable
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import KINDS, attend
-from test_prior import CASES, conditions, low_prior, up_prior
-
-GREEDY = SamplingOptions(top_k=1)
-
-
-def forced_logits(decoder: Decoder, codes, given, prefix=0, options=GREEDY):
-    """Logits [R, n - prefix, K] of the engine along given codes."""
-    uniform = torch.zeros(codes.shape, dtype=torch.float64)
-    decoding = decoder.start(given, uniform, options, codes[:, :prefix])
-    parts = []
-    for t in range(prefix, codes.shape[1]):
-        parts.append(decoding.logits())
-        decoding.feed(codes[:, t])
-    return torch.stack(parts, 1)
 
 
 @pytest.mark.parametrize(("make", "given"), CASES)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import command, write_mp4
+from helpers import make_pairs
 from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo, PairsFolder
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.prepare.survey import draw_rows
-from test_data import make_pairs
 
 
 @pytest.fixture

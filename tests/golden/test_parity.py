@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archive import Group, pack, read, unpack
 from torch import nn
 
-from golden.archive import Group, pack, read, unpack
+from helpers import forced_logits
 from im2wav.decoding.decoder import Decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions, filter_logits, uniforms
 from im2wav.official import convert_checkpoint
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.prior.conditioning import ClipMap, TimingTables, frame_of_position
-from test_decode import forced_logits
 
-FILE = Path(__file__).parent / "golden" / "official.npz"
+FILE = Path(__file__).parent / "official.npz"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import BatchPartition, KeyStream
 from im2wav.train import train
-from test_data import make_pairs
+from helpers import make_pairs
 
 
 def test_every_row_comes_before_any_twice_and_the_seed_decides():

@@ -1,7 +1,7 @@
 """The fused decoding kernels against their specification, `DecoderLayer.step`.
 
 Where there is a GPU they run on it, elsewhere in Triton's interpreter. Triton chooses between the two when it is
-imported, so the tests call this file as a script: `python tests/test_triton.py kernels` prints what they check.
+imported, so the tests call this file as a script: `python tests/decoding/test_triton.py kernels` prints what is checked.
 """
 
 import importlib.util
@@ -140,11 +140,10 @@ def measure_steps() -> dict[str, float]:
 
 def measure_logits() -> dict[str, float]:
     """Compare logits of a guided prior after a prefix, with the kernels as the decoder's layers, with its forward."""
+    from helpers import conditions, forced_logits, low_prior
     from im2wav.decoding import Decoder
     from im2wav.decoding.triton_kernels import TritonLayers
     from im2wav.prior import Conditions
-    from test_decode import forced_logits
-    from test_prior import conditions, low_prior
 
     prior, codes, given = low_prior(), torch.randint(16, (1, 64)), conditions().take(slice(1))
     decoder = Decoder(prior, compile=True)  # with weights that are not packed

@@ -7,29 +7,16 @@ import soundfile
 import torch
 
 from conftest import tone, write_mp4, write_wav
+from helpers import RATE, make_pairs
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.manifest import COLUMNS
 from im2wav.data.pairs import DatasetInfo, PairsFolder
 from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
 from im2wav.media import reading as media
+from im2wav.media.video import read_frames
 
-RATE = 16000
 
 
-def make_pairs(root, seconds=(3.0, 0.5), fps=10.0, splits=("train", "train")):
-    """A pairs folder whose sound says its own sample number and whose embeddings say their own frame number."""
-    DatasetInfo("test", 2, "0" * 64, fps).write(root)
-    rows = []
-    for i, (length, split) in enumerate(zip(seconds, splits, strict=True)):
-        samples, frames = int(length * RATE), int(length * fps) if fps else 1
-        ramp = torch.arange(samples) / 65536
-        write_atomic(root / f"wav/{i}.wav", wav_bytes(ramp, RATE))
-        clip = np.stack([np.arange(frames), np.full(frames, i)], 1).astype(np.float16)
-        write_atomic(root / f"clip/{i}.npy", npy_bytes(clip))
-        size = {"samples": samples, "frames": frames, "source": "", "group": ""}
-        rows.append({"id": f"{i}", "label": "", "split": split, "wav": f"wav/{i}.wav", "clip": f"clip/{i}.npy", **size})
-    write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
-    return root
 
 
 def test_frames_belong_to_the_window_by_time(tmp_path):
@@ -87,7 +74,7 @@ def test_stereo_at_44_1_khz_becomes_mono_at_16_khz(tmp_path):
 
 
 def test_the_track_of_a_video_is_mixed_and_resampled(tmp_path):
-    wav = media.read_track_and_rate(write_mp4(tmp_path / "a.mp4"), RATE)[0]
+    wav = media.read_track(write_mp4(tmp_path / "a.mp4"), RATE)[0]
     assert abs(len(wav) - 2 * RATE) < 2500  # AAC pads to whole frames
     spectrum = torch.fft.rfft(wav[8000:24000]).abs()
     assert spectrum.argmax().item() == 440  # bins of 1 Hz
@@ -99,7 +86,7 @@ def test_the_track_of_a_video_is_mixed_and_resampled(tmp_path):
 @pytest.mark.parametrize("fps", [10, 4, 30])
 def test_frames_are_taken_by_time(tmp_path, fps):
     path = write_mp4(tmp_path / "a.mp4", seconds=2.0, fps=10, audio=False)
-    frames = [np.asarray(f).mean() for chunk in media.read_frames(path, fps, chunk=7) for f in chunk]
+    frames = [np.asarray(f).mean() for chunk in read_frames(path, fps, chunk=7) for f in chunk]
     assert len(frames) == 2 * fps
     shown = [int(k / fps * 10 + 1e-6) for k in range(2 * fps)]
     np.testing.assert_allclose(frames, [20 + 200 * i // 19 for i in shown], atol=4)
@@ -139,8 +126,8 @@ def bad_files(folder):
         "broken audio": lambda: media.read_audio(nan, RATE),
         "empty audio": lambda: media.read_audio(empty, RATE),
         "silent audio": lambda: media.check_loudness(silent, 0.001, "a.wav"),
-        "unreadable video": lambda: list(media.read_frames(cut, 10)),
-        "no audio track": lambda: media.read_track_and_rate(mute, RATE),
+        "unreadable video": lambda: list(read_frames(cut, 10)),
+        "no audio track": lambda: media.read_track(mute, RATE),
     }
 
 
@@ -152,7 +139,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
     with pytest.raises(media.MediaError, match="missing file"):
         media.read_audio(tmp_path / "none.wav", RATE)
     with pytest.raises(media.MediaError, match="missing file"):
-        media.read_track_and_rate(tmp_path / "none.mp4", RATE)
+        media.read_track(tmp_path / "none.mp4", RATE)
 
 
 def test_a_pairs_folder_that_is_not_one_says_what_to_do(tmp_path):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import config, needs_compiler
+from helpers import CASES, conditions, low_prior, up_prior
 from im2wav.codec import AudioCodec
 from im2wav.decoding import Decoder, DecodeState, SamplingOptions, sample_codes
 from im2wav.decoding import decoder as decode
@@ -21,7 +22,6 @@ from im2wav.decoding.compiled import compile_step
 from im2wav.decoding.linear import check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Prior, conditioning
-from test_prior import CASES, conditions, low_prior, up_prior
 
 CUDA, MPS, CPU = (torch.device(name) for name in ("cuda", "mps", "cpu"))
 NO_KERNEL = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "split"}
@@ -247,7 +247,7 @@ def test_a_precision_that_the_device_cannot_do_is_rejected(name, device, message
 @pytest.mark.parametrize(("make", "given"), CASES)
 def test_fp16_stays_close_with_the_residual_stream_in_fp32(make, given, monkeypatch):
     """Computed by a CPU, which users cannot choose as it is slow."""
-    from test_decode import forced_logits
+    from helpers import forced_logits
 
     prior, codes = make(), torch.randint(16, (3, 64))
     exact = forced_logits(Decoder(prior), codes, given)

@@ -18,7 +18,8 @@ from im2wav.inference.inputs import (
     text_input,
     timeline_input,
 )
-from im2wav.media.reading import MediaError, Video
+from im2wav.media.reading import MediaError
+from im2wav.media.video import Video
 
 IMAGES = ASSETS / "images"
 

@@ -8,7 +8,7 @@ import pytest
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.manifest import COLUMNS, Manifest, fraction_of, split_rows
 from im2wav.files import table_bytes
-from test_data import make_pairs
+from helpers import make_pairs
 
 
 def manifest(path, rows) -> Manifest:

@@ -98,9 +98,9 @@ def test_every_figure_of_decoding_is_measured(tmp_path):
 
 def test_the_official_way_draws_the_same_logits():
     """Two passes and growing caches are a fair reference only if they compute the same."""
+    from helpers import low_prior
     from im2wav.benchmarks.decoding_speed import ConcatenatedKVCache
     from im2wav.prior import Conditions
-    from test_prior import low_prior
 
     prior, codes = low_prior(frames=False, timing=False), torch.randint(16, (1, 64))
     given = Conditions(torch.randn(1, 1, 6))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import forced_logits
 from im2wav.codec import LEVELS, AudioCodec
 from im2wav.codec import losses as L
 from im2wav.data.windows import concatenated_crop
@@ -20,7 +21,6 @@ from im2wav.decoding.sampler import SamplingOptions, filter_logits, guide, unifo
 from im2wav.official import convert_checkpoint
 from im2wav.prior import Conditions, Timing
 from im2wav.prior.conditioning import frame_of_position
-from test_decode import forced_logits
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,98 @@
+"""Small networks, data and encoders that several test files use."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from im2wav.data.manifest import COLUMNS
+from im2wav.data.pairs import DatasetInfo
+from im2wav.decoding.decoder import Decoder
+from im2wav.decoding.sampler import SamplingOptions
+from im2wav.files import npy_bytes, state_sha256, table_bytes, wav_bytes, write_atomic
+from im2wav.media.encoder import ImageEncoder, resized_square
+from im2wav.prior import Conditions, Prior, Timing
+
+RATE = 16000
+GREEDY = SamplingOptions(top_k=1)
+SIZES = {"width": 32, "depth": 6, "heads": 2, "blocks": 8}
+
+
+def low_prior(**conditioning) -> Prior:
+    torch.manual_seed(1)
+    options = {"clip_dim": 6, "map_width": 8, "frames": True, "timing": True, "guidance": True, **conditioning}
+    return sharpened(Prior(16, 64, SIZES, options)).eval()
+
+
+def up_prior() -> Prior:
+    torch.manual_seed(1)
+    options = {"clip_dim": 6, "map_width": 8, "upsampler": {"strides": [2, 2], "width": 8, "depth": 3}}
+    return sharpened(Prior(16, 64, SIZES, options)).eval()
+
+
+def sharpened(prior: Prior) -> Prior:
+    """Fresh weights are so small that all logits are nearly equal; larger ones make differences visible."""
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return prior
+
+
+def conditions(batch=3, frames=5, coarse=False) -> Conditions:
+    torch.manual_seed(2)
+    timing = Timing(torch.full((batch,), 1.6e5), torch.arange(batch) * 1e4, torch.full((batch,), 65536.0))
+    codes = torch.randint(16, (batch, 16)) if coarse else None
+    return Conditions(torch.randn(batch, frames, 6), timing, codes)
+
+
+CASES = [(low_prior, conditions()), (up_prior, conditions(coarse=True))]
+
+
+def forced_logits(decoder: Decoder, codes, given, prefix=0, options=GREEDY):
+    """Logits [R, n - prefix, K] of the engine along given codes."""
+    uniform = torch.zeros(codes.shape, dtype=torch.float64)
+    decoding = decoder.start(given, uniform, options, codes[:, :prefix])
+    parts = []
+    for t in range(prefix, codes.shape[1]):
+        parts.append(decoding.logits())
+        decoding.feed(codes[:, t])
+    return torch.stack(parts, 1)
+
+
+def make_pairs(root, seconds=(3.0, 0.5), fps=10.0, splits=("train", "train")):
+    """A pairs folder whose sound says its own sample number and whose embeddings say their own frame number."""
+    DatasetInfo("test", 2, "0" * 64, fps).write(root)
+    rows = []
+    for i, (length, split) in enumerate(zip(seconds, splits, strict=True)):
+        samples, frames = int(length * RATE), int(length * fps) if fps else 1
+        ramp = torch.arange(samples) / 65536
+        write_atomic(root / f"wav/{i}.wav", wav_bytes(ramp, RATE))
+        clip = np.stack([np.arange(frames), np.full(frames, i)], 1).astype(np.float16)
+        write_atomic(root / f"clip/{i}.npy", npy_bytes(clip))
+        size = {"samples": samples, "frames": frames, "source": "", "group": ""}
+        rows.append({"id": f"{i}", "label": "", "split": split, "wav": f"wav/{i}.wav", "clip": f"clip/{i}.npy", **size})
+    write_atomic(root / "manifest.csv", table_bytes(COLUMNS, rows))
+    return root
+
+
+TINY_ENCODER = ["encoder=efficientnet_lite2", "encoder._target_=helpers.TinyEncoder", "encoder.name=tiny"]
+TINY_ENCODER += ["encoder.dim=16", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=1", "threads=1"]
+
+
+class TinyEncoder(ImageEncoder):
+    def __init__(self, name: str = "tiny", dim: int = 16):
+        super().__init__()
+        self.name, self.dim, self.size = name, dim, 32
+        self.crop = partial(resized_square, size=32)
+        self.net = nn.Linear(3 * 32 * 32, dim)
+        with torch.no_grad():
+            self.net.weight.copy_(torch.randn(dim, 3072, generator=torch.Generator().manual_seed(0)) / 50)
+            self.net.bias.zero_()
+        self.weights_sha256 = state_sha256(self.state_dict())
+
+    def normalise(self, squares):
+        return squares.float() / 128 - 1
+
+    def embed(self, images):
+        return self.net(images.flatten(1))
