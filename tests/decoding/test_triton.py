@@ -1,7 +1,8 @@
 """The fused decoding kernels against their specification, `DecoderLayer.step`.
 
 Where there is a GPU they run on it, elsewhere in Triton's interpreter. Triton chooses between the two when it is
-imported, so the tests call this file as a script: `python tests/decoding/test_triton.py kernels` prints what is checked.
+imported, so the tests call this file as a script:
+`python tests/decoding/test_triton.py kernels` prints what they check.
 """
 
 import importlib.util
