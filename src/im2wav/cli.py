@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
-from im2wav.config import register_schemas, schemas_of
+from im2wav.config import COMMANDS, register_schemas
+from im2wav.config_inference import MODES
 from im2wav.options import check_config, expected_type, help_text, is_text
 
 VERBS = {
@@ -83,6 +84,11 @@ def quoted(value: object) -> str:
     """A value as Hydra reads it literally, whatever characters are in it."""
     # backslashes are doubled only where a quote follows them
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value)) + "'"
+
+
+def schemas_of(command: str) -> list[type]:
+    """The dataclass of a command; those of all modes of `evaluate`."""
+    return [COMMANDS[command]] if command in COMMANDS else list(MODES.values())
 
 
 def rewrite(command: str, arguments: list[str]) -> list[str]:

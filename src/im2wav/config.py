@@ -269,11 +269,6 @@ COMMANDS = {
 }
 
 
-def schemas_of(command: str) -> list[type]:
-    """The dataclass of a command; those of all modes of `evaluate`."""
-    return [COMMANDS[command]] if command in COMMANDS else list(MODES.values())
-
-
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra under the names that the defaults lists use."""
     store = ConfigStore.instance()

@@ -149,21 +149,23 @@ def check_config(cfg: Any, conf: Path) -> None:
             _check_types(cfg[item.name], f"{item.name}.", known)
 
 
-def _check_types(node: DictConfig, prefix: str, known: Mapping[str, tuple[str, Any, str | None]]) -> None:
+def _check_types(
+    node: DictConfig, prefix: str, known: Mapping[str, tuple[str, Any, str | None]], is_argument: bool = False
+) -> None:
     """Compare keys and values in a config group with the class that takes them, else with the files of the group."""
     target = node.get("_target_")
     hints, arguments = target_hints(target), target_arguments(target)
-    is_described = any(path.startswith(prefix) for path in known)  # else the user chooses the keys, as in data.shares
     for key in (str(key) for key in node if not str(key).startswith("_")):
         path, raw = f"{prefix}{key}", node._get_node(key)
-        unknown = key not in arguments if arguments else not target and is_described and path not in known
-        if unknown and (arguments or isinstance(raw, ValueNode)):
+        # a mapping that is an argument of a class may have more keys than its file names
+        unnamed = not target and not is_argument and isinstance(raw, ValueNode) and path not in known
+        if (arguments and key not in arguments) or unnamed:
             raise ValueError(f"{path}={raw}: no such option; --help lists all")
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         value, default = node[key], known.get(path, ("", None))[1]
         if isinstance(value, DictConfig):
-            _check_types(value, f"{path}.", known)
+            _check_types(value, f"{path}.", known, is_argument or bool(target))
         elif isinstance(value, SCALARS):
             types_ = scalar_types(hints[key]) if key in hints else set()
             if not types_ and isinstance(value, str) and isinstance(default, int | float):

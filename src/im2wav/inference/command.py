@@ -108,7 +108,7 @@ def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Se
     return batches
 
 
-def write_audio(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
+def generate_batches(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
     """Generate and write audio files, a batch at a time; skip inputs that cannot be read with a warning."""
     for batch in make_batches(groups, runner.fit_batch(groups[0][0].negative is not None)):
         buffers = []
@@ -182,9 +182,9 @@ def generate_files(
     if groups and trainer is not None:
         # the same in all processes, whatever the memory of their devices, and small enough to give every device work
         size = min(size or MAX_BATCH_SIZE, -(-len(requests) // trainer.world_size))
-        distribute(trainer, partial(write_audio, runner, outputs), make_batches(groups, size))
+        distribute(trainer, partial(generate_batches, runner, outputs), make_batches(groups, size))
     elif groups:
-        write_audio(runner, outputs, groups)
+        generate_batches(runner, outputs, groups)
     return _write_manifest(cfg, outputs, names) if is_leader else []
 
 

@@ -115,7 +115,11 @@ def read_audio_and_rate(path: str | Path, sample_rate: int) -> tuple[Tensor, int
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError):  # m4a, 3gp, a video, ...
-        return read_track(path, sample_rate)[:2]
+        try:
+            return read_track(path, sample_rate)[:2]
+        except MediaError as error:
+            reason = "unreadable audio" if error.reason == "no audio track" else error.reason
+            raise MediaError(reason, error.detail) from error
     return resample(samples.mean(1), rate, sample_rate, path), rate
 
 

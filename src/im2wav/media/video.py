@@ -31,11 +31,13 @@ class FrameSource(Protocol):
 
 
 def video_stream(container: Any, path: str | Path) -> Any:
-    """The first video stream that is not a cover picture.
+    """The first video stream that is not a cover image.
 
     Raises:
-        MediaError: there is none.
+        MediaError: there is none, or the file is a text or an image.
     """
+    if container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe"):
+        raise MediaError("unreadable video", f"{path}: it is no video ({container.format.long_name})")
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
