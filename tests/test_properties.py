@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from im2wav.data.manifest import COLUMNS, SPLITS, Manifest, fraction_of, split_rows
+from im2wav.inference.command import Outputs
 from im2wav.inference.inputs import Input, name_inputs, text_input
-from im2wav.inference.outputs import Outputs
 from im2wav.inference.request import plan_windows, window_starts
 from im2wav.prepare.clip_reader import Decoded, Failed
 from im2wav.prepare.embedder import Unpacker, pack_frames

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from im2wav.inference.api import Im2Wav
-    from im2wav.inference.outputs import GeneratedAudio
+    from im2wav.inference.generate import GeneratedAudio
 
 __all__ = ["GeneratedAudio", "Im2Wav"]
 

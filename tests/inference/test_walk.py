@@ -7,8 +7,8 @@ from pathlib import Path
 from conftest import ASSETS, REPO, command
 
 SOURCE = str(REPO / "src" / "im2wav")
-# the entry, 6 files of inference/, 5 of decoding/, 7 of networks and media (codec/, prior/, media/, layers.py), and
-# cli.py, options.py, files.py, checkpoint.py and data/pairs.py
+# the entry, 5 files of inference/, 5 of decoding/, 7 of networks and media (codec/, prior/, media/, layers.py), and
+# cli.py, config.py, options.py, files.py, checkpoint.py and data/pairs.py
 MAX_FILES = 24
 
 

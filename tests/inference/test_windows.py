@@ -7,7 +7,7 @@ import torch
 from im2wav.codec import AudioCodec
 from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.decoding import SamplingOptions
-from im2wav.inference.api import Networks
+from im2wav.decoding.decoder import Networks
 from im2wav.inference.generate import count_codes, draw_level, generate, stream
 from im2wav.inference.inputs import Input
 from im2wav.inference.request import CodeBuffer, Request, Window, plan_windows, window_starts

@@ -108,7 +108,7 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
     from im2wav.checkpoint import load_net
     from im2wav.data.pairs import PairsFolder
     from im2wav.decoding import SamplingOptions
-    from im2wav.inference.api import Networks
+    from im2wav.decoding.decoder import Networks
     from im2wav.inference.generate import generate
     from im2wav.inference.inputs import Input
     from im2wav.inference.request import CodeBuffer, Request

@@ -8,12 +8,15 @@ Shapes: B sequences, T positions of the context, K codebook size, W width, R row
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from im2wav.codec import AudioCodec
 from im2wav.decoding.compiled import CompiledLayers, compile_step
 from im2wav.decoding.decoder_layer import DecoderLayer, PlaceTable
 from im2wav.decoding.linear import (
@@ -175,6 +178,62 @@ def sample_codes(
     codes = decoding.codes.clone()
     decoding.release()
     return codes
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A codec and its priors in eval mode, on one device.
+
+    Attributes:
+        codec, low, up: the networks.
+        precision, consume, compile: of the priors, see `Decoder`.
+    """
+
+    codec: AudioCodec
+    low: Prior
+    up: Prior
+    precision: str = "fp32"
+    consume: bool = False
+    compile: Compile = False
+
+    @cached_property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders of the priors by level, created at first use."""
+        priors = {"low": self.low, "up": self.up}
+        return {k: Decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
+
+    @property
+    def window(self) -> int:
+        """Samples in the context of the priors."""
+        return self.low.context_length * self.codec.hop_lengths["low"]
+
+    @property
+    def ratio(self) -> int:
+        """Number of up codes for each low code."""
+        return self.codec.hop_lengths["low"] // self.codec.hop_lengths["up"]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.codec.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor, pad: bool = True) -> dict[str, Tensor]:
+        """Encode samples [N] as codes by level [T].
+
+        Args:
+            wav: at the sample rate of the codec.
+            pad: pad with silence to whole low codes; otherwise drop the rest.
+
+        Raises:
+            ValueError: too short for one code.
+        """
+        hop = self.codec.hop_lengths["low"]
+        count = -(-len(wav) // hop) if pad else len(wav) // hop
+        if not count:
+            raise ValueError(f"audio of {len(wav)} samples is too short: expected at least {hop}, one low code")
+        wav = F.pad(wav, (0, max(0, count * hop - len(wav))))[: count * hop]
+        return {k: codes[0].cpu() for k, codes in self.codec.encode(wav[None, None].to(self.device)).items()}
 
 
 def _number(path: str) -> int | None:

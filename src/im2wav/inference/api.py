@@ -7,8 +7,10 @@ audio = model.generate("dog.jpg", seed=1)
 audio.save("dog.wav")
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,76 +18,22 @@ from typing import Any
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
-from im2wav.codec import AudioCodec
 from im2wav.data.pairs import DatasetInfo
-from im2wav.decoding import Decoder, SamplingOptions
+from im2wav.decoding import SamplingOptions
+from im2wav.decoding.compiled import ROWS_AT_ONCE
+from im2wav.decoding.decoder import MAX_BATCH_SIZE, Networks, batch_that_fits
 from im2wav.decoding.linear import Compile, check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import item_seed
 from im2wav.hub import find_folder, load_folder, save_folder
-from im2wav.inference.generate import Runner, stream
-from im2wav.inference.inputs import ImageSource, one_input
-from im2wav.inference.outputs import GeneratedAudio
-from im2wav.inference.request import Request, make_request
+from im2wav.inference.generate import GeneratedAudio, count_codes, generate, stream
+from im2wav.inference.inputs import ImageSource, Input, embed_input, one_input
+from im2wav.inference.request import CodeBuffer, Request, make_request
 from im2wav.media.encoder import ImageEncoder, build_encoder
-from im2wav.prior import Prior
 
-
-@dataclass(frozen=True)
-class Networks:
-    """A codec and its priors in eval mode, on one device.
-
-    Attributes:
-        codec, low, up: the networks.
-        precision, consume, compile: of the priors, see `Decoder`.
-    """
-
-    codec: AudioCodec
-    low: Prior
-    up: Prior
-    precision: str = "fp32"
-    consume: bool = False
-    compile: Compile = False
-
-    @cached_property
-    def decoders(self) -> dict[str, Decoder]:
-        """The decoders of the priors by level, created at first use."""
-        priors = {"low": self.low, "up": self.up}
-        return {k: Decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
-
-    @property
-    def window(self) -> int:
-        """Samples in the context of the priors."""
-        return self.low.context_length * self.codec.hop_lengths["low"]
-
-    @property
-    def ratio(self) -> int:
-        """Number of up codes for each low code."""
-        return self.codec.hop_lengths["low"] // self.codec.hop_lengths["up"]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the networks."""
-        return next(self.codec.parameters()).device
-
-    @torch.inference_mode()
-    def encode(self, wav: Tensor, pad: bool = True) -> dict[str, Tensor]:
-        """Encode samples [N] as codes by level [T].
-
-        Args:
-            wav: at the sample rate of the codec.
-            pad: pad with silence to whole low codes; otherwise drop the rest.
-
-        Raises:
-            ValueError: too short for one code.
-        """
-        hop = self.codec.hop_lengths["low"]
-        count = -(-len(wav) // hop) if pad else len(wav) // hop
-        if not count:
-            raise ValueError(f"audio of {len(wav)} samples is too short: expected at least {hop}, one low code")
-        wav = torch.nn.functional.pad(wav, (0, max(0, count * hop - len(wav))))[: count * hop]
-        return {k: codes[0].cpu() for k, codes in self.codec.encode(wav[None, None].to(self.device)).items()}
+log = logging.getLogger(__name__)
 
 
 class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "image-to-audio", "video-to-audio"]):
@@ -262,3 +210,75 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         sampling = SamplingOptions(**{k: v for k, v in options.items() if k in known})
         rest = {k: v for k, v in options.items() if k not in known}
         return make_request(self, one_input(image, video, timeline, text), sampling, **rest)
+
+
+@dataclass
+class Runner:
+    """Generates the audio of groups of requests; a group has one input and different seeds.
+
+    Attributes:
+        model: the model.
+        keep: drafts of each group to refine; None to refine all and rank none.
+        batch_size: audio files generated in a batch; None for as many as fit into the free memory of the device.
+        hide_progress: None to show a progress bar on terminals only.
+    """
+
+    model: Im2Wav
+    keep: int | None = None
+    batch_size: int | None = None
+    hide_progress: bool | None = None
+
+    def fit_batch(self, has_negative: bool) -> int:
+        """`batch_size`, or what fits on the device at first use: devices may differ."""
+        if self.batch_size is None:
+            networks, rows = self.model.networks, 3 if has_negative else 2
+            grouped = networks.compile and networks.device.type == "cpu"  # more rows than one compiled group are slower
+            most = ROWS_AT_ONCE // rows if grouped else MAX_BATCH_SIZE
+            self.batch_size = batch_that_fits([networks.low, networks.up], networks.precision, rows, most)
+            log.info("batch_size=%d on %s", self.batch_size, networks.device)
+        return self.batch_size
+
+    def buffers(self, group: Sequence[Request]) -> list[CodeBuffer]:
+        """Embed the input of a group of requests, whose lengths are resolved, and create its code buffers.
+
+        Raises:
+            MediaError: an input that cannot be read.
+            ValueError: embeddings of another encoder, a text without a text encoder, or known codes that do not fit.
+        """
+        first = group[0]
+        item = self._embed(first.input, first.seconds)
+        negative = None if first.negative is None else self._embed(first.negative, first.seconds)
+        return [CodeBuffer(self.model.networks, replace(request, input=item, negative=negative)) for request in group]
+
+    def _embed(self, item: Input, seconds: float) -> Input:
+        info = self.model.info
+        if item.pair is not None:
+            stored = item.pair[0].info
+            info.check_encoder(stored.encoder, stored.weights_sha256, f"input={item.path}")
+        return embed_input(item, lambda: self.model.encoder, info.fps, seconds)
+
+    def generate(self, groups: Sequence[Sequence[CodeBuffer]]) -> list[list[GeneratedAudio]]:
+        """Generate the audio of groups of buffers in batches, see `generate`."""
+        start, requests = time.monotonic(), [buffer.request for group in groups for buffer in group]
+        names = {request.input.name for request in requests}
+        title = names.pop() if len(names) == 1 else f"{len(requests)} audio files"
+        size = self.fit_batch(requests[0].negative is not None)
+        with tqdm(total=count_codes(groups, self.keep), desc=title, unit="code", disable=self.hide_progress) as bar:
+            results = generate(groups, self.keep, size, bar.update)
+        timing = {"seconds": round(time.monotonic() - start, 3), "batch": len(requests)}
+        return [[replace(audio, about=self._about(audio, len(group), timing)) for audio in group] for group in results]
+
+    def _about(self, audio: GeneratedAudio, drafts: int, timing: dict[str, Any]) -> dict[str, Any]:
+        request = audio.request
+        rank = {} if audio.gap is None else {"rank": audio.rank, "gap": audio.gap}
+        about = {"input": request.input.source, "seed": request.seed, "seconds": request.seconds}
+        return {**about, **rank, "identity": self.identity(request, drafts), "timing": timing}
+
+    def identity(self, request: Request, drafts: int) -> dict[str, Any]:
+        """Everything that the audio files of a request depend on, as plain values; see `Request.identity`."""
+        networks, identity = self.model.networks, request.identity()
+        identity["settings"]["precision"] = networks.precision
+        if networks.compile:  # compiled kernels round differently
+            identity["settings"]["compile"] = networks.compile
+        ranking = {} if self.keep is None else {"num_drafts": drafts, "keep": self.keep}
+        return {**identity, "models": self.model.sha256, **ranking}

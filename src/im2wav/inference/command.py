@@ -1,9 +1,15 @@
-"""The command `sample`: options -> model, inputs and runner -> files."""
+"""The command `sample`: options -> model, inputs and runner -> files.
 
+The files are out/up/NAME_00.wav, the draft out/low/NAME_00.wav, and a .json beside each. The .json of the draft is
+written last: if it exists, the other files do.
+"""
+
+import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +19,126 @@ from omegaconf import DictConfig
 from im2wav.checkpoint import load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import item_seed
+from im2wav.files import LONGEST_NAME, table_bytes, write_atomic
 from im2wav.hub import KINDS, find_folder, find_weights
-from im2wav.inference.api import Im2Wav
-from im2wav.inference.generate import Runner
+from im2wav.inference.api import Im2Wav, Runner
+from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio
 from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
-from im2wav.inference.outputs import Outputs
 from im2wav.inference.request import Request, make_request
+from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError
 
 log = logging.getLogger(__name__)
 Build = Callable[..., Any]
+MANIFEST = ("name", "number", "input", "seed", "seconds", "rank", "gap", "up", "low", "video")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A folder of generated audio.
+
+    Attributes:
+        root: the folder.
+        format: wav or flac.
+        video: also write the audio of videos into copies of them, NAME_00.mp4.
+        overwrite: generate existing files again.
+    """
+
+    root: Path
+    format: str = "wav"
+    video: bool = False
+    overwrite: bool = False
+
+    def path(self, level: str, name: str, number: int, suffix: str | None = None) -> Path:
+        """Path of a file.
+
+        Raises:
+            ValueError: the name, which may be an id of any manifest, is not a valid file name.
+        """
+        if {"/", os.sep, "\0"} & set(name) or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+            raise ValueError(
+                f"name {name[:60]!r} cannot be a file name: expected at most {LONGEST_NAME} bytes without slashes; "
+                "rename the input, or change its id in manifest.csv"
+            )
+        return self.root / level / f"{name}_{number:02d}.{suffix or self.format}"
+
+    def read(self, name: str, number: int) -> dict[str, Any] | None:
+        """The .json of a finished audio; None if it is not finished."""
+        path = self.path("low", name, number, "json")
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            files = [self.root / file for file in about["files"].values()]
+        except (OSError, ValueError, KeyError, AttributeError):
+            return None
+        return about if all(file.is_file() for file in files) else None
+
+    def finished(self, request: Request, identity: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether an earlier run generated this audio.
+
+        Raises:
+            ValueError: it did, with other settings.
+        """
+        name, number = request.input.name, request.number
+        about = None if self.overwrite else self.read(name, number)
+        if about is None:
+            return False
+        now, before = (_flat(x) for x in (identity(), about.get("identity", {})))
+        changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"{self.path('up', name, number)} already exists, generated with {key}={before.get(key)}; now "
+                f"{key}={now.get(key)}. Use another folder (out=), or overwrite=true"
+            )
+        files = about["files"]
+        return files.get("low", "").endswith(self.format) and (
+            "video" in files or not self._wants_video(request, files)
+        )
+
+    def _wants_video(self, request: Request, files: Mapping[str, str]) -> bool:
+        return self.video and request.input.kind == "video" and "up" in files
+
+    def write(self, audio: GeneratedAudio) -> None:
+        """Write the files of one audio; only those of `low` for a draft that was not refined."""
+        request, wav = audio.request, audio.waveforms
+        name, number = request.input.name, request.number
+        for suffix in ("json", *FORMATS, "mp4"):  # of an earlier run, first the .json that marks it as finished
+            for level in ("low", "up"):
+                old = self.path(level, name, number, suffix)
+                if old.is_file():
+                    old.unlink()
+        paths = {level: self.path(level, name, number) for level in wav}
+        files = {level: str(path.relative_to(self.root)) for level, path in paths.items()}
+        if self._wants_video(request, files):
+            target = self.path("up", name, number, "mp4")
+            try:
+                mux(request.input.path, wav["up"], audio.sample_rate, target)  # type: ignore[arg-type]
+                files["video"] = str(target.relative_to(self.root))
+            except MediaError as error:
+                log.warning("%s; the audio is in %s", error, paths["up"])
+        about = {**audio.about, "name": name, "number": number, "files": files}
+        for level in sorted(wav, reverse=True):  # up, then low, whose .json marks it as finished
+            write_audio(paths[level], wav[level], audio.sample_rate)
+            write_about(paths[level], {"level": level, **about})
+
+    def write_manifest(self, files: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Write manifest.csv with the finished ones of these (name, number), in the order given.
+
+        Returns:
+            The content of their .json files, with the paths of their files by level.
+        """
+        finished = [about for name, number in files if (about := self.read(name, number)) is not None]
+        rows = [{**about, **about["files"]} for about in finished]
+        write_atomic(self.root / "manifest.csv", table_bytes(MANIFEST, rows))
+        return [{**about, **{k: str(self.root / file) for k, file in about["files"].items()}} for about in finished]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as a flat one, with keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_inputs(cfg: DictConfig) -> list[Input]:

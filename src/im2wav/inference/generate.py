@@ -1,35 +1,93 @@
 """Generate audio: draw low codes, rank drafts, draw up codes, decode; many requests in one batch.
 
-`Runner` is what `Im2Wav.generate` and the command `sample` share; `stream` yields audio while its codes are drawn.
+`stream` yields audio while its codes are drawn.
 """
 
-import logging
+import json
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.decoding import DecodeState
-from im2wav.decoding.compiled import ROWS_AT_ONCE
-from im2wav.decoding.decoder import MAX_BATCH_SIZE, batch_that_fits
-from im2wav.inference.inputs import Input, embed_input
-from im2wav.inference.outputs import GeneratedAudio
+from im2wav.files import wav_bytes, write_atomic
 from im2wav.inference.request import CodeBuffer, Request, Window
+from im2wav.media.mux import mux
 from im2wav.prior import Conditions
 
-if TYPE_CHECKING:
-    from im2wav.inference.api import Im2Wav
-
 OnStep = Callable[[int], object]
-log = logging.getLogger(__name__)
+FORMATS = ("wav", "flac")
+
+
+@dataclass(frozen=True)
+class GeneratedAudio:
+    """Generated audio.
+
+    Attributes:
+        request: what it was generated from.
+        codes: by level [T].
+        waveforms: by level, samples [N] in [-1, 1] on the CPU: `up` is the result, unless a draft was not refined;
+            `low` is decoded from the low codes only.
+        rank: of the draft among those of its input; 0 is the best.
+        gap: guidance gap of the draft in bits per code; None if drafts were not ranked.
+        about: the content of its .json.
+    """
+
+    request: Request = field(repr=False)
+    codes: Mapping[str, Tensor]
+    waveforms: Mapping[str, Tensor]
+    rank: int = 0
+    gap: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def wav(self) -> Tensor:
+        """Samples [N] in [-1, 1], on the CPU."""
+        return self.waveforms["up"]
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.request.sample_rate
+
+    def save(self, path: str | Path) -> Path:
+        """Save it as .wav, .flac or, if the input was a video, .mp4, and `about` as a .json beside it.
+
+        Raises:
+            ValueError: another suffix, or the file cannot be written.
+        """
+        path, item = Path(path), self.request.input
+        if path.suffix.lower() != ".mp4":
+            write_audio(path, self.wav, self.sample_rate)
+        elif item.kind != "video" or item.path is None:
+            raise ValueError(f"{path}: the input was not a video; save it as .wav or .flac")
+        else:
+            mux(item.path, self.wav, self.sample_rate, path)
+        write_about(path, self.about)
+        return path
+
+
+def write_audio(path: Path, wav: Tensor, sample_rate: int) -> None:
+    """Write wav [N] as `path`, .wav or .flac.
+
+    Raises:
+        ValueError: another suffix, or the file cannot be written.
+    """
+    if path.suffix[1:].lower() not in FORMATS:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join('.' + f for f in FORMATS)}")
+    write_atomic(path, wav_bytes(wav, sample_rate, path.suffix[1:].upper()))
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Write the .json beside an audio file."""
+    write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def start_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]]) -> DecodeState:
@@ -184,75 +242,3 @@ def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor
         state.release()
         up.pop(0)
         yield from pieces(up[0].first if up else length)
-
-
-@dataclass
-class Runner:
-    """Generates the audio of groups of requests; a group has one input and different seeds.
-
-    Attributes:
-        model: the model.
-        keep: drafts of each group to refine; None to refine all and rank none.
-        batch_size: audio files generated in a batch; None for as many as fit into the free memory of the device.
-        hide_progress: None to show a progress bar on terminals only.
-    """
-
-    model: "Im2Wav"
-    keep: int | None = None
-    batch_size: int | None = None
-    hide_progress: bool | None = None
-
-    def fit_batch(self, has_negative: bool) -> int:
-        """`batch_size`, or what fits on the device at first use: devices may differ."""
-        if self.batch_size is None:
-            networks, rows = self.model.networks, 3 if has_negative else 2
-            grouped = networks.compile and networks.device.type == "cpu"  # more rows than one compiled group are slower
-            most = ROWS_AT_ONCE // rows if grouped else MAX_BATCH_SIZE
-            self.batch_size = batch_that_fits([networks.low, networks.up], networks.precision, rows, most)
-            log.info("batch_size=%d on %s", self.batch_size, networks.device)
-        return self.batch_size
-
-    def buffers(self, group: Sequence[Request]) -> list[CodeBuffer]:
-        """Embed the input of a group of requests, whose lengths are resolved, and create its code buffers.
-
-        Raises:
-            MediaError: an input that cannot be read.
-            ValueError: embeddings of another encoder, a text without a text encoder, or known codes that do not fit.
-        """
-        first = group[0]
-        item = self._embed(first.input, first.seconds)
-        negative = None if first.negative is None else self._embed(first.negative, first.seconds)
-        return [CodeBuffer(self.model.networks, replace(request, input=item, negative=negative)) for request in group]
-
-    def _embed(self, item: Input, seconds: float) -> Input:
-        info = self.model.info
-        if item.pair is not None:
-            stored = item.pair[0].info
-            info.check_encoder(stored.encoder, stored.weights_sha256, f"input={item.path}")
-        return embed_input(item, lambda: self.model.encoder, info.fps, seconds)
-
-    def generate(self, groups: Sequence[Sequence[CodeBuffer]]) -> list[list[GeneratedAudio]]:
-        """Generate the audio of groups of buffers in batches, see `generate`."""
-        start, requests = time.monotonic(), [buffer.request for group in groups for buffer in group]
-        names = {request.input.name for request in requests}
-        title = names.pop() if len(names) == 1 else f"{len(requests)} audio files"
-        size = self.fit_batch(requests[0].negative is not None)
-        with tqdm(total=count_codes(groups, self.keep), desc=title, unit="code", disable=self.hide_progress) as bar:
-            results = generate(groups, self.keep, size, bar.update)
-        timing = {"seconds": round(time.monotonic() - start, 3), "batch": len(requests)}
-        return [[replace(audio, about=self._about(audio, len(group), timing)) for audio in group] for group in results]
-
-    def _about(self, audio: GeneratedAudio, drafts: int, timing: dict[str, Any]) -> dict[str, Any]:
-        request = audio.request
-        rank = {} if audio.gap is None else {"rank": audio.rank, "gap": audio.gap}
-        about = {"input": request.input.source, "seed": request.seed, "seconds": request.seconds}
-        return {**about, **rank, "identity": self.identity(request, drafts), "timing": timing}
-
-    def identity(self, request: Request, drafts: int) -> dict[str, Any]:
-        """Everything that the audio files of a request depend on, as plain values; see `Request.identity`."""
-        networks, identity = self.model.networks, request.identity()
-        identity["settings"]["precision"] = networks.precision
-        if networks.compile:  # compiled kernels round differently
-            identity["settings"]["compile"] = networks.compile
-        ranking = {} if self.keep is None else {"num_drafts": drafts, "keep": self.keep}
-        return {**identity, "models": self.model.sha256, **ranking}

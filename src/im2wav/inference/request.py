@@ -23,8 +23,9 @@ from im2wav.media.reading import read_audio
 from im2wav.prior import Conditions, Timing
 
 if TYPE_CHECKING:
-    from im2wav.inference.api import Im2Wav, Networks
-    from im2wav.inference.outputs import GeneratedAudio
+    from im2wav.decoding.decoder import Networks
+    from im2wav.inference.api import Im2Wav
+    from im2wav.inference.generate import GeneratedAudio
 
 
 @dataclass(frozen=True)
