@@ -111,6 +111,12 @@ class Embed:
     retry_skipped: bool = option(
         False, "retry what an earlier run skipped; changed and missing files are always retried"
     )
+    compare: str = option(
+        "time",
+        "how changed input files are found: by size and modification time, or by size and hash",
+        choices=("time", "hash"),
+    )
+    prune: bool = option(False, "remove pairs whose input files are gone; else they are kept and listed")
     batch_size: int | None = option(None, "images in a batch of the encoder; null: 256 on a GPU, 8 on a CPU", minimum=1)
     num_workers: int | None = option(
         None, "decoding processes for each device; null: the cores divided by the number of devices", minimum=0

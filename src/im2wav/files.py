@@ -6,7 +6,9 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +17,20 @@ import soundfile
 import torch
 from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+)
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".aac", ".wma", ".amr", ".caf", ".mka"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".3g2", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".wmv"}
+    | {".flv", ".ogv", ".gif"}
+)
+# of systems and network storage; hidden folders are left out as well
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 LONGEST_NAME = 240  # bytes of a name, with room for a number and a suffix
 
 _UMASK = os.umask(0)  # it can only be read by setting it, which must not happen in threads
@@ -130,19 +143,81 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def list_files(folder: Path, suffixes: Collection[str], follow_links: bool = False) -> list[Path]:
-    """Files below a folder with one of the lower-case suffixes, in any case, sorted; hidden files are skipped."""
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=follow_links)
-        for name in names
-        if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
-    )
+def walk_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """All files below a folder, sorted; links are followed. Hidden files and folders of systems are left out.
+
+    Returns:
+        The files, and the entries that are none, with the reason.
+    """
+    files: list[Path] = []
+    others: list[tuple[Path, str]] = []
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in SYSTEM_FOLDERS and not name.startswith("."))
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if any("\udc80" <= letter <= "\udcff" for letter in name):  # bytes that are no UTF-8
+                others.append((path, "the name is not UTF-8; rename it"))
+            elif path.is_file():
+                files.append(path)
+            else:
+                others.append((path, "a link to nothing" if path.is_symlink() else "no regular file"))
+    return sorted(files), sorted(others)
 
 
-def item_name(path: Path, root: Path) -> str:
-    """Name of an input: its path below `root` without suffix, folders joined by underscores."""
-    return "_".join(path.relative_to(root).with_suffix("").parts)
+def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files below a folder with one of the lower-case suffixes, in any case, sorted; see `walk_files`."""
+    return [path for path in walk_files(folder)[0] if path.suffix.lower() in suffixes]
+
+
+def same_name(text: str) -> str:
+    """A name in composed letters (Unicode NFC): Macs decompose them, spreadsheets and most systems do not."""
+    return unicodedata.normalize("NFC", text)
+
+
+def find_path(path: Path) -> Path:
+    """The path as it is written in its folder, which may compose the letters of its name in another way."""
+    if path.exists() or not path.parent.is_dir():
+        return path
+    return next((other for other in path.parent.iterdir() if same_name(other.name) == same_name(path.name)), path)
+
+
+def item_names(paths: Sequence[Path], root: Path) -> list[str]:
+    """Names of inputs: their paths below `root` without suffix, folders joined by an underscore.
+
+    Where two would have the same name, all of that name keep their suffix (`clip_mp4`), or else join folders by two
+    underscores.
+
+    Raises:
+        ValueError: names that are still the same.
+    """
+    parts = [[same_name(part) for part in path.relative_to(root).with_suffix("").parts] for path in paths]
+    suffixes = [path.suffix.lower()[1:] for path in paths]
+    names = ["_".join(part) for part in parts]
+    forms: list[Callable[[int], str]] = [
+        lambda index: f"{'_'.join(parts[index])}_{suffixes[index]}",
+        lambda index: "__".join(parts[index]),
+        lambda index: f"{'__'.join(parts[index])}_{suffixes[index]}",
+    ]
+    groups = defaultdict(list)
+    for index, name in enumerate(names):
+        groups[name].append(index)
+    for name, group in groups.items():
+        if len(group) == 1:
+            continue
+        form = next((form for form in forms if len({form(index) for index in group}) == len(group)), None)
+        for index in group if form else ():
+            names[index] = form(index)  # type: ignore[misc]
+        if form is None or any(names[index] in groups and names[index] != name for index in group):
+            raise ValueError(f"several files of {root} would have the name {name!r}; rename them")
+    return names
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -16,10 +16,10 @@ from typing import Any, overload
 
 import numpy as np
 
-COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source", "sound", "note")
+COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source", "sound", "note", "stamp")
 SPLITS = ("train", "valid", "test")
 NUMBERS = ("samples", "frames")
-REQUIRED = frozenset(COLUMNS) - {"sound", "note"}  # earlier versions did not write these two
+REQUIRED = frozenset(COLUMNS) - {"sound", "note", "stamp"}  # earlier versions did not write these
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
@@ -38,6 +38,7 @@ class Pair:
     source: str  # the image or video that it was made from
     sound: str = ""  # hash of the samples
     note: str = ""  # what was corrected, such as "sound cut: ..."
+    stamp: str = ""  # of the source files when they were read: size and time, or size and hash
 
 
 class Manifest(Sequence[Pair]):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from im2wav.evaluation.metrics import nearest
 from im2wav.evaluation.networks import Network, NetworkOutputs
 from im2wav.evaluation.set_statistics import map_in_threads
-from im2wav.files import AUDIO_SUFFIXES, list_files
+from im2wav.files import AUDIO_SUFFIXES, item_names, list_files
 from im2wav.media.reading import MediaError, read_audio, set_loudness
 from im2wav.report.plots import log_mel
 
@@ -76,7 +76,7 @@ class AudioFileSet:
 
 
 def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
-    """Find the audio files in a folder, sorted by name: the relative path without suffix.
+    """Find the audio files in a folder, sorted by name; see `item_names`.
 
     Raises:
         ValueError: the folder does not exist or has no audio files, or files are unreadable or have the same name.
@@ -86,9 +86,13 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     paths = list_files(folder, AUDIO_SUFFIXES)
     if not paths:
         raise ValueError(f"{option}={folder} contains no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
+    double = [str(stem) for stem, count in Counter(path.with_suffix("") for path in paths).items() if count > 1]
+    if double:
+        raise ValueError(
+            f"{option}={folder}: several files have the same name: {format_names(double)}; keep one of each"
+        )
     files, broken = [], []
-    for path in paths:
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for path, name in zip(paths, item_names(paths, folder), strict=True):
         try:
             info = soundfile.info(path)
             files.append(AudioFile(name, path, name, info.samplerate, info.frames))
@@ -96,11 +100,6 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
             broken.append(f"{name} ({str(error).splitlines()[0][:80]})")
     if broken:
         raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {format_names(broken)}")
-    double = [name for name, count in Counter(s.name for s in files).items() if count > 1]
-    if double:
-        raise ValueError(
-            f"{option}={folder}: several files have the same name: {format_names(double)}; keep one of each"
-        )
     return sorted(files, key=lambda file: file.name)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import summary
-from im2wav.files import IMAGE_SUFFIXES, item_name, list_files, read_table, write_atomic
+from im2wav.files import IMAGE_SUFFIXES, item_names, list_files, read_table, write_atomic
 from im2wav.media.reading import read_audio
 from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_curves
@@ -123,7 +123,8 @@ def demo_page(
     retrieval += [(name, figures[key], meaning) for key, (_, name, meaning) in RETRIEVAL.items()]
     parts: list[Any] = [Table("Is the nearest training recording the image's own?", retrieval)]
     if own:
-        files = {item_name(path, Path(own)): path for path in list_files(Path(own), IMAGE_SUFFIXES)}
+        photos = list_files(Path(own), IMAGE_SUFFIXES)
+        files = dict(zip(item_names(photos, Path(own)), photos, strict=True))
         shown = {name: path for name, path in files.items() if (out / "own" / "up" / f"{name}_00.wav").is_file()}
         cards = [Card(name, inline_image(path), generated(out / "own", name)) for name, path in shown.items()]
         parts.append(Cards("Your own images", f"From {own}.", cards))

@@ -9,8 +9,9 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
 from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, find_audio_files, format_names, match
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
-from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_table
+from im2wav.files import item_names, read_table
 from im2wav.inference.command import Build
+from im2wav.media.listing import MediaFolder
 
 
 @dataclass
@@ -40,17 +41,17 @@ def check_options(cfg: Any) -> None:
 
 
 def find_media(folder: Path) -> dict[str, Path]:
-    """Photos and videos of a folder by name: the path below it without suffix.
+    """Photos and videos of a folder by name; see `item_names`.
 
     Raises:
         ValueError: the folder does not exist or contains no photos or videos.
     """
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder; expected images named like the audio files")
-    paths = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    paths = [path for path, _, _ in MediaFolder(folder).items]
     if not paths:
         raise ValueError(f"images={folder} contains neither photos nor videos")
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return dict(zip(item_names(paths, folder), paths, strict=True))
 
 
 def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> Inputs:

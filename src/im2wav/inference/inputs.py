@@ -1,10 +1,10 @@
 """Inputs: find, name and embed photos, videos, timelines of photos, texts, and pairs."""
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import PairsFolder
-from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, item_name, list_files
+from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_path, item_names
 from im2wav.media import reading as media
 from im2wav.media.encoder import ImageEncoder
+from im2wav.media.listing import MediaFolder, media_kind
 from im2wav.media.video import Video, read_frames
 
+log = logging.getLogger(__name__)
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 TIMELINE_FPS = 10.0  # frames per second of a timeline for models that were trained on photos
 
@@ -121,12 +123,13 @@ class Input:
 
 def input_of(path: Path) -> Input:
     """The photo or the video of a file."""
-    if not path.is_file() or path.suffix.lower() not in KNOWN:
+    kind = media_kind(path) if path.is_file() else ""
+    if kind not in ("image", "video"):
         raise ValueError(
             f"input={path}: expected a photo, a video, or a folder of them ({', '.join(sorted(KNOWN))}), a pairs "
             "folder, or - for a list of paths on stdin"
         )
-    return Input(path.stem, "photo" if path.suffix.lower() in IMAGE_SUFFIXES else "video", path)
+    return Input(path.stem, "photo" if kind == "image" else "video", path)
 
 
 def find_inputs(given: Path) -> list[Input]:
@@ -136,37 +139,32 @@ def find_inputs(given: Path) -> list[Input]:
         ValueError: it does not exist, is of an unknown kind or has no inputs; or two inputs would have the same name.
     """
     if not given.is_dir():
-        return [input_of(given)]
+        return [input_of(find_path(given))]
     if (given / "dataset.json").is_file():
         folder = PairsFolder(given)
         if not folder.pairs:
             raise ValueError(f"input={given}: its manifest has no pairs")
         return [Input(pair.id, "pair", given, pair=(folder, pair)) for pair in folder.pairs]
-    paths = list_files(given, KNOWN)
-    if not paths:
+    found = MediaFolder(given)
+    for line in found.describe_ignored():
+        log.info(line)
+    if not found.items:
         input_of(given)  # raises
-    return name_inputs([input_of(p) for p in paths], given)
+    return name_inputs([input_of(path) for path, _, _ in found.items], given)
 
 
 def list_inputs(lines: Iterable[str]) -> list[Input]:
     """The inputs named by lines of text, one path each, in their order; empty lines are skipped."""
-    paths = [Path(line.strip()) for line in lines if line.strip()]
+    paths = [find_path(Path(line.strip())) for line in lines if line.strip()]
     if not paths:
         raise ValueError("input=-: stdin lists no photo or video (expected one path per line)")
     return name_inputs([input_of(p) for p in paths], Path(os.path.commonpath([p.absolute().parent for p in paths])))
 
 
 def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
-    """Name inputs by their paths below `root`; those that differ only in their suffix keep it."""
-    root = root.absolute()
-    paths = [i.path.absolute() for i in inputs]  # type: ignore[union-attr]
-    names = [item_name(path, root) for path in paths]
-    count = Counter(names)
-    names = [f"{n}_{path.suffix[1:]}" if count[n] > 1 else n for n, path in zip(names, paths, strict=True)]
-    double = [name for name, n in Counter(names).items() if n > 1]
-    if double:
-        raise ValueError(f"input={root}: several inputs would have the name {double[0]!r}; rename them")
-    return [replace(i, name=name) for i, name in zip(inputs, names, strict=True)]
+    """Name inputs by their paths below `root`; see `item_names`."""
+    names = item_names([item.path.absolute() for item in inputs], root.absolute())  # type: ignore[union-attr]
+    return [replace(item, name=name) for item, name in zip(inputs, names, strict=True)]
 
 
 def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,12 @@ def check_dataset(out: Path, info: DatasetInfo) -> None:
             raise ValueError(f"out={out} was made with {name}={old}, now {name}={new}: use the same, or another folder")
 
 
-def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped: bool) -> dict[int, Source]:
-    """Sources that are not complete, by their index in `sources`.
+def find_todo(
+    sources: Sequence[Source], state: State, out: Path, retry_skipped: bool, by_hash: bool = False
+) -> dict[int, Source]:
+    """Sources that are not complete or have changed, by their index in `sources`.
+
+    A source whose files are gone keeps its pair; `prune` removes it.
 
     Raises:
         ValueError: the id of a source already belongs to another one.
@@ -63,13 +68,22 @@ def find_todo(sources: Sequence[Source], state: State, out: Path, retry_skipped:
                 f"out={out} already has a pair {source.id!r}, made from {row['source']}, not from {source.path}: "
                 "rename one of them, or use another folder"
             )
+        stamp = source.read_stamp(by_hash)
         complete = row is not None and all(row[kind] in files for kind in ("wav", "clip") if row[kind])
         if complete and bool(row["wav"]) == bool(source.audio or source.video):  # type: ignore[index]
-            continue
+            before = row.get("stamp") or stamp  # type: ignore[union-attr]
+            if not stamp or before == stamp:
+                continue
         if source.id in state.skipped and not (retry_skipped or _has_changed(source, state)):
             continue
-        todo[number] = source
+        todo[number] = replace(source, stamp=stamp)
     return todo
+
+
+def find_gone(sources: Sequence[Source], state: State) -> list[str]:
+    """Ids of pairs whose source files no longer exist, or are no longer part of the input."""
+    by_id = {source.id: source for source in sources}
+    return sorted(name for name in state.rows if name not in by_id or not by_id[name].read_stamp())
 
 
 def _has_changed(source: Source, state: State) -> bool:
@@ -111,7 +125,7 @@ def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarra
         journal.write(wav, end.wav)
     journal.write(clip, npy_bytes(embeddings))
     texts = (source.id, source.label, source.split, source.group, wav, clip)
-    pair = Pair(*texts, end.samples, len(embeddings), source.path, end.sound, end.note)
+    pair = Pair(*texts, end.samples, len(embeddings), source.path, end.sound, end.note, source.stamp)
     journal.add(vars(pair))  # at last, so that the files that it names exist
 
 
@@ -210,13 +224,15 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     if cfg.input is None and "${input}" in OmegaConf.to_container(cfg.source).values():  # type: ignore[union-attr]
         raise ValueError("input=... is required: a folder of videos, images, or both with audio, or a manifest.csv")
     sources, out = build(cfg.source), Path(cfg.out)
+    for line in sources.ignored:
+        log.info(line)
     check_dataset(out, dataset_info(sources, cfg))
     state, mine = State.read(out), sources[shard::num_shards]
-    todo = find_todo(mine, state, out, cfg.retry_skipped)
+    todo = find_todo(mine, state, out, cfg.retry_skipped, cfg.compare == "hash")
     if cfg.dry_run:
         dry_run(len(mine), todo, cfg, build)
         return 0.0
-    journal = None
+    journal, gone = None, find_gone(sources, state)
     if todo:
         encoder = build(cfg.encoder)
         info = dataset_info(sources, cfg, encoder)
@@ -227,6 +243,10 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0
-    if todo or not state.settled(out, sources):
-        state = (journal or Journal(out)).fold({source.id: source for source in sources})
+    pruned = gone if cfg.prune else []
+    if todo or pruned or not state.settled(out, sources):
+        state = (journal or Journal(out)).fold({source.id: source for source in sources}, pruned)
+    if gone:
+        what = "removed" if pruned else "kept (prune=true removes them)"
+        log.info("%d pairs whose source files are gone: %s, %s", len(gone), ", ".join(gone[:3]), what)
     return log_summary(mine, state, out)

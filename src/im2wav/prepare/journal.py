@@ -76,8 +76,8 @@ class State:
             for source, row in rows
         )
 
-    def drop_copies(self) -> list[dict[str, Any]]:
-        """Keep audio that occurs in several splits in one of them, test before valid before train; returns the rest."""
+    def drop_copies(self) -> None:
+        """Keep audio that occurs in several splits in one of them only, test before valid before train."""
         splits = defaultdict(set)
         for row in self.rows.values():
             if row.get("sound"):
@@ -88,7 +88,6 @@ class State:
             detail = f"in split {row['split']}; sound {row['sound']} is also in a split that is held out from it"
             self.skipped[row["id"]] = ("duplicate sound", detail)
             del self.rows[row["id"]]
-        return copies
 
 
 def _parts(out: Path) -> list[Path]:
@@ -163,18 +162,21 @@ class Journal:
         """Close this part; the next process that folds removes it."""
         os.close(self._file)
 
-    def fold(self, sources: Mapping[str, Source]) -> State:
+    def fold(self, sources: Mapping[str, Source], pruned: Iterable[str] = ()) -> State:
         """Write the tables, with label, split and group of the sources by id, and remove the parts of this and of ended
-        processes; returns the resulting content.
+        processes, the pairs `pruned`, and files of pairs that are now skipped; returns the resulting content.
         """
         with _exclusive(self.out):
             state = State.read(self.out)
             for name, row in state.rows.items():
                 if source := sources.get(name):
                     row.update(label=source.label, split=source.split, group=source.group)
-            for row in state.drop_copies():
-                for kind in ("wav", "clip"):
-                    (self.out / row[kind]).unlink(missing_ok=True)
+            state.drop_copies()
+            for name in pruned:
+                state.rows.pop(name, None)
+            for name in (name for name in (*state.skipped, *pruned) if Path(name).name == name):
+                (self.out / "wav" / f"{name}.wav").unlink(missing_ok=True)
+                (self.out / "clip" / f"{name}.npy").unlink(missing_ok=True)
             self.write("manifest.csv", table_bytes(COLUMNS, (state.rows[name] for name in sorted(state.rows))))
             skipped = ({"id": n, "reason": r, "detail": d} for n, (r, d) in sorted(state.skipped.items()))
             self.write("skipped.csv", table_bytes(SKIPPED, skipped))

@@ -1,23 +1,24 @@
 """Finding the sources to embed: videos, images with audio files, images alone; published data sets by their lists."""
 
 import csv
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from im2wav.data.imagehear_list import imagehear
 from im2wav.data.manifest import SPLITS
 from im2wav.files import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     LONGEST_NAME,
     VIDEO_SUFFIXES,
     file_sha256,
-    item_name,
+    find_path,
+    item_names,
     list_files,
     read_table,
 )
+from im2wav.media.listing import MediaFolder
 
 CLIP_SECONDS = 10  # of VGGSound
 
@@ -33,23 +34,44 @@ class Source:
     label: str = ""
     split: str = "train"
     group: str = ""
+    stamp: str = ""  # of the files when they were found; see `read_stamp`
 
     @property
     def path(self) -> str:
         """The image or the video."""
         return self.video or self.image
 
+    def read_stamp(self, by_hash: bool = False) -> str:
+        """Sizes and modification times of the files (or, by_hash, hashes); empty if one is missing."""
+        stamps = []
+        for path in filter(None, (self.path, self.audio)):
+            try:
+                status = os.stat(path)
+                last = file_sha256(Path(path))[:16] if by_hash else str(status.st_mtime_ns)
+            except OSError:
+                return ""
+            stamps.append(f"{status.st_size}-{last}")
+        return " ".join(stamps)
+
 
 class Sources(list[Source]):
-    """The sources of a data set, sorted by id; `list_sha256` is the hash of the published list that defines it.
+    """The sources of a data set, sorted by id.
+
+    Args:
+        name: of the data set.
+        sources: in any order.
+        list_sha256: hash of the published list that defines it.
+        ignored: lines that tell which files of the folder are no sources.
 
     Raises:
         ValueError: two have the same id, or an id cannot be a file name.
     """
 
-    def __init__(self, name: str, sources: Iterable[Source], list_sha256: str | None = None):
+    def __init__(
+        self, name: str, sources: Iterable[Source], list_sha256: str | None = None, ignored: Sequence[str] = ()
+    ):
         super().__init__(sorted(sources, key=lambda source: source.id))
-        self.name, self.list_sha256 = name, list_sha256
+        self.name, self.list_sha256, self.ignored = name, list_sha256, tuple(ignored)
         double = [name for name, n in Counter(source.id for source in self).items() if n > 1]
         if double:
             raise ValueError(f"several sources have the id {double[0]!r} ({len(double)} such ids); rename them")
@@ -72,16 +94,18 @@ def find_sources(given: str | Path, name: str = "pairs") -> Sources:
     """
     given = Path(given)
     manifest = given / "manifest.csv" if given.is_dir() else given
+    ignored: list[str] = []
     if manifest.suffix == ".csv" and manifest.is_file():
         sources = list(_manifest_sources(manifest))
     elif given.is_dir():
-        sources = list(_folder_sources(given))
+        sources, ignored = _folder_sources(given)
     else:
         raise ValueError(f"input={given} does not exist: expected a folder or a manifest.csv")
     if not sources:
-        raise ValueError(f"input={given} contains no videos, no images and no manifest.csv: nothing to embed")
+        also = "".join(f"; {line}" for line in ignored)
+        raise ValueError(f"input={given} contains no videos, no images and no manifest.csv: nothing to embed{also}")
     try:
-        return Sources(name, sources)
+        return Sources(name, sources, ignored=ignored)
     except ValueError as error:
         raise ValueError(f"input={given}: {error}") from error
 
@@ -124,7 +148,7 @@ def vggsound_sources(videos: str, table: str) -> Sources:
         raise ValueError(f"input={videos} does not exist: expected the folder of VGGSound's clips")
     if not Path(table).is_file():
         raise ValueError(f"source.table={table} does not exist: expected VGGSound's official csv, vggsound.csv")
-    files = {path.stem: str(path) for path in list_files(Path(videos), VIDEO_SUFFIXES, follow_links=True)}
+    files = {path.stem: str(path) for path in list_files(Path(videos), VIDEO_SUFFIXES)}
     sources, found, example = [], False, "ID_000030"
     with open(table, newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), 1):
@@ -149,18 +173,23 @@ def _vggsound_names(youtube: str, start: int) -> tuple[str, ...]:
     return (f"{youtube}_{start:06d}", f"{youtube}_{start * 1000}_{(start + CLIP_SECONDS) * 1000}", f"{youtube}_{start}")
 
 
-def _folder_sources(folder: Path) -> Iterator[Source]:
-    audio = {path.with_suffix(""): str(path) for path in list_files(folder, AUDIO_SUFFIXES) if path.is_file()}
-    for path in list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES):
-        if path.is_file():
-            kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
-            texts = {kind: str(path), "audio": audio.get(path.with_suffix(""), "")}
-            yield Source(item_name(path, folder), **texts, label="/".join(path.parent.relative_to(folder).parts))
+def _folder_sources(folder: Path) -> tuple[list[Source], list[str]]:
+    """The sources of a folder, and lines that tell what is ignored."""
+    found = MediaFolder(folder)
+    names = item_names([path for path, _, _ in found.items], folder)
+    long = {path for name, (path, _, _) in zip(names, found.items, strict=True) if len(name.encode()) > LONGEST_NAME}
+    found.ignored += [(path, f"its name is longer than {LONGEST_NAME} bytes") for path in sorted(long)]
+    sources = [
+        Source(name, audio=str(audio or ""), label="/".join(path.parent.relative_to(folder).parts), **{kind: str(path)})
+        for name, (path, kind, audio) in zip(names, found.items, strict=True)
+        if path not in long
+    ]
+    return sources, found.describe_ignored()
 
 
 def _manifest_sources(manifest: Path) -> Iterator[Source]:
     for row in read_table(manifest, {"id"}):
-        paths = {k: str(manifest.parent / row[k]) for k in ("image", "video", "audio") if row.get(k)}
+        paths = {k: str(find_path(manifest.parent / row[k])) for k in ("image", "video", "audio") if row.get(k)}
         if not paths.keys() & {"image", "video"}:
             raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
         if row.get("split") and row["split"] not in SPLITS:
