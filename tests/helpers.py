@@ -1,5 +1,6 @@
 """Small networks, data and encoders that several test files use."""
 
+import csv
 from functools import partial
 
 import numpy as np
@@ -96,3 +97,22 @@ class TinyEncoder(ImageEncoder):
 
     def embed(self, images):
         return self.net(images.flatten(1))
+
+
+STEADY = [
+    "data.global_batch_size=4",
+    "data.windows_per_epoch=12",
+    "trainer.limit_val_batches=0",
+    "model.scheduler.steps=1",
+    "model.net.codebook.restart_threshold=0",
+    "callbacks.checkpoint.every_n_epochs=null",
+    "callbacks.checkpoint.every_n_steps=2",
+]
+
+
+def losses(folder) -> list[str]:
+    rows = []
+    for path in sorted(folder.glob("csv/version_*/metrics.csv")):
+        with path.open(newline="") as file:
+            rows += [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    return [loss for _, loss in sorted(dict(rows).items())]

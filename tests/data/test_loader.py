@@ -14,7 +14,7 @@ from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import BatchPartition, KeyStream
 from im2wav.train import train
-from helpers import make_pairs
+from helpers import STEADY, losses, make_pairs
 
 
 def test_every_row_comes_before_any_twice_and_the_seed_decides():
@@ -135,23 +135,8 @@ def test_training_names_what_a_dead_worker_was_reading(pairs, tmp_path, monkeypa
 
 
 # a codec whose restarts draw nothing at random, so that what is compared is what the data decides
-STEADY = [
-    "data.global_batch_size=4",
-    "data.windows_per_epoch=12",
-    "trainer.limit_val_batches=0",
-    "model.scheduler.steps=1",
-    "model.net.codebook.restart_threshold=0",
-    "callbacks.checkpoint.every_n_epochs=null",
-    "callbacks.checkpoint.every_n_steps=2",
-]
 
 
-def losses(folder) -> list[str]:
-    rows = []
-    for path in sorted(folder.glob("csv/version_*/metrics.csv")):
-        with path.open(newline="") as file:
-            rows += [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
-    return [loss for _, loss in sorted(dict(rows).items())]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -65,7 +65,7 @@ def device_decoder(prior: Prior, monkeypatch, step=None) -> Decoder:
 @pytest.mark.parametrize(("make", "given"), CASES)
 def test_a_code_on_a_gpu_takes_few_operations(make, given, monkeypatch):
     """A CPU decomposes attention further than CUDA does, so that attention counts as one operation here."""
-    monkeypatch.setattr("test_prior.SIZES", {"width": 32, "depth": 48, "heads": 2, "blocks": 8})
+    monkeypatch.setattr("helpers.SIZES", {"width": 32, "depth": 48, "heads": 2, "blocks": 8})
     decoder = device_decoder(make(), monkeypatch)
     decoding = decoder.start(given, uniforms([1, 2, 3], 64, "any"), SamplingOptions())
     attention = torch.nn.functional.scaled_dot_product_attention

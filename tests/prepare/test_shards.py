@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_data import RATE, make_pairs
-from test_loader import STEADY, losses
 
 from conftest import command, tiny_config
+from helpers import RATE, STEADY, losses, make_pairs
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.prepare import shard_writer

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_loader import STEADY, losses
 
 from conftest import command, tiny_config
-from helpers import make_pairs
+from helpers import STEADY, losses, make_pairs
 from im2wav.checkpoint import load_net
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import PairsFolder
