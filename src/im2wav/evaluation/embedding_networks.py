@@ -108,7 +108,7 @@ class Wav2ClipNet(nn.Module):
         try:
             from torchvision.models import resnet18
         except ImportError as error:
-            raise ValueError(f"Wav2CLIP needs torchvision ({error}): pip install 'im2wav[clip]'") from error
+            raise ValueError(f"Wav2CLIP needs torchvision ({error}): pip install torchvision") from error
         self.audio_encoder = resnet18(weights=None)
         self.audio_encoder.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         self.audio_encoder.fc = nn.Identity()

@@ -159,7 +159,7 @@ class PasstNet(nn.Module):
         try:
             from timm.models.vision_transformer import Block
         except ImportError as error:
-            raise ValueError(f"PaSST needs timm ({error}): pip install 'im2wav[clip]'") from error
+            raise ValueError(f"PaSST needs timm ({error}): pip install timm") from error
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
