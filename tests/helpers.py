@@ -1,6 +1,9 @@
 """Small networks, data and encoders that several test files use."""
 
 import csv
+import os
+import signal
+import time
 from functools import partial
 
 import numpy as np
@@ -97,6 +100,22 @@ class TinyEncoder(ImageEncoder):
 
     def embed(self, images):
         return self.net(images.flatten(1))
+
+
+def crop_or_hang(image):
+    """A decoder that hangs with images 13 pixels wide, and dies with those 17 pixels wide."""
+    width = image.size[0]
+    if width == 13:
+        time.sleep(1000)
+    if width == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return resized_square(image, size=32)
+
+
+class FragileEncoder(TinyEncoder):
+    def __init__(self, name: str = "tiny", dim: int = 16):
+        super().__init__(name, dim)
+        self.crop = crop_or_hang
 
 
 STEADY = [

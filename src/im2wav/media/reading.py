@@ -77,7 +77,14 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        RuntimeError,
+    ) as error:
         raise MediaError("unreadable image", f"{path}: {error}") from error
 
 
@@ -155,9 +162,11 @@ def read_track(path: str | Path, sample_rate: int, origin: float | None = None) 
     """
     check_file(path)
     with media_errors(path, "unreadable audio"), av.open(str(path)) as container:
-        if not container.streams.audio:
+        streams = [stream for stream in container.streams.audio if stream.codec_context is not None]  # known codecs
+        if not streams:
             raise MediaError("no audio track", f"{path}: it contains {describe_streams(container)}")
-        stream = container.streams.best("audio") or container.streams.audio[0]
+        best = container.streams.best("audio")
+        stream = best if best in streams else streams[0]
         stream.codec_context.thread_count = 1
         parts, rate, start, lost = _decode_track(container, stream)
         has_index = stream.duration and container.format.name.startswith(("mov", "avi"))  # else durations are estimates

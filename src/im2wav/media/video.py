@@ -39,7 +39,8 @@ def video_stream(container: Any, path: str | Path) -> Any:
     if container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe"):
         raise MediaError("unreadable video", f"{path}: it is no video ({container.format.long_name})")
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
+        if stream.codec_context is not None and not is_cover:  # None: an unknown codec
             return stream
     raise MediaError("no video track", f"{path}: it contains {describe_streams(container)}")
 
