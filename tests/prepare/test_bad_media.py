@@ -103,7 +103,13 @@ def test_each_bad_file_says_why(result):
     reasons = {name: row["reason"] for name, row in skipped.items()}
     for percent in (1, 30, 60, 90, 99):
         assert reasons.pop(f"cut{percent}") == "unreadable video"
-        assert reasons.pop(f"cut{percent}f") in ("unreadable video", "no video track", "cut video", "cut audio", "no audio track")
+        assert reasons.pop(f"cut{percent}f") in (
+            "unreadable video",
+            "no video track",
+            "cut video",
+            "cut audio",
+            "no audio track",
+        )
     assert reasons == {
         "zero": "empty file",
         "text": "unreadable video",
