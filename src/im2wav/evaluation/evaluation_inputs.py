@@ -75,7 +75,7 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
             f"{format_names(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"
         )
     rate = folder.info.sample_rate
-    files = {pair.id: AudioFile(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
+    files = {pair.id: AudioFile(pair.id, folder.wav_path(pair), pair.id, rate, pair.samples) for pair in every}
     reference = sorted((files[pair.id] for pair in pairs), key=lambda file: file.name)
     recordings = [files[pair.id] for pair in every if pair.split == "train"]
     labels = {pair.id: pair.label for pair in every}

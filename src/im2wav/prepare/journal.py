@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from im2wav.data.manifest import COLUMNS, REQUIRED, SPLITS
-from im2wav.files import read_table, table_bytes, write_atomic
+from im2wav.files import path_inside, read_table, table_bytes, write_atomic
 from im2wav.prepare.sources import Source
 
 try:
@@ -174,9 +174,9 @@ class Journal:
             state.drop_copies()
             for name in pruned:
                 state.rows.pop(name, None)
-            for name in (name for name in (*state.skipped, *pruned) if Path(name).name == name):
-                (self.out / "wav" / f"{name}.wav").unlink(missing_ok=True)
-                (self.out / "clip" / f"{name}.npy").unlink(missing_ok=True)
+            for name in (*state.skipped, *pruned):
+                path_inside(self.out / "wav", name, f"{self.out}: id", ".wav").unlink(missing_ok=True)
+                path_inside(self.out / "clip", name, f"{self.out}: id", ".npy").unlink(missing_ok=True)
             self.write("manifest.csv", table_bytes(COLUMNS, (state.rows[name] for name in sorted(state.rows))))
             skipped = ({"id": n, "reason": r, "detail": d} for n, (r, d) in sorted(state.skipped.items()))
             self.write("skipped.csv", table_bytes(SKIPPED, skipped))

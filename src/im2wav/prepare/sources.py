@@ -16,6 +16,7 @@ from im2wav.files import (
     find_path,
     item_names,
     list_files,
+    path_inside,
     read_table,
 )
 from im2wav.media.listing import MediaFolder
@@ -76,11 +77,7 @@ class Sources(list[Source]):
         if double:
             raise ValueError(f"several sources have the id {double[0]!r} ({len(double)} such ids); rename them")
         for source in self:
-            if source.id in ("", ".", "..") or {"/", "\\", "\0"} & set(source.id):
-                raise ValueError(f"{source.path}: id {source.id!r} cannot be a file name")
-            if len(source.id.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-                start = source.id[:40]
-                raise ValueError(f"{source.path}: id {start!r}... is longer than {LONGEST_NAME} bytes; shorten it")
+            path_inside("wav", source.id, f"{source.path}: id")
 
 
 def find_sources(given: str | Path, name: str = "pairs") -> Sources:
@@ -161,7 +158,7 @@ def vggsound_sources(videos: str, table: str) -> Sources:
             names = _vggsound_names(youtube, int(start))
             video = next((files[name] for name in names if name in files), None)
             found, example = found or video is not None, names[0]
-            video = video or str(Path(videos, f"{names[0]}.mp4"))
+            video = video or str(path_inside(videos, names[0], f"{table}, line {number}:", ".mp4"))
             sources.append(Source(names[0], video=video, label=label, split=split, group=youtube))
     if not found:
         raise ValueError(f"input={videos} contains none of the {len(sources)} clips of {table}, such as {example}.mp4")
