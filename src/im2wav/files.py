@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 import tempfile
 import unicodedata
@@ -246,6 +247,16 @@ def path_inside(folder: str | Path, name: str, origin: object, suffix: str = "",
         allowed = "a path below it" if nested else f"at most {LONGEST_NAME} bytes without slashes"
         raise ValueError(f"{origin} {shown} cannot be a file name in {folder}: expected {allowed}, no '..'; rename it")
     return Path(folder, name + suffix)
+
+
+def load_failure(error: Exception) -> str:
+    """Why torch.load rejected a file, in one line, without torch's advice to load it unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            return f"it contains {found[1]}, which could run code; only tensors, numbers and texts are loaded"
+        return "its pickle is damaged, or contains more than tensors, numbers and texts"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def parse_shard(text: str) -> tuple[int, int]:
