@@ -7,7 +7,7 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, find_audio_files, format_names, match
+from im2wav.evaluation.audio_files import SHORTEST, AudioFile, AudioFileSet, find_audio_files, format_names, match
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
 from im2wav.files import item_names, read_table
 from im2wav.inference.command import Build
@@ -36,6 +36,8 @@ def check_options(cfg: Any) -> None:
             raise ValueError("mode=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
     if cfg.mode == "folders" and not (cfg.reference or cfg.data_dir):
         raise ValueError("mode=folders needs reference=DIR (real audio of the same names) or data=PAIRS")
+    if cfg.seconds is not None and cfg.seconds < SHORTEST:
+        raise ValueError(f"seconds={cfg.seconds}: expected at least {SHORTEST:g}")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
 

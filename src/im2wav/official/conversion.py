@@ -267,9 +267,7 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
         raise ValueError(f"{path}: {error}") from error
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(
-            f"{path} is damaged: {', '.join(broken)} contain non-finite values; download it again"
-        )
+        raise ValueError(f"{path} is damaged: {', '.join(broken)} contain non-finite values; download it again")
     if isinstance(net, AudioCodec):
         _restore_codebooks(state, net, hps)
     net.load_state_dict(state, assign=True)
