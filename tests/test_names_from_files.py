@@ -80,7 +80,7 @@ def test_a_key_of_a_pickle(tmp_path, capfd, name, with_audio):
 def test_an_id_of_a_manifest_to_embed_and_paths_that_its_author_may_choose(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "manifest.csv").write_text(f"id,image\n{OUTSIDE},a.jpg\n")
-    with pytest.raises(ValueError, match=r"id '../../escaped' cannot be a file name"):
+    with pytest.raises(ValueError, match=r"manifest.csv, line 2: id '../../escaped' cannot be a file name"):
         find_sources(tmp_path / "in")
     (tmp_path / "in" / "manifest.csv").write_text(f"id,image,audio\na,../a.jpg,{tmp_path / 'a.wav'}\n")
     (source,) = find_sources(tmp_path / "in")  # inputs, wherever they are

@@ -104,22 +104,6 @@ def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) ->
     return buffer.getvalue().encode()
 
 
-def read_table(path: Path, required: set[str]) -> list[dict[str, str]]:
-    """Read the rows of a csv file with a header.
-
-    Raises:
-        ValueError: the file does not exist or lacks a required column.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        reader = csv.DictReader(file)
-        missing = required - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {reader.fieldnames}")
-        return list(reader)
-
-
 def file_sha256(path: Path) -> str:
     """Hash of a file's content.
 

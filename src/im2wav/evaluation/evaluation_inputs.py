@@ -9,9 +9,10 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
 from im2wav.evaluation.audio_files import SHORTEST, AudioFile, AudioFileSet, find_audio_files, format_names, match
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
-from im2wav.files import item_names, read_table
+from im2wav.files import item_names, same_name
 from im2wav.inference.command import Build
 from im2wav.media.listing import MediaFolder
+from im2wav.tables import read_rows
 
 
 @dataclass
@@ -84,6 +85,19 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
     return Inputs({}, AudioFileSet("reference", tuple(reference)), images, labels, recordings=recordings)
 
 
+def read_labels(path: Path) -> dict[str, str]:
+    """The label of each item, from a csv file with the columns id and label.
+
+    Raises:
+        ValueError: the file cannot be read, or an id has two labels.
+    """
+    labels: dict[str, str] = {}
+    for line, row in read_rows(path, {"id", "label"}):
+        if labels.setdefault(same_name(row["id"]), row["label"]) != row["label"]:
+            raise ValueError(f"{path}, line {line}: id {row['id']!r} has another label above; keep one of them")
+    return labels
+
+
 def gather(cfg: Any, make_config: MakeConfig, build: Build) -> Inputs | None:
     """Find what is evaluated; a model generates its audio first.
 
@@ -126,5 +140,5 @@ def gather(cfg: Any, make_config: MakeConfig, build: Build) -> Inputs | None:
     if cfg.images and cfg.mode != "imagehear":
         found.images = find_media(Path(cfg.images))
     if cfg.labels:
-        found.labels = {row["id"]: row["label"] for row in read_table(Path(cfg.labels), {"id", "label"})}
+        found.labels = read_labels(Path(cfg.labels))
     return found

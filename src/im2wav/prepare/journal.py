@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from im2wav.data.manifest import COLUMNS, REQUIRED, SPLITS
-from im2wav.files import path_inside, read_table, table_bytes, write_atomic
+from im2wav.files import path_inside, table_bytes, write_atomic
 from im2wav.prepare.sources import Source
+from im2wav.tables import read_table
 
 try:
     import fcntl
@@ -45,9 +46,10 @@ class State:
         state = cls()
         manifest, skipped = out / "manifest.csv", out / "skipped.csv"
         if manifest.is_file():
-            state.rows = {row["id"]: row for row in read_table(manifest, set(REQUIRED))}
+            state.rows = {row["id"]: row for row in read_table(manifest, REQUIRED, exact=True)}
         if skipped.is_file():
-            state.skipped = {row["id"]: (row["reason"], row["detail"]) for row in read_table(skipped, set(SKIPPED))}
+            rows = read_table(skipped, SKIPPED, exact=True)
+            state.skipped = {row["id"]: (row["reason"], row["detail"]) for row in rows}
             state.since = skipped.stat().st_mtime
         for part in _parts(out):
             state._apply(part / ROWS)
