@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from im2wav.codec import AudioCodec
-from im2wav.files import atomic_path, state_sha256
+from im2wav.files import atomic_path, load_failure, state_sha256
 from im2wav.prior import Prior
 
 # networks that a checkpoint can name; names from files are never imported
@@ -58,8 +58,7 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
         found, config = about["kind"], {k: v for k, v in about["config"].items() if not k.startswith("_")}
         build = NETS[about["config"]["_target_"]]
     except Exception as error:  # torch.load raises many types of errors for broken files
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise ValueError(f"{path} is not {expected} ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"{path} is not {expected} ({load_failure(error)})") from error
     if kind and found != kind:
         raise ValueError(f"{path} holds a {found}, expected {expected}")
     with torch.device("meta"):
@@ -112,8 +111,11 @@ def save(loaded: Loaded, path: Path) -> Path:
         "bandwidth": loaded.bandwidth,
     }
     state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, {"im2wav": json.dumps(about)})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(state, temporary, {"im2wav": json.dumps(about)})
+    except SafetensorError as error:  # a full disk
+        raise ValueError(f"cannot write {path}: {error}; free space, or choose another folder") from error
     return path
 
 

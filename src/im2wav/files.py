@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import pickle
+import re
 import tempfile
 import unicodedata
 from collections import defaultdict
@@ -100,22 +102,6 @@ def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) ->
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue().encode()
-
-
-def read_table(path: Path, required: set[str]) -> list[dict[str, str]]:
-    """Read the rows of a csv file with a header.
-
-    Raises:
-        ValueError: the file does not exist or lacks a required column.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        reader = csv.DictReader(file)
-        missing = required - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {reader.fieldnames}")
-        return list(reader)
 
 
 def file_sha256(path: Path) -> str:
@@ -218,6 +204,43 @@ def item_names(paths: Sequence[Path], root: Path) -> list[str]:
         if form is None or any(names[index] in groups and names[index] != name for index in group):
             raise ValueError(f"several files of {root} would have the name {name!r}; rename them")
     return names
+
+
+def path_inside(folder: str | Path, name: str, origin: object, suffix: str = "", nested: bool = False) -> Path:
+    """The path of a name that was read from a file: an id, a column of a manifest, a key of a pickle, ...
+
+    All such names become paths here, so that none leads out of its folder. Links inside the folder are followed: they
+    are part of the user's own folder.
+
+    Args:
+        folder: where the file is.
+        name: its name without `suffix`.
+        origin: what the message begins with: the file that contains the name, and what it is a name of.
+        suffix: added to the name.
+        nested: whether the name may contain subfolders, separated by slashes.
+
+    Raises:
+        ValueError: it is empty, absolute or too long, contains `..`, or a slash where it must not.
+    """
+    parts = re.split("[/\\\\]" if os.sep == "\\" else "/", name)
+    wrong = "\0" in name or parts[-1] in ("", ".") or ".." in parts or bool(Path(name).anchor)
+    if not nested:
+        wrong = wrong or len(parts) > 1 or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME
+    if wrong:
+        shown = repr(name[:60]) + "..." * (len(name) > 60)
+        allowed = "a path below it" if nested else f"at most {LONGEST_NAME} bytes without slashes"
+        raise ValueError(f"{origin} {shown} cannot be a file name in {folder}: expected {allowed}, no '..'; rename it")
+    return Path(folder, name + suffix)
+
+
+def load_failure(error: Exception) -> str:
+    """Why torch.load rejected a file, in one line, without torch's advice to load it unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            return f"it contains {found[1]}, which could run code; only tensors, numbers and texts are loaded"
+        return "its pickle is damaged, or contains more than tensors, numbers and texts"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -79,6 +79,11 @@ def load_folder(folder: Path) -> tuple[dict[str, Loaded], dict[str, Any]]:
     encoder: dict[str, Any] = {}
     if (folder / CONFIG).is_file():
         encoder = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("image_encoder", {})
+        if other := sorted(set(encoder) - {"name", "dim"}):  # the folder may be somebody else's: no paths from it
+            raise ValueError(
+                f"{folder / CONFIG}: image_encoder has {', '.join(other)}, expected name and dim; set other options "
+                "in from_pretrained(encoder={...})"
+            )
     return loaded, {"name": loaded["low"].data["encoder"], **encoder}
 
 

@@ -198,7 +198,7 @@ def break_empty(generated, reference):
         (break_rate, r"generated: 8 at 16000 Hz; reference: 8 at 22050 Hz.*resample=true"),
         (break_names, r"1 generated files without a reference: eagle_00; 1 references .*: owl_03.*missing=skip"),
         (break_all_names, r"no generated file has the name of a reference: generated are x0"),
-        (break_file, r"1 files cannot be read: owl_03_00"),
+        (break_file, r"1 files cannot be used: owl_03_00.wav \("),
         (break_empty, r"generated=.* contains no audio files"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from conftest import ASSETS, command, tone, write_wav
 from helpers import TINY_ENCODER
 from im2wav.data.pairs import PairsFolder
-from im2wav.files import read_table
+from im2wav.tables import read_table
 
 PHOTOS = sorted((ASSETS / "images").glob("*.jpg"))
 

@@ -120,4 +120,4 @@ def test_a_name_that_nobody_can_write_is_refused(tmp_path, capfd):
     write_wav(tmp_path / "a.wav", tone())
     (tmp_path / "manifest.csv").write_text(f"id,image,audio\n{'x' * 300},a.jpg,a.wav\n")
     assert command("embed", *TINY_ENCODER, f"input={tmp_path}", f"out={tmp_path / 'out'}") == 2
-    assert "longer than 240 bytes" in capfd.readouterr().err
+    assert "expected at most 240 bytes" in capfd.readouterr().err

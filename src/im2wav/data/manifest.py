@@ -5,7 +5,6 @@ reading a row changes no reference count in them.
 """
 
 import copy
-import csv
 import hashlib
 import json
 from array import array
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+
+from im2wav.tables import fit_row, read_header, read_records
 
 COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", "source", "sound", "note", "stamp")
 SPLITS = ("train", "valid", "test")
@@ -57,10 +58,7 @@ class Manifest(Sequence[Pair]):
             text += json.dumps(row).encode()
             ends.append(len(text))
             for name, values in numbers.items():
-                try:
-                    values.append(int(row[COLUMNS.index(name)] or 0))
-                except ValueError as error:
-                    raise ValueError(f"column {name}: {error}; expected whole numbers") from error
+                values.append(int(row[COLUMNS.index(name)] or 0))
         self._text, self._ends = bytes(text), np.array(ends)
         self._numbers = {name: np.array(values) for name, values in numbers.items()}
         self._rows = np.arange(len(ends) - 1)
@@ -72,17 +70,7 @@ class Manifest(Sequence[Pair]):
         Raises:
             ValueError: it does not exist, lacks a column, or has a value that is not a number where one is expected.
         """
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist")
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if missing := REQUIRED - set(header):
-                raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {header}")
-            try:
-                return cls(_ordered(reader, header))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+        return cls(_ordered(path))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,16 +109,19 @@ class Manifest(Sequence[Pair]):
         return np.fromiter(map(test, self.strings(name)), bool, len(self))
 
 
-def _ordered(reader: Iterable[list[str]], header: list[str]) -> Iterator[list[str]]:
-    """The rows with their fields in the order of `COLUMNS`."""
+def _ordered(path: Path) -> Iterator[list[str]]:
+    """The rows of a manifest.csv with their fields in the order of `COLUMNS`."""
+    records = read_records(path, exact=True)
+    header = read_header(path, records, REQUIRED)
     places = [header.index(name) if name in header else len(header) for name in COLUMNS]
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise ValueError(f"a row of {len(row)} fields, expected {len(header)}: {row[:3]}")
-        row.append("")  # the value of a missing column
-        yield [row[place] for place in places]
+    numbers = [COLUMNS.index(name) for name in NUMBERS]
+    for record in records:
+        fields = [*fit_row(path, record, header, REQUIRED), ""]  # last, the value of a missing column
+        row = [fields[place] for place in places]
+        for number in numbers:
+            if row[number] and not row[number].isdecimal():
+                raise ValueError(f"{path}, line {record[0]}: {COLUMNS[number]}={row[number]}: expected a whole number")
+        yield row
 
 
 def hash_fraction(text: str, purpose: str) -> float:

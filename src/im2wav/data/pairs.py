@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from im2wav.data.manifest import Manifest, Pair
-from im2wav.files import json_bytes, write_atomic
+from im2wav.files import json_bytes, path_inside, write_atomic
 
 FORMAT = 1
 
@@ -105,13 +105,21 @@ class PairsFolder:
         self.info = DatasetInfo.read(self.root)
         self.pairs = Manifest.read(self.root / "manifest.csv")
 
+    def wav_path(self, pair: Pair) -> Path:
+        """The audio of a pair; raises ValueError where the manifest names a file outside the folder."""
+        return path_inside(self.root, pair.wav, f"{self.root / 'manifest.csv'}: wav", nested=True)
+
+    def clip_path(self, pair: Pair) -> Path:
+        """The embeddings of a pair; raises ValueError where the manifest names a file outside the folder."""
+        return path_inside(self.root, pair.clip, f"{self.root / 'manifest.csv'}: clip", nested=True)
+
     def read_wav(self, pair: Pair, start: int = 0, length: int = -1, mix: float = 0.5) -> Tensor:
         """Samples [N] of a pair from `start`, all if `length` is -1; `mix` is the weight of the left of two channels.
 
         Raises:
             ValueError: the file that the manifest names is missing or shorter than it says.
         """
-        path = self.root / pair.wav
+        path = self.wav_path(pair)
         try:
             samples, rate = soundfile.read(path, length, start, dtype="float32")
         except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -130,7 +138,7 @@ class PairsFolder:
         Raises:
             ValueError: the file that the manifest names cannot be read.
         """
-        path = self.root / pair.clip
+        path = self.clip_path(pair)
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -184,6 +192,9 @@ class ShardsFolder(PairsFolder):
             lit = import_litdata()
             loader = lit.streaming.temporal.TemporalArrayLoader
             data = {f: lit.StreamingDataset(f"{self.chunks}/{f}", item_loader=loader()) for f in ("wav", "clip")}
+            for field, opened in data.items():
+                for chunk in opened.subsampled_files:
+                    path_inside(f"{self.chunks}/{field}", chunk, f"{self.chunks}/{field}/index.json: chunk")
             self._opened = os.getpid(), data
         try:
             return self._opened[1][name].read_window(self._row_of[pair.id], start, length)[name]

@@ -11,8 +11,9 @@ HASH is the beginning of the sha256 of the codec's weights, so each codec has it
 
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset, default_collate
 
 from im2wav.data.manifest import Manifest, Pair
 from im2wav.data.pairs import PairsFolder
-from im2wav.files import json_bytes, npy_bytes, state_sha256, write_atomic
+from im2wav.files import json_bytes, npy_bytes, path_inside, state_sha256, write_atomic
 
 
 class Batch(NamedTuple):
@@ -112,13 +113,18 @@ class CodesFolder:
 
     def path(self, pair: Pair, level: str) -> Path:
         """Path of the codes of a pair."""
-        return self.root / level / Path(pair.clip).name
+        name = PurePath(pair.clip).name
+        return path_inside(self.root / level, name, f"manifest.csv: the embeddings {pair.clip!r} of {pair.id!r}:")
 
     def missing(self, pairs: Manifest) -> list[int]:
         """Rows whose codes are missing."""
+        names = [PurePath(clip).name for clip in pairs.strings("clip")]
+        if len(set(names)) < len(names):
+            double = next(name for name, count in Counter(names).items() if count > 1)
+            raise ValueError(f"several pairs have embeddings called {double}, so codes cannot be cached: rename them")
         existing = [{path.name for path in (self.root / level).glob("*.npy")} for level in self.hops]
         complete = set.intersection(*existing)
-        return [row for row, clip in enumerate(pairs.strings("clip")) if Path(clip).name not in complete]
+        return [row for row, name in enumerate(names) if name not in complete]
 
     def start(self) -> None:
         """Write codes.json; raise ValueError if the folder was written with other settings."""
@@ -211,7 +217,7 @@ class WindowDataset(Dataset):
     def describe(self, key: Key) -> str:
         """Return the pair and the files of a key for error messages."""
         pair, _ = self.locate(key.row, key.place)
-        return f"{pair.id!r} ({self.folder.root / pair.wav}, {self.folder.root / pair.clip})"
+        return f"{pair.id!r} ({self.folder.wav_path(pair)}, {self.folder.clip_path(pair)})"
 
     def __getitem__(self, key: tuple[int, float] | tuple[int, float, float]) -> Batch:
         row, place, mix = Key(*key)

@@ -21,15 +21,17 @@ from im2wav.evaluation.metrics import nearest
 from im2wav.evaluation.networks import Network, NetworkOutputs
 from im2wav.evaluation.set_statistics import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, item_names, list_files
-from im2wav.media.reading import MediaError, read_audio, set_loudness
+from im2wav.media.reading import MediaError, read_audio, read_audio_and_rate, set_loudness
 from im2wav.report.plots import log_mel
 
 SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
 FULL = 0.999  # samples above count as full scale
+SHORTEST = 0.1  # s of audio that the networks need
 CLIPPED = 3  # number of consecutive full-scale samples that count as clipping
 # Outputs are stacked for this many files at once: small tensors that stay allocated between waveforms fragment the
 # memory (0.2 MB per file).
 TOGETHER = 64
+COMMON_RATE = 16000  # Hz
 QUIETEST = -100.0  # dB; level of silent audio
 
 
@@ -75,11 +77,29 @@ class AudioFileSet:
         return [file.target for file in self.files]
 
 
+def describe_audio(path: Path, name: str) -> AudioFile:
+    """An audio file, from its header where it has one.
+
+    Raises:
+        MediaError: it cannot be read, or has fewer than `SHORTEST` seconds.
+    """
+    try:
+        info = soundfile.info(path)
+        file = AudioFile(name, path, name, info.samplerate, info.frames)
+    except (soundfile.LibsndfileError, RuntimeError):  # formats that FFmpeg reads
+        wav, rate = read_audio_and_rate(path, COMMON_RATE)
+        file = AudioFile(name, path, name, rate, round(len(wav) * rate / COMMON_RATE))
+    if file.seconds < SHORTEST:
+        raise MediaError("too short", f"{path}: {file.frames} samples, expected at least {SHORTEST:g} s")
+    return file
+
+
 def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     """Find the audio files in a folder, sorted by name; see `item_names`.
 
     Raises:
-        ValueError: the folder does not exist or has no audio files, or files are unreadable or have the same name.
+        ValueError: the folder does not exist or has no audio files, or files are unreadable, too short or have the same
+            name.
     """
     if not folder.is_dir():
         raise ValueError(f"{option}={folder}: no such folder; expected a folder of audio files")
@@ -94,12 +114,14 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
     files, broken = [], []
     for path, name in zip(paths, item_names(paths, folder), strict=True):
         try:
-            info = soundfile.info(path)
-            files.append(AudioFile(name, path, name, info.samplerate, info.frames))
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            broken.append(f"{name} ({str(error).splitlines()[0][:80]})")
+            files.append(describe_audio(path, name))
+        except MediaError as error:
+            what = error.detail.removeprefix(f"{path}").removeprefix(": ")[:80]
+            broken.append(f"{path.relative_to(folder).as_posix()} ({error.reason}: {what})")
     if broken:
-        raise ValueError(f"{option}={folder}: {len(broken)} files cannot be read: {format_names(broken)}")
+        raise ValueError(
+            f"{option}={folder}: {len(broken)} files cannot be used: {format_names(broken)}; replace or remove them"
+        )
     return sorted(files, key=lambda file: file.name)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import summary
-from im2wav.files import IMAGE_SUFFIXES, item_names, list_files, read_table, write_atomic
+from im2wav.files import IMAGE_SUFFIXES, item_names, list_files, write_atomic
 from im2wav.media.reading import read_audio
 from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_curves
+from im2wav.tables import read_table
 
 INTRODUCTION = (
     "Three small models, trained on {sounds} images and their recordings in {minutes:.0f} minutes, generated the audio "

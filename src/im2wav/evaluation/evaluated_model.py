@@ -20,8 +20,9 @@ from im2wav.evaluation.figures import Plan, mean_figure
 from im2wav.evaluation.metrics import bits_per_code, code_usage, log_stft_distance, si_sdr
 from im2wav.files import file_sha256, write_atomic
 from im2wav.hub import KINDS, find_weights
-from im2wav.inference.command import Build, generate_files, read_numbers
+from im2wav.inference.command import Build, Outputs, generate_files, read_numbers
 from im2wav.inference.inputs import input_of
+from im2wav.media.encoder import ENCODERS
 from im2wav.prior import Conditions, Timing
 
 # options of `sample` -> its config
@@ -81,13 +82,17 @@ def _window_options(files: Mapping[str, Path]) -> list[str]:
     """Options of `sample` for one window of a model, for longer videos as well."""
     low, codec = load(files["low"], "low_prior"), load(files["codec"], "vqvae")
     nets: Any = {"low": low.net, "codec": codec.net}
+    encoder = low.data.get("encoder")
+    if encoder not in ENCODERS:  # it selects a file of conf/encoder
+        raise ValueError(f"{files['low']} was trained with encoder={encoder}: expected one of {', '.join(ENCODERS)}")
     samples = nets["low"].context_length * nets["codec"].hop_lengths["low"]
     seconds = samples / low.data.get("sample_rate", 16000)
-    return [f"encoder={low.data.get('encoder')}", f"seconds={seconds}", "mux=false"]
+    return [f"encoder={encoder}", f"seconds={seconds}", "mux=false"]
 
 
 def _is_done(out: Path, name: str, count: int) -> bool:
-    return all((out / level / f"{name}_{k:02d}.wav").is_file() for level in ("up", "low") for k in range(count))
+    paths = (Outputs(out).path(level, name, k) for level in ("up", "low") for k in range(count))
+    return all(path.is_file() for path in paths)
 
 
 def reconstruct(reference: AudioFileSet, file: Path, device: str) -> AudioFileSet:

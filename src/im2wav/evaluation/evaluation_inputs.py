@@ -7,11 +7,12 @@ from typing import Any
 
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
-from im2wav.evaluation.audio_files import AudioFile, AudioFileSet, find_audio_files, format_names, match
+from im2wav.evaluation.audio_files import SHORTEST, AudioFile, AudioFileSet, find_audio_files, format_names, match
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
-from im2wav.files import item_names, read_table
+from im2wav.files import item_names, same_name
 from im2wav.inference.command import Build
 from im2wav.media.listing import MediaFolder
+from im2wav.tables import read_rows
 
 
 @dataclass
@@ -36,6 +37,8 @@ def check_options(cfg: Any) -> None:
             raise ValueError("mode=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
     if cfg.mode == "folders" and not (cfg.reference or cfg.data_dir):
         raise ValueError("mode=folders needs reference=DIR (real audio of the same names) or data=PAIRS")
+    if cfg.seconds is not None and cfg.seconds < SHORTEST:
+        raise ValueError(f"seconds={cfg.seconds}: expected at least {SHORTEST:g}")
     if cfg.suite in ("paper", "all") and cfg.weights_dir is None:
         raise ValueError(f"suite={cfg.suite} needs weights_dir=DIR; docs/evaluation.md says which files it holds")
 
@@ -75,11 +78,24 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
             f"{format_names(lost, 2)}. Put them back, or run this from the folder that `embed` ran in"
         )
     rate = folder.info.sample_rate
-    files = {pair.id: AudioFile(pair.id, folder.root / pair.wav, pair.id, rate, pair.samples) for pair in every}
+    files = {pair.id: AudioFile(pair.id, folder.wav_path(pair), pair.id, rate, pair.samples) for pair in every}
     reference = sorted((files[pair.id] for pair in pairs), key=lambda file: file.name)
     recordings = [files[pair.id] for pair in every if pair.split == "train"]
     labels = {pair.id: pair.label for pair in every}
     return Inputs({}, AudioFileSet("reference", tuple(reference)), images, labels, recordings=recordings)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """The label of each item, from a csv file with the columns id and label.
+
+    Raises:
+        ValueError: the file cannot be read, or an id has two labels.
+    """
+    labels: dict[str, str] = {}
+    for line, row in read_rows(path, {"id", "label"}):
+        if labels.setdefault(same_name(row["id"]), row["label"]) != row["label"]:
+            raise ValueError(f"{path}, line {line}: id {row['id']!r} has another label above; keep one of them")
+    return labels
 
 
 def gather(cfg: Any, make_config: MakeConfig, build: Build) -> Inputs | None:
@@ -124,5 +140,5 @@ def gather(cfg: Any, make_config: MakeConfig, build: Build) -> Inputs | None:
     if cfg.images and cfg.mode != "imagehear":
         found.images = find_media(Path(cfg.images))
     if cfg.labels:
-        found.labels = {row["id"]: row["label"] for row in read_table(Path(cfg.labels), {"id", "label"})}
+        found.labels = read_labels(Path(cfg.labels))
     return found

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from im2wav.files import file_sha256
+from im2wav.files import file_sha256, load_failure
 
 NOTHING = torch.zeros(0)
 
@@ -130,8 +130,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = (str(error).splitlines() or [""])[0][:120]
-        raise ValueError(f"{path} cannot be read as a state dict: {first}") from error
+        raise ValueError(f"{path} cannot be read as a state dict: {load_failure(error)}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} contains a {type(state).__name__}, expected a state dict")
     for key in ("model", "state_dict"):

@@ -12,7 +12,7 @@ from im2wav.evaluation import summary
 from im2wav.evaluation.audio_files import AudioFile, Judged, Reading, format_names
 from im2wav.evaluation.evaluation_inputs import Inputs
 from im2wav.evaluation.networks import Network
-from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, table_bytes, wav_bytes, write_atomic
+from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, path_inside, table_bytes, wav_bytes, write_atomic
 from im2wav.media.video import read_frames
 from im2wav.report import Card, Cards, Image, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import as_markdown
@@ -209,6 +209,7 @@ def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
     videos = 0
     for name, file in taken.items():
         flat = name.replace("/", "_")
+        path_inside(out / "gt_audio", flat, "name of an item")
         write_atomic(out / "gt_audio" / f"{flat}.wav", wav_bytes(reading.raw(real[name]), reading.rate))
         write_atomic(out / "pred_audio" / f"{flat}.wav", wav_bytes(reading.raw(file), reading.rate))
         video = found.images.get(name)

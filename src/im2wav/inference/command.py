@@ -6,7 +6,6 @@ written last: if it exists, the other files do.
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from omegaconf import DictConfig
 from im2wav.checkpoint import load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import item_seed
-from im2wav.files import LONGEST_NAME, table_bytes, write_atomic
+from im2wav.files import path_inside, table_bytes, write_atomic
 from im2wav.hub import KINDS, find_folder, find_weights
 from im2wav.inference.api import Im2Wav, Runner
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio
@@ -55,19 +54,14 @@ class Outputs:
         Raises:
             ValueError: the name, which may be an id of any manifest, is not a valid file name.
         """
-        if {"/", os.sep, "\0"} & set(name) or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-            raise ValueError(
-                f"name {name[:60]!r} cannot be a file name: expected at most {LONGEST_NAME} bytes without slashes; "
-                "rename the input, or change its id in manifest.csv"
-            )
-        return self.root / level / f"{name}_{number:02d}.{suffix or self.format}"
+        return path_inside(self.root / level, name, "name of an input", f"_{number:02d}.{suffix or self.format}")
 
     def read(self, name: str, number: int) -> dict[str, Any] | None:
         """The .json of a finished audio; None if it is not finished."""
         path = self.path("low", name, number, "json")
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            files = [self.root / file for file in about["files"].values()]
+            files = [path_inside(self.root, file, f"{path}: file", nested=True) for file in about["files"].values()]
         except (OSError, ValueError, KeyError, AttributeError):
             return None
         return about if all(file.is_file() for file in files) else None

@@ -143,7 +143,11 @@ def make_request(
     request = Request(item, 0, 0, samples, overlap, sampling, model.recording, rate, away)
     if continue_from is not None:
         wav = continue_from if isinstance(continue_from, Tensor) else read_audio(continue_from, rate)
-        return replace(request, known_codes=networks.encode(wav, pad=False))
+        try:
+            return replace(request, known_codes=networks.encode(wav, pad=False))
+        except ValueError as error:
+            named = "" if isinstance(continue_from, Tensor) else f"={continue_from}"
+            raise ValueError(f"continue_from{named}: {error}") from error
     if inpaint is None or inpaint_interval is None:
         return request
     if isinstance(inpaint, str | Path):

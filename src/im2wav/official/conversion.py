@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from im2wav.checkpoint import Loaded
 from im2wav.codec import LEVELS, AudioCodec
+from im2wav.official.checkpoint_file import read
 from im2wav.prior import Prior
 
 KINDS = {"vqvae": AudioCodec, "low_prior": Prior, "up_prior": Prior}
-
-# `hps.bandwidth` contains numpy scalars. Only these, tensors and plain containers are unpickled. Their pickled names
-# depend on the numpy version.
-_make_scalar = np.float64(0).__reduce__()[0]
-_SCALARS: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-_SCALARS += [(_make_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 # required values of `hps`; other values change the network and no released checkpoint uses them
 _REQUIRED: dict[str, dict[str, Any]] = {
@@ -40,24 +34,6 @@ class OfficialCheckpoint(Loaded):
     """A converted checkpoint, and the step of its training."""
 
     step: int = 0
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """Read an official file without executing code.
-
-    Raises:
-        ValueError: not an official file, or it contains types other than tensors, plain containers and numpy scalars.
-    """
-    try:
-        with torch.serialization.safe_globals(_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"hps", "model"} - set(content)
-    except Exception as error:  # torch.load raises many types of errors for broken files
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise ValueError(f"{path} is not an official Im2Wav checkpoint ({type(error).__name__}: {reason})") from error
-    if missing:
-        raise ValueError(f"{path} is not an official Im2Wav checkpoint: it lacks {sorted(missing)}")
-    return content
 
 
 def kind_of(hps: Mapping[str, Any]) -> str:
@@ -253,13 +229,12 @@ def _restore_codebooks(state: dict[str, Tensor], codec: AudioCodec, hps: Mapping
         state[f"{start}.initialised"] = torch.tensor(True)
 
 
-def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
-    """Load an official file and build its network in eval mode.
+def build_net(content: Mapping[str, Any]) -> tuple[str, dict[str, Any], nn.Module]:
+    """Kind, arguments and network (without weights) of the content of an official file.
 
     Raises:
-        ValueError: not an official file, or its weights do not match.
+        ValueError: its `hps` are incomplete, of another type, or not supported.
     """
-    content = read(path)
     hps, given = content["hps"], content["model"]
     try:
         kind = kind_of(hps)
@@ -269,14 +244,30 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
         else:
             map_width, clip_dim = given["y_emb.clip_map.sequential.0.weight"].shape
             config = prior_config(hps, kind, clip_dim, map_width)
+        with torch.device("meta"):
+            return kind, config, KINDS[kind](**config)
     except KeyError as error:
-        raise ValueError(f"{path} is not a complete official checkpoint: it lacks {error}") from error
-    with torch.device("meta"):
-        net = KINDS[kind](**config)
+        raise ValueError(f"not a complete official checkpoint: it lacks {error}") from error
+    except (TypeError, IndexError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"no network can be built from its hps: {type(error).__name__}: {error}") from error
+
+
+def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
+    """Load an official file and build its network in eval mode.
+
+    Raises:
+        ValueError: not an official file, or its weights do not match.
+    """
+    content = read(path)
+    hps = content["hps"]
     try:
-        state = translate(net, given, hps, kind)
+        kind, config, net = build_net(content)
+        state = translate(net, content["model"], hps, kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} is damaged: {', '.join(broken)} contain non-finite values; download it again")
     if isinstance(net, AudioCodec):
         _restore_codebooks(state, net, hps)
     net.load_state_dict(state, assign=True)
@@ -285,5 +276,5 @@ def convert_checkpoint(path: str | Path) -> OfficialCheckpoint:
     data["seconds"] = 10.0
     losses = hps.get("bandwidth") if kind == "vqvae" else None
     bandwidth = {name: float(losses[name]) for name in ("l1", "l2", "spec")} if losses else None
-    step, net = int(content.get("step", 0)), net.eval().requires_grad_(False)
-    return OfficialCheckpoint(net, kind, config, data, bandwidth=bandwidth, step=step)
+    net = net.eval().requires_grad_(False)
+    return OfficialCheckpoint(net, kind, config, data, bandwidth=bandwidth, step=int(content.get("step") or 0))

@@ -1,12 +1,12 @@
 """Convert folders of official checkpoints; download the released checkpoints."""
 
 import logging
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 from im2wav.checkpoint import net_sha256, save
 from im2wav.files import json_bytes, write_atomic
+from im2wav.official.checkpoint_file import is_checkpoint
 from im2wav.official.conversion import KINDS, OfficialCheckpoint, convert_checkpoint
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,9 @@ RELEASED = (
     "1v9dmCwrEwkwJhbe2YF3ScM2gjVplSLzt",
     "1UyNBjoxgqBYqA_aYhOu6BHYlkT4CD_M_",
 )
+SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".tar"}  # files that are called like checkpoints must be some
+UNFINISHED = {".part", ".crdownload", ".tmp"}  # downloads
 DRIVE = "https://drive.google.com/uc?id={id}"
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a zip archive or a pickle, the formats of torch.save."""
-    with path.open("rb") as file:
-        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
 def find_official(folder: Path) -> dict[str, OfficialCheckpoint]:
@@ -37,7 +33,13 @@ def find_official(folder: Path) -> dict[str, OfficialCheckpoint]:
     found: dict[str, OfficialCheckpoint] = {}
     paths: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        if path.suffix in UNFINISHED:
+            log.warning("%s: an unfinished download, skipped", path.name)
+            continue
         if not is_checkpoint(path):
+            if path.suffix.lower() in SUFFIXES:
+                what = "is not a checkpoint" if path.stat().st_size else "is empty"
+                raise ValueError(f"{path} {what}: download it again, or remove it")
             log.info("%s: not a checkpoint, skipped", path.name)
             continue
         loaded = convert_checkpoint(path)
@@ -86,7 +88,7 @@ def fetch(cache: Path, url: str = DRIVE) -> Path:
     if all(path.is_file() for path in wanted):
         return out
     files.mkdir(parents=True, exist_ok=True)
-    present = [p for p in files.iterdir() if p.is_file() and is_checkpoint(p)]
+    present = [p for p in files.iterdir() if p.is_file() and p.suffix not in UNFINISHED and is_checkpoint(p)]
     if len(present) < len(RELEASED):  # skip the download if the user put three files there
         for name in RELEASED:
             _download(url.format(id=name), files / f"{name}.pth.tar", files)

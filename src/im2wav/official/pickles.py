@@ -6,6 +6,7 @@ Official Im2Wav stores `video_CLIP/NAME.pickle` = {NAME: array [frames, 512]} an
 
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from im2wav.data.manifest import COLUMNS, Pair
 from im2wav.data.pairs import DatasetInfo
-from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.files import npy_bytes, path_inside, table_bytes, wav_bytes, write_atomic
 from im2wav.media.reading import MediaError, read_audio
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,48 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_items(files: Sequence[Path], out: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Labels and embeddings [F, D] by id; each image of a class is an item CLASS_NUMBER of one frame.
+
+    Raises:
+        ValueError: a file is not an official pickle, a name cannot be a file name, or two files have the same name.
+    """
+    items: dict[str, tuple[str, np.ndarray]] = {}
+    first: dict[str, Path] = {}
+    for file in files:
+        found: dict[str, tuple[str, np.ndarray]] = {}
+        for name, array in read_pickle(file).items():
+            if file.name == "CLIP.pickle":
+                found |= {f"{name}_{i}": (name, array[i : i + 1]) for i in range(len(array))}
+            else:
+                found[name] = ("", array)
+        for name in found:
+            path_inside(out / "clip", name, f"{file}: name")
+            if name in first:
+                raise ValueError(f"{file} and {first[name]} both contain {name!r}: keep one of them")
+            first[name] = file
+        items |= found
+    return items
+
+
+def unit_norm(name: str, array: np.ndarray) -> np.ndarray:
+    """Embeddings [F, D] scaled to unit norm, as float16.
+
+    Raises:
+        MediaError: an embedding is zero or not finite.
+    """
+    norm = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
+    wrong = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
+    if len(wrong):
+        what = f"{len(wrong)} of {len(array)} embeddings are zero or not finite, the first is number {wrong[0]}"
+        raise MediaError("broken embeddings", f"{name}: {what}")
+    return (array / norm).astype(np.float16)
+
+
 def convert_pickles(path: Path, wavs: Path | None, out: Path, fps: float) -> Path:
     """Convert official pickles to a pairs folder; each image of a class becomes a pair CLASS_NUMBER of one frame.
+
+    Names without audio in `wavs`, or with broken embeddings, are listed in skipped.csv.
 
     Args:
         path: a folder of pickles, or one pickle.
@@ -65,38 +106,40 @@ def convert_pickles(path: Path, wavs: Path | None, out: Path, fps: float) -> Pat
         fps: frames per second of the videos.
 
     Raises:
-        ValueError: nothing to convert, or a file is not an official pickle.
+        ValueError: nothing to convert, a file is not an official pickle, a name that cannot be a file name or occurs
+            twice, or `wavs` is not the folder of the audio.
     """
     files = sorted(path.glob("*.pickle")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"pickles={path}: no .pickle files found")
-    items: dict[str, tuple[str, np.ndarray]] = {}  # label and embeddings by id
-    for file in files:
-        for name, array in read_pickle(file).items():
-            if file.name == "CLIP.pickle":
-                items |= {f"{name}_{i}": (name, array[i : i + 1]) for i in range(len(array))}
-            else:
-                items[name] = ("", array)
-    videos = all(file.name != "CLIP.pickle" for file in files)
+    if wavs is not None and not wavs.is_dir():
+        raise ValueError(f"wavs={wavs} is not a folder: expected one with NAME.wav for each NAME of the pickles")
+    items = read_items(files, out)
     dim = {array.shape[1] for _, array in items.values()}
     if len(dim) != 1:
         raise ValueError(f"pickles={path} have embeddings of different widths {sorted(dim)}: convert them separately")
     rows, skipped = [], []
     for name, (label, array) in sorted(items.items()):
         wav, clip, samples = "", f"clip/{name}.npy", 0
-        if wavs is not None:
-            try:
-                audio = read_audio(wavs / f"{name}.wav", SAMPLE_RATE)
-            except MediaError as error:
-                skipped.append({"id": name, "reason": error.reason, "detail": error.detail})
-                continue
-            wav, samples = f"wav/{name}.wav", len(audio)
-            write_atomic(out / wav, wav_bytes(audio, SAMPLE_RATE))
-        norm = np.linalg.norm(array, axis=1, keepdims=True)
-        write_atomic(out / clip, npy_bytes((array / norm).astype(np.float16)))
+        try:
+            embeddings = npy_bytes(unit_norm(name, array))
+            if wavs is not None:
+                audio = read_audio(path_inside(wavs, name, f"{path}: name", ".wav"), SAMPLE_RATE)
+                wav, samples = f"wav/{name}.wav", len(audio)
+                write_atomic(out / wav, wav_bytes(audio, SAMPLE_RATE))
+        except MediaError as error:
+            skipped.append({"id": name, "reason": error.reason, "detail": error.detail})
+            continue
+        write_atomic(out / clip, embeddings)
         rows.append(vars(Pair(name, label, "train", "", wav, clip, samples, len(array), str(path))))
+    if not rows:
+        why = f"{skipped[0]['reason']}: {skipped[0]['detail']}"
+        raise ValueError(f"pickles={path}: none of its {len(items)} names can be converted; the first: {why}")
+    videos = all(file.name != "CLIP.pickle" for file in files)
     DatasetInfo("clip_vit_b32", dim.pop(), None, fps if videos else None, SAMPLE_RATE).write(out)
     write_atomic(out / "manifest.csv", table_bytes(COLUMNS, rows))
     write_atomic(out / "skipped.csv", table_bytes(("id", "reason", "detail"), skipped))
+    if skipped:
+        log.warning("%d of %d names were skipped, see %s", len(skipped), len(items), out / "skipped.csv")
     log.info("wrote %s", out)
     return out

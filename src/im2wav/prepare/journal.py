@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from im2wav.data.manifest import COLUMNS, REQUIRED, SPLITS
-from im2wav.files import read_table, table_bytes, write_atomic
+from im2wav.files import path_inside, table_bytes, write_atomic
 from im2wav.prepare.sources import Source
+from im2wav.tables import read_table
 
 try:
     import fcntl
@@ -45,9 +46,10 @@ class State:
         state = cls()
         manifest, skipped = out / "manifest.csv", out / "skipped.csv"
         if manifest.is_file():
-            state.rows = {row["id"]: row for row in read_table(manifest, set(REQUIRED))}
+            state.rows = {row["id"]: row for row in read_table(manifest, REQUIRED, exact=True)}
         if skipped.is_file():
-            state.skipped = {row["id"]: (row["reason"], row["detail"]) for row in read_table(skipped, set(SKIPPED))}
+            rows = read_table(skipped, SKIPPED, exact=True)
+            state.skipped = {row["id"]: (row["reason"], row["detail"]) for row in rows}
             state.since = skipped.stat().st_mtime
         for part in _parts(out):
             state._apply(part / ROWS)
@@ -174,9 +176,9 @@ class Journal:
             state.drop_copies()
             for name in pruned:
                 state.rows.pop(name, None)
-            for name in (name for name in (*state.skipped, *pruned) if Path(name).name == name):
-                (self.out / "wav" / f"{name}.wav").unlink(missing_ok=True)
-                (self.out / "clip" / f"{name}.npy").unlink(missing_ok=True)
+            for name in (*state.skipped, *pruned):
+                path_inside(self.out / "wav", name, f"{self.out}: id", ".wav").unlink(missing_ok=True)
+                path_inside(self.out / "clip", name, f"{self.out}: id", ".npy").unlink(missing_ok=True)
             self.write("manifest.csv", table_bytes(COLUMNS, (state.rows[name] for name in sorted(state.rows))))
             skipped = ({"id": n, "reason": r, "detail": d} for n, (r, d) in sorted(state.skipped.items()))
             self.write("skipped.csv", table_bytes(SKIPPED, skipped))

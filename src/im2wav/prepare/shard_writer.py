@@ -27,8 +27,8 @@ RECORD_LIMIT = 2**31  # bytes; LitData stores offsets within a chunk as uint32
 
 def _record(folder: PairsFolder, field: str, pair: Pair) -> np.ndarray:
     if field == "clip":
-        return np.load(folder.root / pair.clip, allow_pickle=False).astype(np.float16)
-    path = folder.root / pair.wav
+        return np.load(folder.clip_path(pair), allow_pickle=False).astype(np.float16)
+    path = folder.wav_path(pair)
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     if rate != folder.info.sample_rate or len(samples) != pair.samples:
         raise ValueError(f"{path} is not {pair.samples} samples at {folder.info.sample_rate} Hz: embed it again")

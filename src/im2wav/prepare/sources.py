@@ -1,6 +1,5 @@
 """Finding the sources to embed: videos, images with audio files, images alone; published data sets by their lists."""
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +15,10 @@ from im2wav.files import (
     find_path,
     item_names,
     list_files,
-    read_table,
+    path_inside,
 )
 from im2wav.media.listing import MediaFolder
+from im2wav.tables import read_records, read_rows
 
 CLIP_SECONDS = 10  # of VGGSound
 
@@ -76,11 +76,7 @@ class Sources(list[Source]):
         if double:
             raise ValueError(f"several sources have the id {double[0]!r} ({len(double)} such ids); rename them")
         for source in self:
-            if source.id in ("", ".", "..") or {"/", "\\", "\0"} & set(source.id):
-                raise ValueError(f"{source.path}: id {source.id!r} cannot be a file name")
-            if len(source.id.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-                start = source.id[:40]
-                raise ValueError(f"{source.path}: id {start!r}... is longer than {LONGEST_NAME} bytes; shorten it")
+            path_inside("wav", source.id, f"{source.path}: id")
 
 
 def find_sources(given: str | Path, name: str = "pairs") -> Sources:
@@ -150,19 +146,16 @@ def vggsound_sources(videos: str, table: str) -> Sources:
         raise ValueError(f"source.table={table} does not exist: expected VGGSound's official csv, vggsound.csv")
     files = {path.stem: str(path) for path in list_files(Path(videos), VIDEO_SUFFIXES)}
     sources, found, example = [], False, "ID_000030"
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row:
-                continue
-            if len(row) != 4 or not row[1].isdecimal() or row[3] not in ("train", "test"):
-                expected = "YouTube id, start in seconds, label, train or test"
-                raise ValueError(f"{table}, line {number}: expected {expected}, got {row}")
-            youtube, start, label, split = row
-            names = _vggsound_names(youtube, int(start))
-            video = next((files[name] for name in names if name in files), None)
-            found, example = found or video is not None, names[0]
-            video = video or str(Path(videos, f"{names[0]}.mp4"))
-            sources.append(Source(names[0], video=video, label=label, split=split, group=youtube))
+    for line, row in read_records(Path(table)):
+        if len(row) != 4 or not row[1].isdecimal() or row[3] not in ("train", "test"):
+            expected = "YouTube id, start in seconds, label, train or test"
+            raise ValueError(f"{table}, line {line}: expected {expected}, got {row}")
+        youtube, start, label, split = row
+        names = _vggsound_names(youtube, int(start))
+        video = next((files[name] for name in names if name in files), None)
+        found, example = found or video is not None, names[0]
+        video = video or str(path_inside(videos, names[0], f"{table}, line {line}:", ".mp4"))
+        sources.append(Source(names[0], video=video, label=label, split=split, group=youtube))
     if not found:
         raise ValueError(f"input={videos} contains none of the {len(sources)} clips of {table}, such as {example}.mp4")
     return Sources("vggsound", sources, file_sha256(Path(table)))
@@ -188,11 +181,14 @@ def _folder_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def _manifest_sources(manifest: Path) -> Iterator[Source]:
-    for row in read_table(manifest, {"id"}):
+    """The sources of a manifest that a user wrote. Its files may be anywhere; its ids become names of files."""
+    for line, row in read_rows(manifest, {"id"}):
+        where, split = f"{manifest}, line {line}:", row.get("split", "").lower()
+        path_inside("wav", row["id"], f"{where} id")
         paths = {k: str(find_path(manifest.parent / row[k])) for k in ("image", "video", "audio") if row.get(k)}
         if not paths.keys() & {"image", "video"}:
-            raise ValueError(f"{manifest}: {row['id']!r} names neither an image nor a video")
-        if row.get("split") and row["split"] not in SPLITS:
-            raise ValueError(f"{manifest}: {row['id']!r} has split={row['split']!r}; expected one of {SPLITS}")
-        texts = {k: row[k] for k in ("label", "split", "group") if row.get(k)}
-        yield Source(row["id"], **paths, **texts)
+            raise ValueError(f"{where} {row['id']!r} names neither an image nor a video")
+        if split and split not in SPLITS:
+            raise ValueError(f"{where} {row['id']!r} has split={row['split']!r}; expected one of {SPLITS}")
+        texts = {k: row[k] for k in ("label", "group") if row.get(k)}
+        yield Source(row["id"], **paths, **texts, split=split or "train")

@@ -11,12 +11,13 @@ from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Manifest, groups
 from im2wav.data.pairs import PairsFolder
-from im2wav.files import IMAGE_SUFFIXES, read_table
+from im2wav.files import IMAGE_SUFFIXES
 from im2wav.media.reading import MediaError, read_image
 from im2wav.media.video import read_frames
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
+from im2wav.tables import read_table
 
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
 CLIPPED, SILENT = 0.999, -60.0  # full scale is 1; dB
@@ -152,7 +153,8 @@ def _measure_loudness(survey: Survey, folder: PairsFolder, rows: np.ndarray) -> 
 def _skipped(root: Path) -> Rows:
     """Why inputs could not be used when the pairs were made, from skipped.csv."""
     path = root / "skipped.csv"
-    reasons = Counter(row["reason"] for row in read_table(path, {"reason"})) if path.is_file() else Counter()
+    rows = read_table(path, {"reason"}, exact=True) if path.is_file() else []
+    reasons = Counter(row["reason"] for row in rows)
     return [("reason", "inputs"), *(reasons.most_common() or [("nothing skipped", 0)])]
 
 
