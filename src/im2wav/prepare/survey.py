@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Manifest, groups
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_image
 from im2wav.media.video import read_frames
+from im2wav.progress import track_progress
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
@@ -129,7 +129,7 @@ def _repeats(survey: Survey, pairs: Manifest, splits: Mapping[str, np.ndarray]) 
 
 def _measure_loudness(survey: Survey, folder: PairsFolder, rows: np.ndarray) -> None:
     loudness, peaks, broken = [], [], []
-    for row in tqdm(rows, desc="loudness", disable=None):
+    for row in track_progress(rows, desc="loudness", unit="file", total=len(rows)):
         try:
             wav = folder.read_wav(folder.pairs[int(row)])
         except ValueError as error:
