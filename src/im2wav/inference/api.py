@@ -31,7 +31,7 @@ from im2wav.inference.generate import GeneratedAudio, count_codes, generate, str
 from im2wav.inference.inputs import ImageSource, Input, embed_input, one_input
 from im2wav.inference.request import CodeBuffer, Request, make_request
 from im2wav.media.encoder import ImageEncoder, build_encoder
-from im2wav.progress import track_progress
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 

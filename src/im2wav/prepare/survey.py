@@ -13,7 +13,7 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_image
 from im2wav.media.video import read_frames
-from im2wav.progress import track_progress
+from im2wav.system import track_progress
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms

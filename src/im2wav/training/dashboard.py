@@ -25,7 +25,7 @@ from im2wav.decoding.sampler import SamplingOptions, uniforms
 from im2wav.files import IMAGE_SUFFIXES
 from im2wav.hub import find_net
 from im2wav.prior import Conditions
-from im2wav.progress import track_progress
+from im2wav.system import track_progress
 from im2wav.training.checkpoints import is_first_process
 from im2wav.training.ema import EMA
 from im2wav.training.loggers import DashboardRow, log_histogram, log_samples, write_page

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from im2wav.progress import track_progress
+from im2wav.system import track_progress
 from im2wav.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)

@@ -7,15 +7,15 @@ import pytest
 
 from conftest import ASSETS, TINY, TINY_NET, command
 from helpers import TINY_ENCODER
-from im2wav import progress
-from im2wav.progress import LogLines, track_progress
+from im2wav import system
+from im2wav.system import LogLines, track_progress
 
 
 @pytest.fixture
 def lines(monkeypatch, caplog):
     """The lines that are logged, of every update."""
-    monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    caplog.set_level("INFO", "im2wav.progress")
+    monkeypatch.setattr(system, "INTERVAL", 0.0)
+    caplog.set_level("INFO", "im2wav.system")
     return caplog
 
 
