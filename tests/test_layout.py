@@ -14,12 +14,13 @@ from im2wav.options import check_config
 
 SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
-SHARED = {"files", "layers", "system"}  # every package may import these
+SHARED = {"files", "layers", "system", "network"}  # every package may import these
 # package -> what else it may import of ours, besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "layers": set(),
     "system": set(),
+    "network": set(),
     "options": set(),
     "config_inference": {"options"},
     "config": {"config_inference", "options"},

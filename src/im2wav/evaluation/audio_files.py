@@ -21,8 +21,8 @@ from im2wav.evaluation.networks import Network, NetworkOutputs
 from im2wav.evaluation.set_statistics import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, list_files
 from im2wav.media.reading import MediaError, read_audio, set_loudness
-from im2wav.system import track_progress
 from im2wav.report.plots import log_mel
+from im2wav.system import track_progress
 
 SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
 FULL = 0.999  # samples above count as full scale

@@ -28,8 +28,8 @@ from im2wav.prepare.clip_reader import ClipReader, End, Failed
 from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.sources import Source, Sources
-from im2wav.system import track_progress
 from im2wav.report.page import format_duration
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support

@@ -13,10 +13,10 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.files import IMAGE_SUFFIXES, read_table
 from im2wav.media.reading import MediaError, read_image
 from im2wav.media.video import read_frames
-from im2wav.system import track_progress
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
+from im2wav.system import track_progress
 
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
 CLIPPED, SILENT = 0.999, -60.0  # full scale is 1; dB
