@@ -15,7 +15,6 @@ import soundfile
 import torch
 import torchaudio.functional
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from im2wav.evaluation.metrics import nearest
 from im2wav.evaluation.networks import Network, NetworkOutputs
@@ -23,6 +22,7 @@ from im2wav.evaluation.set_statistics import map_in_threads
 from im2wav.files import AUDIO_SUFFIXES, item_names, list_files
 from im2wav.media.reading import MediaError, read_audio, read_audio_and_rate, set_loudness
 from im2wav.report.plots import log_mel
+from im2wav.system import track_progress
 
 SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
 FULL = 0.999  # samples above count as full scale
@@ -250,9 +250,8 @@ def judge(
         return levels(wav), outputs, log_mel(wav, reading.rate) if recordings else None
 
     count = len(audio.files)
-    stream = iter(
-        tqdm(map_in_threads(analyse, audio.files), f"evaluate {audio.title}", count, unit="file", disable=None)
-    )
+    analysed = map_in_threads(analyse, audio.files)
+    stream = iter(track_progress(analysed, desc=f"evaluate {audio.title}", unit="file", total=count))
     parts, all_levels, mels, broken = [], [], [], []
     while chunk := list(islice(stream, TOGETHER)):
         broken += [reason for reason in chunk if isinstance(reason, str)]

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
@@ -32,6 +31,7 @@ from im2wav.inference.generate import GeneratedAudio, count_codes, generate, str
 from im2wav.inference.inputs import ImageSource, Input, embed_input, one_input
 from im2wav.inference.request import CodeBuffer, Request, make_request
 from im2wav.media.encoder import ImageEncoder, build_encoder
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Runner:
         model: the model.
         keep: drafts of each group to refine; None to refine all and rank none.
         batch_size: audio files generated in a batch; None for as many as fit into the free memory of the device.
-        hide_progress: None to show a progress bar on terminals only.
+        hide_progress: see `track_progress`.
     """
 
     model: Im2Wav
@@ -263,7 +263,8 @@ class Runner:
         names = {request.input.name for request in requests}
         title = names.pop() if len(names) == 1 else f"{len(requests)} audio files"
         size = self.fit_batch(requests[0].negative is not None)
-        with tqdm(total=count_codes(groups, self.keep), desc=title, unit="code", disable=self.hide_progress) as bar:
+        total = count_codes(groups, self.keep)
+        with track_progress(desc=title, unit="code", total=total, hidden=self.hide_progress) as bar:
             results = generate(groups, self.keep, size, bar.update)
         timing = {"seconds": round(time.monotonic() - start, 3), "batch": len(requests)}
         return [[replace(audio, about=self._about(audio, len(group), timing)) for audio in group] for group in results]

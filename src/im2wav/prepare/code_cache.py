@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.data.windows import CodesFolder, extend_wav, usable_rows
 from im2wav.files import parse_shard
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 PIECE = 2**20  # samples that are encoded at a time
@@ -123,7 +123,7 @@ def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
         return cache
     cache.start()
     encoded = encode_all(codec, clips, min(cfg.data.num_workers, len(todo)), cache)
-    for _ in tqdm(encoded, desc="tokenize", total=len(todo), unit="clip", disable=None):
+    for _ in track_progress(encoded, desc="tokenize", unit="clip", total=len(todo)):
         pass
     log.info("%d of %d clips encoded now; use them with data.codes=cache: %s", len(todo), len(pairs), cache.root)
     return cache

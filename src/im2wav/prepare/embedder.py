@@ -132,11 +132,19 @@ class Embedder(pl.LightningModule):
         finish: see `Unpacker`.
         close: called at the end on every device but the first.
         threads: CPU threads of the encoder.
+        on_batch: called after each batch, so that progress is shown within long clips.
     """
 
-    def __init__(self, encoder: ImageEncoder, finish: Finish, close: Callable[[], None], threads: int):
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        finish: Finish,
+        close: Callable[[], None],
+        threads: int,
+        on_batch: Callable[[], object] = lambda: None,
+    ):
         super().__init__()
-        self.encoder, self.close, self.threads = encoder, close, threads
+        self.encoder, self.close, self.threads, self.on_batch = encoder, close, threads, on_batch
         self.unpack = Unpacker(finish)
         self.began: float | None = None  # time of the first batch, by time.monotonic
         self.running: tuple[Packed, HostCopy] | None = None
@@ -156,6 +164,7 @@ class Embedder(pl.LightningModule):
         embeddings = HostCopy(self.encoder(batch.squares).half())
         self._unpack_previous()
         self.running = batch, embeddings
+        self.on_batch()
 
     def _unpack_previous(self) -> None:
         if self.running is not None:

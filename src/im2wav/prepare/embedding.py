@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
@@ -30,6 +30,7 @@ from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.page import format_duration
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support
@@ -143,13 +144,13 @@ def embed_sources(
     num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
     frames = PackedFrames(mine, reader, batch_size, num_workers, cfg.timeout, pinned=device == "cuda")
-    with tqdm(total=len(mine), desc="embed", unit="item", disable=None if rank == 0 else True) as bar:
+    with track_progress(desc="embed", unit="item", total=len(mine), hidden=True if rank else None) as bar:
 
         def finish(number: int, end: End, embeddings: np.ndarray | None) -> None:
             write_pair(journal, mine[number], end, embeddings)
             bar.update()
 
-        model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores())
+        model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores(), partial(bar.update, 0))
         trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
     return time.monotonic() - (model.began or time.monotonic())
 

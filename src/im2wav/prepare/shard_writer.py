@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
 from im2wav.data.pairs import PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
+from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
 RECORD_LIMIT = 2**31  # bytes; LitData stores offsets within a chunk as uint32
@@ -133,7 +133,7 @@ def write_shards(root: str, out: str, chunk_mb: float = 64, num_workers: int = 1
     todo = [path for path in chunks if not path.with_suffix(".json").is_file()]
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:  # threads: the work is reading and writing files
         written = pool.map(lambda path: _write_chunk(folder, pairs, path, chunks[path]), todo)
-        for _ in tqdm(written, desc="shard", total=len(todo), unit="chunk", disable=None):
+        for _ in track_progress(written, desc="shard", unit="chunk", total=len(todo)):
             pass
     _write_indices(chunks)
     log.info("%s in %s (%d chunks written now); %s", what, out, len(todo), left_out)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Manifest, groups
 from im2wav.data.pairs import PairsFolder
@@ -17,6 +16,7 @@ from im2wav.media.video import read_frames
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
 from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
+from im2wav.system import track_progress
 from im2wav.tables import read_table
 
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
@@ -130,7 +130,7 @@ def _repeats(survey: Survey, pairs: Manifest, splits: Mapping[str, np.ndarray]) 
 
 def _measure_loudness(survey: Survey, folder: PairsFolder, rows: np.ndarray) -> None:
     loudness, peaks, broken = [], [], []
-    for row in tqdm(rows, desc="loudness", disable=None):
+    for row in track_progress(rows, desc="loudness", unit="file", total=len(rows)):
         try:
             wav = folder.read_wav(folder.pairs[int(row)])
         except ValueError as error:

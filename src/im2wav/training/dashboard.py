@@ -25,6 +25,8 @@ from im2wav.decoding.sampler import SamplingOptions, uniforms
 from im2wav.files import IMAGE_SUFFIXES
 from im2wav.hub import find_net
 from im2wav.prior import Conditions
+from im2wav.system import track_progress
+from im2wav.training.checkpoints import is_first_process
 from im2wav.training.ema import EMA
 from im2wav.training.loggers import DashboardRow, log_histogram, log_samples, write_page
 from im2wav.training.module import eager_eval_mode
@@ -249,7 +251,9 @@ def _draw_columns(
     def draw(level: str, codes_low: Tensor | None) -> Tensor:
         decoder, level_conditions = decoders[level], replace(conditions, codes_low=codes_low)
         uniform = uniforms(seeds, decoder.context_length, level, conditions.clip.device)
-        return sample_codes(decoder, level_conditions, uniform, options)
+        hidden = None if is_first_process() else True
+        with track_progress(desc=f"samples, {level}", unit="code", total=uniform.shape[1], hidden=hidden) as bar:
+            return sample_codes(decoder, level_conditions, uniform, options, on_step=bar.update)
 
     columns = {"low": ("low", draw("low", None))} if "low" in decoders else {}
     if "up" in decoders and "low" in columns:

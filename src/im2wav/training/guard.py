@@ -2,9 +2,11 @@
 
 import csv
 import logging
+import math
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from im2wav.system import track_progress
 from im2wav.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -117,10 +120,61 @@ class SkipNonFiniteSteps(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Progress bar with the training loss that `SkipNonFiniteSteps` read.
+    """Progress bar with the training loss that `SkipNonFiniteSteps` read; lines in the log without a terminal.
 
     `log(..., prog_bar=True)` would synchronise with the GPU in every step.
     """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Replace the bar by lines where stdout is no terminal."""
+        super().setup(trainer, pl_module, stage)
+        self._writes_lines = trainer.is_global_zero and self.refresh_rate > 0 and not sys.stdout.isatty()
+        if self._writes_lines:
+            self.disable()
+
+    def _count(self, desc: str, unit: str, total: float, initial: int = 0) -> Any:
+        return track_progress(
+            desc=desc,
+            unit=unit,
+            total=int(total) if 0 < total < math.inf else None,
+            initial=initial,
+            hidden=None if self._writes_lines else True,
+        )
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """Begin to count steps, from those of a resumed run on."""
+        super().on_train_start(*arguments)
+        self._steps = self._count("train", "step", self.trainer.max_steps, self.trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._writes_lines:
+            loss = self.get_metrics(trainer, pl_module).get("train/loss")
+            self._steps.set_postfix_str("" if loss is None else f"train/loss {loss:.4g}", refresh=False)
+            self._steps.update(trainer.global_step - self._steps.n)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count batches."""
+        super().on_validation_start(trainer, pl_module)
+        self._batches = self._count("validation", "batch", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        """Count the batch."""
+        super().on_validation_batch_end(*arguments)
+        self._batches.update()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count batches."""
+        super().on_test_start(trainer, pl_module)
+        self._batches = self._count("test", "batch", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, *arguments: Any) -> None:
+        """Count the batch."""
+        super().on_test_batch_end(*arguments)
+        self._batches.update()
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Add `train/loss`."""

@@ -1,5 +1,6 @@
 """Loggers: W&B without an account, one W&B run per training; samples for W&B, TensorBoard and an HTML page."""
 
+import logging
 import os
 import secrets
 import sys
@@ -12,14 +13,17 @@ from urllib.parse import quote
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from torch import Tensor
 
 from im2wav.files import wav_bytes, write_atomic
+from im2wav.network import is_reachable
 from im2wav.report import Audio, Image, Table, render_page
 from im2wav.report.page import thumbnail
 from im2wav.report.plots import mel_image
 from im2wav.training.checkpoints import is_first_process
 
+log = logging.getLogger(__name__)
 WANDB_ID = "wandb_run_id.txt"  # in the folder of the run, so that a resumed run continues the same W&B run
 
 
@@ -35,10 +39,30 @@ def finish_wandb_run() -> Iterator[None]:
             sys.modules["wandb"].finish(exit_code=int(failed))
 
 
-def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
-    """Build a W&B logger: offline unless WANDB_MODE=online or an API key is set.
+class RunLogger(WandbLogger):
+    """A W&B logger whose errors are one line."""
 
-    Online mode without a network delays the start of every run until wandb times out.
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at first use.
+
+        Raises:
+            ValueError: W&B rejects it, such as its API key.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"wandb: {reason}; run `wandb login`, or set WANDB_MODE=offline") from error
+
+
+def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
+    """Build a W&B logger: offline unless WANDB_MODE=online or an API key is set, and the server answers.
+
+    The agent of a sweep (WANDB_SWEEP_ID) needs the server, so its runs stay online.
     """
     import wandb
 
@@ -48,12 +72,17 @@ def wandb_logger(save_dir: str, **options: Any) -> WandbLogger:
             mode = "online" if wandb.api.api_key else "offline"
         except wandb.errors.UsageError:  # raised by recent versions if there is no key
             mode = "offline"
+    if mode == "online" and is_first_process() and "WANDB_SWEEP_ID" not in os.environ:
+        server = wandb.setup().settings.base_url
+        if not is_reachable(server):  # `wandb.init` would wait for minutes, then raise
+            mode = "offline"
+            upload = f"wandb sync {Path(save_dir) / 'wandb'}/offline-run-*"
+            log.warning("wandb: no answer from %s: this run is logged offline; upload it later: %s", server, upload)
     known = Path(save_dir) / WANDB_ID
     if not known.is_file() and is_first_process():
         write_atomic(known, secrets.token_hex(4).encode())
-    return WandbLogger(
-        offline=mode == "offline",
-        mode=mode,
+    return RunLogger(
+        mode=mode,  # Lightning's `offline` would change the environment of later runs
         save_dir=save_dir,
         id=known.read_text() if known.is_file() else None,
         resume="allow",
