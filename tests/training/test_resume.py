@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_slurm_gets_its_job_back(monkeypatch, caplog):
-    from im2wav.training.guard import requeue_job
+    from im2wav.training.signals import requeue_job
 
     commands = []
     monkeypatch.setattr(

@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
+from im2wav.distributed import interruptible
 from im2wav.files import npy_bytes, parse_shard
+from im2wav.interruption import report_progress
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
 from im2wav.prepare.clip_reader import ClipReader, End, Failed
@@ -150,7 +152,8 @@ def embed_sources(
             bar.update()
 
         model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores())
-        trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
+        with interruptible(trainer):
+            trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
     return time.monotonic() - (model.began or time.monotonic())
 
 
@@ -189,6 +192,12 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     log.info(
         "measured on %d inputs: %s; for all: %s on one device like this, %s", len(chosen), each, total_time, total_size
     )
+
+
+def _progress(todo: dict[int, Source], out: Path) -> str:
+    state = State.read(out)
+    done = sum(source.id in state.rows or source.id in state.skipped for source in todo.values())
+    return f"{done} of {len(todo)} inputs are finished in {out}; the same command does the rest"
 
 
 def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
@@ -240,7 +249,8 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
         info.write(out, journal.part)
-        embed_sources(todo, cfg, encoder, journal, trainer)
+        with report_progress(lambda: _progress(todo, out)):
+            embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0
     pruned = gone if cfg.prune else []

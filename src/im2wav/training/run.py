@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from im2wav.checkpoint import load, net_sha256
+from im2wav.distributed import interruptible
 from im2wav.files import write_atomic
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
@@ -67,7 +67,8 @@ def run_training(cfg: DictConfig, instantiate: Callable[..., Any], launcher: str
     for part in module.regions() if cfg.compile else ():
         part.compile(dynamic=False)  # training batches have one size
     with finish_wandb_run(), _explained(cfg):
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        with interruptible(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if cfg.test and trainer.global_step and not cfg.trainer.fast_dev_run:
             metrics |= _evaluate_test_split(trainer, module, datamodule, output)
@@ -158,11 +159,9 @@ def _check_launcher(trainer: Any, name: str | None) -> None:
 
 @contextmanager
 def _explained(cfg: DictConfig) -> Iterator[None]:
-    """Turn what ends a training into one line that names the options that help, and a signal into its exit code."""
+    """Turn what ends a training into one line that names the options that help."""
     try:
         yield
-    except SIGTERMException as stop:
-        raise SystemExit(143) from stop
     except RuntimeError as error:  # OutOfMemoryError of a GPU is one
         if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
             raise
