@@ -1,5 +1,7 @@
 """Run `embed` and `sample` on the devices of a Lightning Trainer, and end its processes on a signal."""
 
+import logging
+import os
 import signal
 import subprocess
 import time
@@ -17,8 +19,29 @@ from torch.utils.data import DataLoader
 
 from im2wav.interruption import Interrupted, before_exit
 
+log = logging.getLogger(__name__)
 LONGEST_WAIT = timedelta(days=30)
 LONGEST_END = 10.0  # s after which a process that ignores SIGTERM is killed
+
+
+def ignore_slurm_without_srun(num_nodes: int = 1) -> None:
+    """Ignore the variables of a SLURM job in a process that `srun` did not start, as in an interactive shell.
+
+    Lightning would wait for the other tasks of the job.
+
+    Raises:
+        ValueError: several nodes.
+    """
+    tasks = os.environ.get("SLURM_NTASKS")
+    if tasks is None or os.environ.get("SLURM_STEP_NUM_TASKS") == tasks:
+        return
+    if num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} in a SLURM job (SLURM_NTASKS={tasks}) without srun: start the command with "
+            "srun, or set trainer.num_nodes=1"
+        )
+    log.info("SLURM_NTASKS=%s without srun: SLURM is ignored, trainer.devices counts", tasks)
+    os.environ["SLURM_JOB_NAME"] = "interactive"  # so that Lightning ignores it too
 
 
 @contextmanager
@@ -70,6 +93,7 @@ def predict_trainer(options: Mapping[str, Any], build: Callable[..., Any], **ove
         build: instantiates a config node with overrides.
         overrides: options of the Trainer.
     """
+    ignore_slurm_without_srun(options.get("num_nodes", 1))
     trainer = build(options, **overrides)
     if type(trainer.strategy) is not DDPStrategy:
         return trainer

@@ -114,7 +114,8 @@ def stop_on_signals() -> Iterator[None]:
     if not replaced or threading.current_thread() is not threading.main_thread():
         yield
         return
-    if not _is_started_by_rank_0():
+    is_first = not _is_started_by_rank_0()
+    if is_first:
         os.environ[PARENT] = str(os.getpid())
     with _Watch():
         for number in replaced:
@@ -124,7 +125,7 @@ def stop_on_signals() -> Iterator[None]:
         except Interrupted as stopped:
             for number in replaced.keys() - {signal.SIGINT}:
                 replaced[number] = signal.SIG_IGN  # the process is about to end, with the exit code of the first signal
-            if not _is_started_by_rank_0():
+            if is_first:
                 name = signal.Signals(stopped.number).name
                 log.warning("\ninterrupted by %s: %s", name, stopped.finished or DEFAULT)
             raise
@@ -132,6 +133,8 @@ def stop_on_signals() -> Iterator[None]:
             for number, handler in replaced.items():
                 signal.signal(number, handler)
             _handler.since = None
+            if is_first:
+                del os.environ[PARENT]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
-from im2wav.distributed import interruptible
+from im2wav.distributed import ignore_slurm_without_srun, interruptible
 from im2wav.files import npy_bytes, parse_shard
 from im2wav.interruption import report_progress
 from im2wav.media.encoder import ImageEncoder
@@ -102,6 +102,7 @@ def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl
     warnings.filterwarnings("ignore", message="predict returned None")  # results are passed to `finish`, not returned
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    ignore_slurm_without_srun(overrides.get("num_nodes", cfg.trainer.get("num_nodes", 1)))
     trainer = build(cfg.trainer, **quiet, **overrides)
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = timedelta(days=30)  # the first device to finish waits for the last
