@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from im2wav.interruption import SIGNALS
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once instead of retrying without a network
 os.environ["WANDB_SILENT"] = "true"
 
@@ -65,17 +67,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def command(verb: str, *arguments: str) -> int:
     """Call an entry as the shell does, in this process: its exit code."""
     import importlib
+    import signal
 
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     argv, sys.argv = sys.argv, [verb, *map(str, arguments)]
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         importlib.import_module(f"im2wav.{verb}").main()
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
     finally:
         sys.argv = argv
+        for number, handler in handlers.items():  # an interrupted command ignores further signals
+            signal.signal(number, handler)
     return 0
 
 

@@ -14,11 +14,12 @@ from im2wav.options import check_config
 
 SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
-SHARED = {"files", "layers", "network", "system", "tables"}  # every package may import these
+SHARED = {"files", "interruption", "layers", "network", "system", "tables"}  # every package may import these
 # package -> what else it may import of ours, besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "layers": set(),
+    "interruption": set(),
     "network": set(),
     "system": set(),
     "tables": set(),
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     "prepare": {"data", "media", "report", "distributed"},
     "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
-    "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub"},
+    "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub", "distributed"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 
 from im2wav.config import COMMANDS, register_schemas
 from im2wav.config_inference import MODES
+from im2wav.interruption import Interrupted, stop_on_signals
 from im2wav.options import check_config, expected_type, help_text, is_text
 
 VERBS = {
@@ -66,7 +67,8 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
     logging.captureWarnings(True)
     try:
         check_config(config, Path(CONF))
-        return task(config)
+        with stop_on_signals():
+            return task(config)
     except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("IM2WAV_TRACEBACK"):
             raise
@@ -185,6 +187,7 @@ def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
         composed = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(task)
 
         @functools.wraps(task)
+        @stop_on_signals()
         def entry() -> None:
             from hydra.errors import HydraException
             from omegaconf.errors import OmegaConfBaseException
@@ -219,7 +222,13 @@ def verb(name: str, *arguments: str) -> None:
         ValueError: it failed.
     """
     logging.getLogger(__name__).info("\n$ python -m im2wav.%s %s", name, " ".join(arguments))
-    if subprocess.run([sys.executable, "-m", f"im2wav.{name}", *arguments], check=False).returncode:
+    with subprocess.Popen([sys.executable, "-m", f"im2wav.{name}", *arguments]) as process:
+        try:
+            process.wait()
+        except Interrupted:
+            process.terminate()
+            raise
+    if process.returncode:
         raise ValueError(f"`python -m im2wav.{name} {' '.join(arguments)}` failed; see above")
 
 

@@ -1,14 +1,86 @@
-"""Run `embed` and `sample` on the devices of a Lightning Trainer."""
+"""Run `embed` and `sample` on the devices of a Lightning Trainer, and end its processes on a signal."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.utils.data import DataLoader
 
+from im2wav.interruption import Interrupted, before_exit
+
+log = logging.getLogger(__name__)
 LONGEST_WAIT = timedelta(days=30)
+LONGEST_END = 10.0  # s after which a process that ignores SIGTERM is killed
+
+
+def ignore_slurm_without_srun(num_nodes: int = 1) -> None:
+    """Ignore the variables of a SLURM job in a process that `srun` did not start, as in an interactive shell.
+
+    Lightning would wait for the other tasks of the job.
+
+    Raises:
+        ValueError: several nodes.
+    """
+    tasks = os.environ.get("SLURM_NTASKS")
+    if tasks is None or os.environ.get("SLURM_STEP_NUM_TASKS") == tasks:
+        return
+    if num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} in a SLURM job (SLURM_NTASKS={tasks}) without srun: start the command with "
+            "srun, or set trainer.num_nodes=1"
+        )
+    log.info("SLURM_NTASKS=%s without srun: SLURM is ignored, trainer.devices counts", tasks)
+    os.environ["SLURM_JOB_NAME"] = "interactive"  # so that Lightning ignores it too
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Let a signal end all processes of a Trainer that started them, instead of Lightning's handler, which records it.
+
+    Lightning's handler also sends tensors between processes, in the middle of whatever they do.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    launcher = trainer.strategy.launcher
+
+    def terminate() -> list[subprocess.Popen]:
+        processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        return processes
+
+    before_exit.append(terminate)
+    try:
+        yield
+    except Interrupted:
+        for process in terminate():
+            try:
+                process.wait(LONGEST_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        raise
+    finally:
+        before_exit.remove(terminate)
+
+
+def wait_for_all(trainer: pl.Trainer) -> None:
+    """Barrier that signals can interrupt."""
+    if trainer.world_size == 1:
+        return
+    arrival = dist.all_reduce(torch.zeros(1, device=trainer.strategy.root_device), async_op=True)
+    while not arrival.is_completed():
+        time.sleep(0.02)
+    arrival.wait()
 
 
 def predict_trainer(options: Mapping[str, Any], build: Callable[..., Any], **overrides: Any) -> pl.Trainer:
@@ -21,6 +93,7 @@ def predict_trainer(options: Mapping[str, Any], build: Callable[..., Any], **ove
         build: instantiates a config node with overrides.
         overrides: options of the Trainer.
     """
+    ignore_slurm_without_srun(options.get("num_nodes", 1))
     trainer = build(options, **overrides)
     if type(trainer.strategy) is not DDPStrategy:
         return trainer
@@ -45,5 +118,6 @@ class InferenceModule(pl.LightningModule):
 def distribute(trainer: pl.Trainer, process: Callable[[Any], object], batches: Sequence[Any]) -> None:
     """Process each batch on one of the devices of the Trainer, and wait for all."""
     indices: DataLoader = DataLoader(range(len(batches)), batch_size=1, collate_fn=lambda x: x[0])  # type: ignore[arg-type]
-    trainer.predict(InferenceModule(process, batches), indices, return_predictions=False)
-    trainer.strategy.barrier()
+    with interruptible(trainer):
+        trainer.predict(InferenceModule(process, batches), indices, return_predictions=False)
+        wait_for_all(trainer)

@@ -1,8 +1,9 @@
 """`python -m im2wav.train model=vqvae|low_prior|up_prior`: train one model on a pairs folder."""
 
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from im2wav.cli import command, instantiate, run
 
@@ -18,11 +19,23 @@ def launcher_of_worker() -> str | None:
     return None if name == "BasicLauncher" else name
 
 
+def start_files(cfg: DictConfig) -> dict[Path, str]:
+    """Path and content of the files in `.hydra/`, as Hydra itself writes them; none outside Hydra."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    about = HydraConfig.get()
+    files = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": about.overrides.task}
+    folder = Path(about.runtime.output_dir) / ".hydra"
+    return {folder / f"{name}.yaml": OmegaConf.to_yaml(node) for name, node in files.items()}
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train one model, see `run_training`."""
     from im2wav.training.run import run_training
 
-    return run_training(cfg, instantiate, launcher_of_worker())
+    return run_training(cfg, instantiate, launcher_of_worker(), start_files(cfg))
 
 
 @command("train")

@@ -39,14 +39,15 @@ def arguments(pairs, folder, *overrides) -> list[str]:
     return [*words, f"paths.runs={folder}", f"hydra.run.dir={folder / 'run'}", *overrides]
 
 
-def start(pairs, folder, *overrides) -> subprocess.Popen:
+def start(pairs, folder, *overrides, **environment) -> subprocess.Popen:
     """The real command, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "im2wav.train", *arguments(pairs, folder, *overrides)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
     )
 
 
@@ -108,13 +109,20 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(pairs, unbroken
     same_end(unbroken, tmp_path / "run")
 
 
-def test_sigterm_saves_and_says_so(pairs, unbroken, tmp_path):
-    process = start(pairs, tmp_path, "callbacks.checkpoint.every_n_steps=null")
+def saved_step(output: str) -> int:
+    """The step of the checkpoint that an interrupted run says it saved."""
+    return int(output.split("saved a checkpoint at step ")[1].split(";")[0])
+
+
+def test_a_signal_to_all_processes_saves_and_says_so(pairs, unbroken, tmp_path):
+    process = start(pairs, tmp_path, "callbacks.checkpoint.every_n_steps=null", "data.num_workers=2")
     wait_for(tmp_path / "run/last.ckpt", process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    step = int(output.split("saved a checkpoint at step ")[1].split(";")[0])
+    assert "Traceback" not in output
+    assert "DataLoader worker" not in output
+    step = saved_step(output)
     assert command("train", *arguments(pairs, tmp_path)) == 0
     same_losses(tmp_path / "run", unbroken, step)
     same_end(unbroken, tmp_path / "run")
@@ -219,7 +227,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_slurm_gets_its_job_back(monkeypatch, caplog):
-    from im2wav.training.guard import requeue_job
+    from im2wav.training.signals import requeue_job
 
     commands = []
     monkeypatch.setattr(

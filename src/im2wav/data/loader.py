@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from im2wav.data.windows import Batch, Key, WindowDataset, collate
+from im2wav.interruption import hold_signals, leave_signals_to_parent
 
 
 class KeyStream:
@@ -184,6 +185,7 @@ class WindowLoader(DataLoader):
         resumed: Callable[[dict[str, int]], None] | None = None,
         **options: Any,
     ):
+        options = {"worker_init_fn": leave_signals_to_parent, **options}
         super().__init__(dataset, None, sampler=sampler or BatchNumberSampler(len(dataset)), **options)
         self.resumed, self.read = resumed, 0
 
@@ -195,7 +197,9 @@ class WindowLoader(DataLoader):
         if isinstance(self.sampler, BatchNumberSampler):
             self.sampler.start = self.read = -(-self.read // passes) * passes
         try:
-            for batch in super().__iter__():
+            with hold_signals():  # starts the workers
+                batches = super().__iter__()
+            for batch in batches:
                 if isinstance(batch, ReadFailure):
                     raise ValueError(str(batch))
                 self.read += 1

@@ -24,6 +24,7 @@ from im2wav.inference.api import Im2Wav, Runner
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio
 from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
 from im2wav.inference.request import Request, make_request
+from im2wav.interruption import report_progress
 from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError
 
@@ -259,7 +260,7 @@ def generate_files(
     outputs = Outputs(Path(cfg.out), cfg.format, bool(cfg.mux), cfg.overwrite)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
     if _is_distributed(cfg):
-        from im2wav.distributed import distribute, predict_trainer
+        from im2wav.distributed import predict_trainer
 
         trainer = predict_trainer(cfg.trainer, build)
         device, is_leader = str(trainer.strategy.root_device), trainer.is_global_zero
@@ -289,13 +290,28 @@ def generate_files(
         return []
     if any(group[0].input.pair is None for group in groups):
         _ = model.encoder  # so that its errors come before generation
+    with report_progress(lambda: _progress(outputs, names)):
+        _generate(runner, outputs, groups, size, trainer)
+    return _write_manifest(cfg, outputs, names) if is_leader else []
+
+
+def _generate(
+    runner: Runner, outputs: Outputs, groups: list[list[Request]], size: int | None, trainer: Any | None
+) -> None:
     if groups and trainer is not None:
         # the same in all processes, whatever the memory of their devices, and small enough to give every device work
-        size = min(size or MAX_BATCH_SIZE, -(-len(requests) // trainer.world_size))
+        from im2wav.distributed import distribute
+
+        size = min(size or MAX_BATCH_SIZE, -(-sum(map(len, groups)) // trainer.world_size))
         distribute(trainer, partial(generate_batches, runner, outputs), make_batches(groups, size))
     elif groups:
         generate_batches(runner, outputs, groups)
-    return _write_manifest(cfg, outputs, names) if is_leader else []
+
+
+def _progress(outputs: Outputs, names: Sequence[tuple[str, int]]) -> str:
+    done = sum(outputs.read(*name) is not None for name in names)
+    rest = "overwrite=true generates all again" if outputs.overwrite else "the same command generates the rest"
+    return f"{done} of {len(names)} audio files are finished in {outputs.root / 'up'}; {rest}"
 
 
 def _write_manifest(cfg: DictConfig, outputs: Outputs, names: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ blocks when it is full, so that memory stays bounded; a worker that dies or hang
 
 import hashlib
 import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from im2wav.files import wav_bytes
+from im2wav.interruption import hold_signals, leave_signals_to_parent
 from im2wav.media import reading as media
 from im2wav.media.encoder import AnyImage
 from im2wav.media.video import Video
@@ -123,7 +124,7 @@ class ClipReader:
 
 def _work(pipe: Connection, task: Callable[[Any], Iterator[Any]]) -> None:
     """Send None whenever this process is idle, and the messages of each job that then comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and closes the pipe
+    leave_signals_to_parent()
     torch.set_num_threads(1)
     with suppress(*_GONE):
         while True:
@@ -144,7 +145,10 @@ class _Worker:
     def __init__(self, context: Any, task: Callable[[Any], Iterator[Any]]):
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, task), daemon=True)
-        self.process.start()
+        with hold_signals():
+            resource_tracker.ensure_running()  # which unblocks signals
+            with hold_signals():
+                self.process.start()
         theirs.close()
         self.idle, self.key = False, None  # neither idle nor busy: it is starting
         self.last_message = time.monotonic()

@@ -15,6 +15,7 @@ from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.data.windows import CodesFolder, extend_wav, usable_rows
 from im2wav.files import parse_shard
+from im2wav.interruption import hold_signals, leave_signals_to_parent, report_progress
 from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,12 @@ def encode_all(codec: Any, clips: Clips, num_workers: int, cache: CodesFolder | 
     Raises:
         ValueError: a clip cannot be read, or codes cannot be written.
     """
-    loader: Any = DataLoader(clips, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]
+    options: Any = {"batch_size": None, "num_workers": num_workers, "worker_init_fn": leave_signals_to_parent}
+    loader: Any = DataLoader(clips, **options)  # type: ignore[arg-type]
     with torch.inference_mode():
-        for row, wav in loader:
+        with hold_signals():  # starts the workers
+            waves = iter(loader)
+        for row, wav in waves:
             if isinstance(wav, str):
                 raise ValueError(wav)
             codes = encode_clip(codec, wav)
@@ -106,6 +110,11 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
     )
 
 
+def _progress(cache: CodesFolder, todo: Manifest) -> str:
+    done = len(todo) - len(cache.missing(todo))
+    return f"{done} of {len(todo)} clips are encoded in {cache.root}; the same command encodes the rest"
+
+
 def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
     """Write the codes of all clips of this process's shard that lack them, with an `AudioCodec` on its device.
 
@@ -123,7 +132,8 @@ def write_codes(codec: Any, cfg: DictConfig) -> CodesFolder:
         return cache
     cache.start()
     encoded = encode_all(codec, clips, min(cfg.data.num_workers, len(todo)), cache)
-    for _ in track_progress(encoded, desc="tokenize", unit="clip", total=len(todo)):
-        pass
+    with report_progress(lambda: _progress(cache, todo)):
+        for _ in track_progress(encoded, desc="tokenize", unit="clip", total=len(todo)):
+            pass
     log.info("%d of %d clips encoded now; use them with data.codes=cache: %s", len(todo), len(pairs), cache.root)
     return cache

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from im2wav.distributed import wait_for_all
 from im2wav.media.encoder import ImageEncoder
 from im2wav.prepare.clip_reader import ClipReader, Decoded, End, Workers
 from im2wav.prepare.sources import Source
@@ -178,4 +179,4 @@ class Embedder(pl.LightningModule):
         torch.set_num_threads(self.threads_before)
         if self.trainer.global_rank:
             self.close()
-        self.trainer.strategy.barrier()
+        wait_for_all(self.trainer)

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
+from im2wav.distributed import ignore_slurm_without_srun, interruptible
 from im2wav.files import npy_bytes, parse_shard
+from im2wav.interruption import report_progress
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
 from im2wav.prepare.clip_reader import ClipReader, End, Failed
@@ -101,6 +103,7 @@ def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl
     warnings.filterwarnings("ignore", message="predict returned None")  # results are passed to `finish`, not returned
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    ignore_slurm_without_srun(overrides.get("num_nodes", cfg.trainer.get("num_nodes", 1)))
     trainer = build(cfg.trainer, **quiet, **overrides)
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = timedelta(days=30)  # the first device to finish waits for the last
@@ -151,7 +154,8 @@ def embed_sources(
             bar.update()
 
         model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores(), partial(bar.update, 0))
-        trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
+        with interruptible(trainer):
+            trainer.predict(model, DataLoader(frames, batch_size=None), return_predictions=False)
     return time.monotonic() - (model.began or time.monotonic())
 
 
@@ -190,6 +194,12 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     log.info(
         "measured on %d inputs: %s; for all: %s on one device like this, %s", len(chosen), each, total_time, total_size
     )
+
+
+def _progress(todo: dict[int, Source], out: Path) -> str:
+    state = State.read(out)
+    done = sum(source.id in state.rows or source.id in state.skipped for source in todo.values())
+    return f"{done} of {len(todo)} inputs are finished in {out}; the same command does the rest"
 
 
 def log_summary(sources: Sequence[Source], state: State, out: Path) -> float:
@@ -241,7 +251,8 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         trainer = build_predict_trainer(cfg, build)
         journal = Journal(out)
         info.write(out, journal.part)
-        embed_sources(todo, cfg, encoder, journal, trainer)
+        with report_progress(lambda: _progress(todo, out)):
+            embed_sources(todo, cfg, encoder, journal, trainer)
         if trainer.global_rank:
             return 0.0
     pruned = gone if cfg.prune else []

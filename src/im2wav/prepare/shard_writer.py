@@ -19,6 +19,7 @@ import soundfile
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
 from im2wav.data.pairs import PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
+from im2wav.interruption import report_progress
 from im2wav.system import track_progress
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,11 @@ def _write_tables(folder: PairsFolder, pairs: Manifest, out: Path, chunk_mb: flo
     folder.info.write(out)
 
 
+def _progress(chunks: Iterable[Path], out: Path) -> str:
+    done = [path.with_suffix(".json").is_file() for path in chunks]
+    return f"{sum(done)} of {len(done)} chunks are finished in {out}; the same command writes the rest"
+
+
 def write_shards(root: str, out: str, chunk_mb: float = 64, num_workers: int = 1, dry_run: bool = False) -> Path:
     """Write the missing shards of a pairs folder to `out`.
 
@@ -133,8 +139,13 @@ def write_shards(root: str, out: str, chunk_mb: float = 64, num_workers: int = 1
     todo = [path for path in chunks if not path.with_suffix(".json").is_file()]
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:  # threads: the work is reading and writing files
         written = pool.map(lambda path: _write_chunk(folder, pairs, path, chunks[path]), todo)
-        for _ in track_progress(written, desc="shard", unit="chunk", total=len(todo)):
-            pass
+        with report_progress(lambda: _progress(chunks, target)):
+            try:
+                for _ in track_progress(written, desc="shard", unit="chunk", total=len(todo)):
+                    pass
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     _write_indices(chunks)
     log.info("%s in %s (%d chunks written now); %s", what, out, len(todo), left_out)
     return target

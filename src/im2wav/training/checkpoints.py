@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from im2wav.files import atomic_path
 
@@ -110,15 +110,15 @@ def find_checkpoint(cfg: DictConfig) -> str | None:
     return str(path) if path else None
 
 
-def check_resume(path: str, module: Any, datamodule: Any) -> None:
-    """Reject a checkpoint of another model, other codes or other embeddings.
+def check_resume(path: str, module: Any, datamodule: Any) -> dict[str, Any]:
+    """Reject a checkpoint of another model, other codes or other embeddings; return its model configuration.
 
     Raises:
         ValueError: it is one.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        kind, data = checkpoint["kind"], checkpoint["data"]
+        kind, data, config = checkpoint["kind"], checkpoint["data"], checkpoint["config"]
     except Exception as error:  # torch.load raises whatever the broken file provokes
         raise ValueError(f"ckpt_path={path} is not a checkpoint of a training run ({type(error).__name__})") from error
     if kind != module.kind:
@@ -130,6 +130,15 @@ def check_resume(path: str, module: Any, datamodule: Any) -> None:
     for name in ("encoder", "weights_sha256", "fps") if codec else ():
         if data[name] != now[name]:
             raise ValueError(f"ckpt_path={path} was trained on data with {name}={data[name]}, not {now[name]}")
+    fixed = {"decay_everything": False, "optimizer._target_": None}
+    for name, default in fixed.items():
+        before, now = (OmegaConf.select(OmegaConf.create(c), name, default=default) for c in (config, module.config))
+        if before != now and checkpoint.get("optimizer_states"):
+            raise ValueError(
+                f"ckpt_path={path} was trained with model.{name}={before}, now {now}, which does not fit its optimizer "
+                "state: set the same, or begin a new run with the exported weights (ckpt_path=FILE.safetensors)"
+            )
+    return dict(config)
 
 
 def _hard_link(path: Path, name: Path) -> None:

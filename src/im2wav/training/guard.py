@@ -1,26 +1,20 @@
-"""Callbacks for unattended runs: skip non-finite steps, save and stop on a signal."""
+"""Callbacks that skip non-finite steps and show the loss."""
 
 import csv
 import logging
 import math
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
 from im2wav.system import track_progress
-from im2wav.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -180,72 +174,3 @@ class ProgressBar(TQDMProgressBar):
         """Add `train/loss`."""
         losses = [c.loss for c in trainer.callbacks if isinstance(c, SkipNonFiniteSteps)]  # type: ignore[attr-defined]
         return super().get_metrics(trainer, pl_module) | ({"train/loss": losses[0]} if losses else {})
-
-
-class StopOnSignal(pl.Callback):
-    """On SIGTERM or SIGUSR1, finish the step, save a checkpoint and stop; all processes stop at the same step.
-
-    Args:
-        requeue: requeue the SLURM job afterwards. `#SBATCH --signal=SIGUSR1@120` sends the signal two minutes before
-            the time limit.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, requeue: bool = False):
-        self.requeue = requeue
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace Lightning's signal handlers, which save in the middle of a step."""
-        try:
-            self._before = {s: signal.signal(s, self._record_signal) for s in self.SIGNALS}
-        except ValueError:  # only the main thread can set handlers; some launchers train in another thread
-            self._before = {}
-
-    def _record_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save and stop if any process received a signal; never between the accumulated passes of a step.
-
-        Raises:
-            SIGTERMException: a signal was received; the checkpoint is written.
-        """
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return
-        interrupted = self.received is not None
-        if trainer.world_size > 1:
-            interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
-        if not interrupted:
-            return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, Checkpoints):
-                callback.save(trainer)
-        log.info("interrupted by a signal: saved a checkpoint at step %d; resume with resume=auto", trainer.global_step)
-        if self.requeue and trainer.is_global_zero:
-            requeue_job()
-        raise SIGTERMException
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Restore the previous signal handlers."""
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restore the previous signal handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-
-def requeue_job() -> None:
-    """Requeue this SLURM job; only a warning outside SLURM."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID")
-    if not job:
-        log.warning("callbacks.signals.requeue=true outside SLURM: nothing to requeue")
-    elif subprocess.run(["scontrol", "requeue", job], check=False).returncode:
-        log.warning("`scontrol requeue %s` failed: the checkpoint is saved, but the job is not requeued", job)

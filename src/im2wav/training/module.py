@@ -1,5 +1,6 @@
 """Base LightningModule: optimizer, scheduler, gradient norm and checkpoint metadata."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -11,12 +12,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from im2wav.decoding.sampler import item_seed
-from im2wav.training.optimizer import parameter_groups
+from im2wav.training.optimizer import changed_settings, parameter_groups, use_settings
 from im2wav.training.sharding import shard_modules
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -65,6 +68,7 @@ class NetModule(pl.LightningModule):
     Attributes:
         config: the resolved model node; set by the code that builds the module from a configuration.
         seed: seed of the run; set likewise.
+        resumed_config: the model node of the checkpoint that the run resumes from; None for a new run.
         gradient_norm: Euclidean norm of all gradients (of all shards) of the last step, before clipping: a scalar.
         last_loss: training loss of the last batch, a scalar on the device.
     """
@@ -83,6 +87,7 @@ class NetModule(pl.LightningModule):
         self.config: Mapping[str, Any] = {}
         self.decay_everything = decay_everything
         self.seed = 0
+        self.resumed_config: Mapping[str, Any] | None = None
         self.gradient_norm: Tensor | None = None
         self.last_loss: Tensor | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -124,6 +129,21 @@ class NetModule(pl.LightningModule):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Train a resumed run with the optimizer settings of this configuration, not with those of its checkpoint."""
+        if self.resumed_config is None:
+            return
+        made, (optimizer,) = self.configure_optimizers(), self.trainer.optimizers
+        new_optimizer = made if isinstance(made, Optimizer) else made["optimizer"]
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        new_schedule = None if isinstance(made, Optimizer) else made["lr_scheduler"]["scheduler"]
+        use_settings(optimizer, schedules[0] if schedules else None, new_optimizer, new_schedule)
+        if changes := changed_settings(self.resumed_config, self.config):
+            text = ", ".join(changes)
+            if schedules and not isinstance(schedules[0], LambdaLR):
+                text += f"; the rates of {type(schedules[0]).__name__} are those of the checkpoint"
+            log.info("from step %d on with other settings: %s", self.trainer.global_step, text)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Run one optimizer step; after the backward pass, unscale the gradients (fp16) and measure their norm.

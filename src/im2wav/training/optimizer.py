@@ -1,6 +1,7 @@
 """Parameter groups for weight decay, and the learning-rate schedule."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,32 @@ def parameter_groups(module: nn.Module, decay_everything: bool = False) -> list[
                 (others if plain else decayed)[parameter] = None
     groups: list[dict[str, Any]] = [{"params": list(decayed)}, {"params": list(others), "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def use_settings(optimizer: Optimizer, schedule: Any, new_optimizer: Optimizer, new_schedule: Any) -> None:
+    """Give a resumed optimizer and its schedule the settings of new ones; moments and step count stay.
+
+    A checkpoint holds the settings that it was trained with, which PyTorch restores together with the state. The rates
+    of a schedule that is no `LambdaLR` are kept.
+    """
+    kept = {"params"} if schedule is None or isinstance(schedule, LambdaLR) else {"params", "lr", "initial_lr"}
+    for group, new in zip(optimizer.param_groups, new_optimizer.param_groups, strict=True):
+        group.update({name: value for name, value in new.items() if name not in kept})
+    if isinstance(schedule, LambdaLR):
+        schedule.base_lrs = list(new_schedule.base_lrs)
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings of optimizer and schedule that differ between two model configurations, as `name=new (was old)`."""
+    parts = ("optimizer", "scheduler")
+    old, new = ({f"{p}.{k}": v for p in parts for k, v in (config.get(p) or {}).items()} for config in (before, now))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"model.{name}={new.get(name)} (was {old.get(name)})" for name in names]
 
 
 def warmup(

@@ -2,44 +2,62 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from im2wav.checkpoint import load, net_sha256
-from im2wav.files import write_atomic
+from im2wav.distributed import ignore_slurm_without_srun, interruptible
+from im2wav.interruption import report_progress
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
 from im2wav.training.hardware import HalfWeights, configure_precision, size_batch
 from im2wav.training.loggers import WANDB_ID, finish_wandb_run
 from im2wav.training.monitor import run_provenance
 from im2wav.training.priors import PriorModule
+from im2wav.training.run_folder import accept_run, lock_run
+from im2wav.training.signals import BEFORE
 
 log = logging.getLogger(__name__)
 
 
-def run_training(cfg: DictConfig, instantiate: Callable[..., Any], launcher: str | None = None) -> dict[str, Any]:
+def run_training(
+    cfg: DictConfig,
+    instantiate: Callable[..., Any],
+    launcher: str | None = None,
+    start_files: Mapping[Path, str] | None = None,
+) -> dict[str, Any]:
     """Train one model.
 
     Args:
         cfg: configuration of `im2wav.train`; `auto` values are replaced by those of this machine.
         instantiate: builds what a config node describes.
         launcher: name of the launcher whose worker this process is; None in the user's own process.
+        start_files: path and content of files that describe this start, written when it is not rejected.
 
     Returns:
         The final metrics, the path of the last checkpoint as `checkpoint`, and the trainer, module and data module.
 
     Raises:
-        ValueError: the configuration does not fit the machine, the data or the checkpoints, or no step could be made.
+        ValueError: the configuration does not fit the machine, the data or the checkpoints, another training uses the
+            folder, or no step could be made.
     """
+    lock = nullcontext() if cfg.trainer.fast_dev_run else lock_run(Path(cfg.paths.output))
+    with lock, report_progress(lambda: BEFORE):
+        return _train(cfg, instantiate, launcher, start_files or {})
+
+
+def _train(
+    cfg: DictConfig, instantiate: Callable[..., Any], launcher: str | None, start_files: Mapping[Path, str]
+) -> dict[str, Any]:
     warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")  # priors sample dropout there
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # which devices there are, and advertisements
     output = Path(cfg.paths.output)
@@ -50,24 +68,21 @@ def run_training(cfg: DictConfig, instantiate: Callable[..., Any], launcher: str
     for callback in callbacks:
         if isinstance(callback, Dashboard):
             callback.find_partner(module, datamodule)
-    if resume is None and not cfg.trainer.fast_dev_run and is_first_process():
-        (output / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
-    loggers = [instantiate(node) for node in cfg.logger.values() if node]
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **_trainer_options(cfg))
+    logger = DummyLogger() if cfg.trainer.fast_dev_run else False
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **_trainer_options(cfg))
     _check_launcher(trainer, launcher)
     size_batch(cfg, trainer, datamodule, lambda: instantiate(cfg.model))
     if not cfg.trainer.fast_dev_run:
-        if trainer.is_global_zero:
-            write_atomic(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        facts = {"config": OmegaConf.to_container(cfg, resolve=True), **run_provenance(cfg.data.root)}
-        for logger in loggers:
-            logger.log_hyperparams(facts)
+        resolved = {output / "config.yaml": OmegaConf.to_yaml(cfg, resolve=True)}
+        accept_run({**start_files, **resolved})
+        trainer.loggers = _start_loggers(cfg, instantiate, is_new=resume is None)
     rows = len(datamodule.windows["train"])
     log.info("%s: %d pairs to train on", module.kind, rows)
     for part in module.regions() if cfg.compile else ():
         part.compile(dynamic=False)  # training batches have one size
     with finish_wandb_run(), _explained(cfg):
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        with interruptible(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if cfg.test and trainer.global_step and not cfg.trainer.fast_dev_run:
             metrics |= _evaluate_test_split(trainer, module, datamodule, output)
@@ -79,6 +94,17 @@ def run_training(cfg: DictConfig, instantiate: Callable[..., Any], launcher: str
     checkpoint = output / "last.ckpt"
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
+
+
+def _start_loggers(cfg: DictConfig, instantiate: Callable[..., Any], is_new: bool) -> list[Any]:
+    """The loggers, with the configuration and the inputs of this run; a new run is another one in W&B."""
+    if is_new and is_first_process():
+        (Path(cfg.paths.output) / WANDB_ID).unlink(missing_ok=True)  # of a run that this one replaces
+    loggers = [instantiate(node) for node in cfg.logger.values() if node]
+    facts = {"config": OmegaConf.to_container(cfg, resolve=True), **run_provenance(cfg.data.root)}
+    for logger in loggers:
+        logger.log_hyperparams(facts)
+    return loggers
 
 
 def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None]:
@@ -98,7 +124,7 @@ def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, 
         datamodule.folder.info.check_encoder(cfg.encoder.name, None, f"data.root={cfg.data.root}")
         datamodule.tokenizer, datamodule.levels = tokenizer, module.levels
     if resume is not None:
-        check_resume(resume, module, datamodule)
+        module.resumed_config = check_resume(resume, module, datamodule)
     return module, datamodule, resume
 
 
@@ -130,8 +156,12 @@ def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
 def _trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of the Trainer besides those of the configuration."""
     plugins: list[Any] = [AtomicCheckpointIO()]
+    ignore_slurm_without_srun(cfg.trainer.num_nodes)
     if SLURMEnvironment.detect():  # of SLURM only the ranks, since our own callback obeys its signals
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+        try:
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        except RuntimeError as error:  # of --ntasks without --ntasks-per-node
+            raise ValueError(str(error)) from error
     options: dict[str, Any] = {"plugins": plugins}
     if cfg.trainer.precision in ("bf16-true", "16-true"):
         plugins.append(HalfWeights(cfg.trainer.precision))
@@ -158,11 +188,9 @@ def _check_launcher(trainer: Any, name: str | None) -> None:
 
 @contextmanager
 def _explained(cfg: DictConfig) -> Iterator[None]:
-    """Turn what ends a training into one line that names the options that help, and a signal into its exit code."""
+    """Turn what ends a training into one line that names the options that help."""
     try:
         yield
-    except SIGTERMException as stop:
-        raise SystemExit(143) from stop
     except RuntimeError as error:  # OutOfMemoryError of a GPU is one
         if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
             raise
@@ -178,7 +206,9 @@ def _evaluate_test_split(trainer: Any, module: Any, datamodule: Any, output: Pat
     names = [name for name in ("best.ckpt", "last.ckpt") if (output / name).is_file()]
     path = str(output / names[0]) if names else None
     log.info("testing %s", path or "the weights at the end of training")
-    (metrics,) = trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    stopped = f"the training is finished ({path}), but not test=true: the same command with resume=auto repeats it"
+    with report_progress(lambda: stopped), interruptible(trainer):
+        (metrics,) = trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     for name, value in metrics.items():
         log.info("%s: %.4f", name, value)
     return dict(metrics)
