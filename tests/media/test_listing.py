@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import ASSETS
 from im2wav.files import item_names, list_files, walk_files
-from im2wav.media.listing import MediaFolder, media_kind
+from im2wav.media.reading import MediaFolder, media_kind
 
 PHOTO = ASSETS / "images" / "owl_03.jpg"
 

@@ -6,12 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from make_media import FPS, HEIGHT, WIDTH, write_rotated, write_video
 from PIL import Image
 
 from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError, read_audio, read_track
 from im2wav.media.video import DecordFrames, PyAVFrames, Video
+from make_media import FPS, HEIGHT, WIDTH, write_rotated, write_video
 
 RATES = [7350, 8000, 9600, 11025, 12000, 14700, 16000, 18900, 22050, 24000, 32000, 37800, 44056, 44100, 44101, 48000]
 RATES += [50000, 64000, 88200, 96000, 176400, 192000]

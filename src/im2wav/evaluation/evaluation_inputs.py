@@ -11,7 +11,7 @@ from im2wav.evaluation.audio_files import SHORTEST, AudioFile, AudioFileSet, fin
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
 from im2wav.files import item_names, same_name
 from im2wav.inference.command import Build
-from im2wav.media.listing import MediaFolder
+from im2wav.media.reading import MediaFolder
 from im2wav.tables import read_rows
 
 

@@ -21,7 +21,7 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_path, item_names
 from im2wav.media import reading as media
 from im2wav.media.encoder import ImageEncoder
-from im2wav.media.listing import MediaFolder, media_kind
+from im2wav.media.reading import MediaFolder, media_kind
 from im2wav.media.video import Video, read_frames
 
 log = logging.getLogger(__name__)

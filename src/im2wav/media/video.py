@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from im2wav.media.reading import MediaError, check_file, describe_streams, media_errors, to_rgb
+from im2wav.media.reading import MediaError, check_file, describe_streams, is_animation, media_errors, to_rgb
 
 _DECORD_CANNOT = {"av1", "vvc"}  # its FFmpeg is of 2020
 _DECORD_FORMATS = ("mov", "matroska")  # mp4, mkv, webm: in others it counts or orders frames wrongly
@@ -304,17 +304,6 @@ class AnimationFrames:
                 self._image.seek(number)
                 frames.append(np.asarray(to_rgb(self._image)))
         return frames
-
-
-def is_animation(path: str | Path) -> bool:
-    """Whether a file is a GIF or WebP with several frames."""
-    if Path(path).suffix.lower() not in (".gif", ".webp"):
-        return False
-    try:
-        with Image.open(path) as image:
-            return bool(getattr(image, "is_animated", False))
-    except (OSError, ValueError, SyntaxError):
-        return False
 
 
 def read_frames(path: str | Path, fps: float, chunk: int = 32, size: int | None = None) -> Iterator[list[np.ndarray]]:

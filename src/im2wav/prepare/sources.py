@@ -17,7 +17,7 @@ from im2wav.files import (
     list_files,
     path_inside,
 )
-from im2wav.media.listing import MediaFolder
+from im2wav.media.reading import MediaFolder
 from im2wav.tables import read_records, read_rows
 
 CLIP_SECONDS = 10  # of VGGSound
