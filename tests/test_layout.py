@@ -62,7 +62,7 @@ ONLY_IN = {
         "distributed.py",
     },
     "open_clip": {"media/encoder.py"},
-    "decord": {"media/video.py"},
+    "decord": {"media/video.py", "benchmarks"},
     "av": {"media"},
     "litdata": {"data/pairs.py"},
     "jinja2": {"report"},

@@ -309,17 +309,3 @@ class AnimationFrames:
 def read_frames(path: str | Path, fps: float, chunk: int = 32, size: int | None = None) -> Iterator[list[np.ndarray]]:
     """`Video(path, size).frames(fps, chunk)`."""
     yield from Video(path, size).frames(fps, chunk)
-
-
-def read_all_frames(path: str | Path, chunk: int = 32) -> int:
-    """Decode every frame and the audio track with decord alone, discard them, and return the number of frames.
-
-    The upper bound of any reader that uses decord; for benchmarks.
-    """
-    import decord
-
-    reader = decord.VideoReader(str(path), num_threads=1)
-    for first in range(0, len(reader), chunk):
-        reader.get_batch(range(first, min(first + chunk, len(reader)))).asnumpy()
-    decord.AudioReader(str(path), mono=True)[:].asnumpy()
-    return len(reader)
