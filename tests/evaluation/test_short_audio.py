@@ -7,8 +7,8 @@ import pytest
 
 from conftest import command, tone, write_wav
 from im2wav.decoding import SamplingOptions
+from im2wav.decoding.decoder import Networks
 from im2wav.evaluation.audio_files import SHORTEST, Reading, describe_audio, find_audio_files
-from im2wav.inference.api import Networks
 from im2wav.inference.inputs import Input
 from im2wav.inference.request import make_request
 from im2wav.media.reading import MediaError, read_audio

@@ -282,3 +282,49 @@ def test_requests_with_other_sampling_options_do_not_share_a_batch(networks):
     for request, audio in zip(requests, together, strict=True):
         assert (generate_one(networks, request).wav == audio.wav).all()
     assert (together[0].codes["low"] != together[1].codes["low"]).any()
+
+
+@pytest.mark.parametrize("length", [20, 30, 45])  # frames of the video: 30 are the audio
+def test_the_up_prior_gets_the_mean_of_its_window_or_of_the_whole_video(networks, length):
+    """Frames by hand: 10 per second; windows of 128 codes of 8 samples, 0.064 s at this rate of 1,600 Hz: 0.64 s."""
+    image = clip(length)
+    for choice in ("window", "video"):
+        options = SamplingOptions(up_condition=choice)
+        request = Request(image, 1, samples=4800, sampling=options, sample_rate=1600)  # 3 s
+        buffer = CodeBuffer(networks, request)
+        for window in buffer.plan["up"]:
+            first = int(window.start * 8 / 1600 * 10)
+            frames = [min(first + k, length - 1) for k in range(7)] if choice == "window" else range(min(length, 31))
+            shown = buffer.conditions("up", window, image).clip.mean(1)
+            torch.testing.assert_close(shown, image.embeddings[list(frames)].mean(0, keepdim=True))
+        low = [buffer.conditions("low", window, image).clip for window in buffer.plan["low"]]
+        assert {clip.shape[1] for clip in low} == {7}  # the low prior gets the frames of its window in both cases
+
+
+def test_the_up_condition_changes_only_the_up_codes_of_audio_longer_than_a_window(networks):
+    strong = replace(clip(), embeddings=100 * clip().embeddings)  # these networks are not trained
+
+    def both(samples):
+        requests = (
+            Request(strong, 3, samples=samples, sampling=SamplingOptions(up_condition=choice), sample_rate=1600)
+            for choice in ("window", "video")
+        )
+        return [generate_one(networks, request) for request in requests]
+
+    one, other = both(1024)
+    assert torch.equal(one.codes["up"], other.codes["up"])
+    one, other = both(4800)
+    assert torch.equal(one.codes["low"], other.codes["low"])
+    assert not torch.equal(one.codes["up"], other.codes["up"])
+    pieces = list(stream(CodeBuffer(networks, other.request)))
+    assert torch.equal(torch.cat(pieces), other.wav)
+
+
+def test_the_up_condition_is_part_of_what_audio_depends_on():
+    """Audio of versions without the option stays valid: it was made with `window`."""
+    text = Input("a", "text", text="a dog")
+    assert "up_condition" not in Request(text, samples=1).identity()["settings"]
+    other = Request(text, samples=1, sampling=SamplingOptions(up_condition="video"))
+    assert other.identity()["settings"]["up_condition"] == "video"
+    with pytest.raises(ValueError, match="up_condition=both: expected window or video"):
+        SamplingOptions(up_condition="both")

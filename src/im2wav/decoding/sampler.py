@@ -21,6 +21,8 @@ class SamplingOptions:
         temperature: logits are divided by it.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the most likely codes that together reach this probability; 0 keeps all.
+        up_condition: image embedding of the up prior in audio longer than a window: the mean over the frames of the
+            `window`, as in training; or of the whole `video`, in every window, as in Im2Wav.
 
     Raises:
         ValueError: a value out of range, or top_k and top_p together.
@@ -31,8 +33,11 @@ class SamplingOptions:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
+    up_condition: str = "window"
 
     def __post_init__(self):
+        if self.up_condition not in ("window", "video"):
+            raise ValueError(f"up_condition={self.up_condition}: expected window or video")
         if self.temperature <= 0:
             raise ValueError(
                 f"temperature={self.temperature}: expected more than 0 (use top_k=1 for the likeliest code)"

@@ -168,7 +168,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
                 text that guidance moves away from. `continue_from`: an audio prompt, as a file or samples [N] at the
                 model's sample rate. `inpaint`, `inpaint_interval`: audio (from `generate`, or a file), and the
                 interval in seconds to generate again. And `guidance_scale`, `negative_scale`, `temperature`, `top_k`,
-                `top_p`: see `SamplingOptions`.
+                `top_p`, `up_condition`: see `SamplingOptions`.
 
         Raises:
             ValueError: not exactly one input, options out of range, or drafts of a low prior without guidance.

@@ -109,6 +109,11 @@ class Input:
         except ValueError as error:
             raise media.MediaError("unreadable embeddings", str(error)) from error
 
+    def until(self, end: float) -> Tensor:
+        """Embeddings [F, D] of the frames from the start to `end` seconds, without repeats; see `between`."""
+        assert self.embeddings is not None
+        return self.embeddings if self.fps is None else self.embeddings[: int(end * self.fps) + 1]
+
     def between(self, start: float, duration: float) -> Tensor:
         """Embeddings [F, D] of the frames from `start` to `start + duration` seconds, both included.
 

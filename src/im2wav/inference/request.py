@@ -96,6 +96,8 @@ class Request:
             MediaError: a file of the input is missing.
         """
         settings: dict[str, Any] = {**asdict(self.sampling), "overlap": self.overlap}
+        if settings["up_condition"] == "window":  # audio of versions without the option stays valid
+            del settings["up_condition"]
         if self.negative is not None:
             settings["negative_sha256"] = self.negative.sha256
         if self.known_codes is not None:
@@ -274,7 +276,7 @@ class CodeBuffer:
         networks, request = self.networks, self.request
         context, hop = networks.decoders[level].context_length, networks.codec.hop_lengths[level]
         offset, duration = window.start * hop, context * hop
-        frames = item.between(offset / request.sample_rate, duration / request.sample_rate)
+        frames = self._frames(level, window, item)
         total = max(request.recording, duration)
         timing = Timing(*(torch.tensor([float(v)]) for v in (total, min(offset, total - duration), duration)))
         low = None
@@ -282,11 +284,18 @@ class CodeBuffer:
             low = self.codes["low"][None, window.start // networks.ratio : (window.start + context) // networks.ratio]
         return Conditions(frames[None].float(), timing, None if low is None else low.cpu())
 
+    def _frames(self, level: str, window: Window, item: Input) -> Tensor:
+        """Embeddings [F, D] that a window is conditioned on."""
+        hop, rate = self.networks.codec.hop_lengths[level], self.request.sample_rate
+        duration = self.networks.decoders[level].context_length * hop / rate
+        if level == "up" and self.request.sampling.up_condition == "video":
+            return item.until(max(self.request.seconds, duration)).float().mean(0, keepdim=True)
+        return item.between(window.start * hop / rate, duration)
+
     def shape(self, level: str, window: Window) -> tuple[int, ...]:
         """Windows of equal shape can be drawn in one batch: numbers of codes, known codes, and frames."""
-        duration = self.networks.decoders[level].context_length * self.networks.codec.hop_lengths[level]
         items = (item for item in (self.request.input, self.request.negative) if item is not None)
-        frames = (len(item.between(0.0, duration / self.request.sample_rate)) for item in items)
+        frames = (len(self._frames(level, window, item)) for item in items)
         return window.end - window.start, window.first - window.start, *frames
 
     def ready_windows(self, level: str) -> list[Window]:
