@@ -1,6 +1,8 @@
-"""Long work shows its progress: a bar on a terminal, in log files a line every half minute."""
+"""What commands know about their system: progress on a terminal or in a log file, CPU cores and threads."""
 
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -84,3 +86,76 @@ def test_commands_log_their_progress(lines, pairs, trained, photo, tmp_path, cap
         out, err = capfd.readouterr()
         assert any(text.startswith(line) for text in out.splitlines()), out[-2000:]
         assert "\r" not in out + err
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """The files that the system's module reads, by path; others do not exist. The machine has 64 cores."""
+    found = {}
+    monkeypatch.setattr(system, "_read", lambda path: found.get(str(path), ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is restored if a test sets it
+        monkeypatch.delenv(name)
+    return found
+
+
+V1 = "/sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("given", "cores"),
+    [
+        ({}, 64),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/cpu.max": "300000 100000\n"}, 3),
+        (
+            {
+                "/proc/self/cgroup": "12:memory:/x\n4:cpu,cpuacct:/job\n0::/\n",
+                f"{V1}/job/cpu.cfs_quota_us": "50000\n",
+                f"{V1}/job/cpu.cfs_period_us": "100000\n",
+                f"{V1}/cpu.cfs_quota_us": "-1\n",
+                f"{V1}/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+    ],
+)
+def test_cores_are_those_of_the_quota_of_the_control_groups(files, given, cores):
+    files |= given
+    assert system.num_cores() == cores
+    system.configure_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == (str(cores) if cores < 64 else None)
+
+
+def test_cores_are_those_of_the_affinity(files, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert system.num_cores() == 2
+    system.configure_threads()
+    assert "OMP_NUM_THREADS" not in os.environ  # OpenMP knows
+
+
+@pytest.mark.parametrize(("runnable", "policy"), [(1, None), (20, None), (40, "passive")])
+def test_threads_wait_passively_where_others_use_the_cores(files, runnable, policy):
+    files["/proc/loadavg"] = f"9.0 9.0 9.0 {runnable}/900 123\n"
+    system.configure_threads()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_variables_that_are_set_are_kept(files, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    files |= {"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "100000 100000\n"}
+    files["/proc/loadavg"] = "9.0 9.0 9.0 99/900 123\n"
+    system.configure_threads()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "active")
+
+
+def test_commands_configure_threads_before_torch_is_imported():
+    code = "import sys, im2wav.cli as cli\n"
+    code += "cli.configure_threads = lambda: sys.exit('late' if 'torch' in sys.modules else 'early')\n"
+    code += "import im2wav.sample\nim2wav.sample.main()\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "early"

@@ -19,6 +19,7 @@ from im2wav.config import COMMANDS, register_schemas
 from im2wav.config_inference import MODES
 from im2wav.interruption import Interrupted, stop_on_signals
 from im2wav.options import check_config, expected_type, help_text, is_text
+from im2wav.system import configure_threads
 
 VERBS = {
     "embed": "videos, or images and audio files -> a pairs folder",
@@ -199,6 +200,7 @@ def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 if {"-h", "--help"} & set(sys.argv):
                     show_help(name, [word for word in sys.argv[1:] if not word.startswith("-")])
                 else:
+                    configure_threads()
                     composed()
             except (HydraException, OmegaConfBaseException, OSError) as error:
                 if asked:

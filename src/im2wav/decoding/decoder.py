@@ -28,7 +28,7 @@ from im2wav.decoding.linear import (
     resolve_precision,
 )
 from im2wav.decoding.sampler import SamplingOptions, draw_device
-from im2wav.decoding.state import DecodeState, FusedLayers
+from im2wav.decoding.state import DecodeState, FusedLayers, ThreadTuner
 from im2wav.prior import Conditions, Prior
 from im2wav.prior.transformer import Layer
 
@@ -73,6 +73,9 @@ class Decoder:
         whole = compile is True and self.on_device
         self.step_at_place = compile_step(DecodeState._step_at_place) if whole else DecodeState._step_at_place
         self.spare: DecodeState | None = None
+        self.threads = (
+            ThreadTuner() if self.device.type == "cpu" and not compile else None
+        )  # kernels have a fixed number
         with torch.inference_mode():
             linear = linear_maker(self.precision, self.device, packed=not compile)
             self.layers: list[DecoderLayer] = []

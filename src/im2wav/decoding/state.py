@@ -6,7 +6,9 @@ then with guidance B unconditional ones, then with a negative input B for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from im2wav.decoding.decoder_layer import LayerCache, Position
 from im2wav.decoding.linear import give_back_freed_memory
 from im2wav.decoding.sampler import SamplingOptions, draw, draw_device, guide
 from im2wav.prior import Conditions
+from im2wav.system import num_cores
 
 
 class FusedLayers(Protocol):
@@ -27,6 +30,61 @@ class FusedLayers(Protocol):
 
 if TYPE_CHECKING:
     from im2wav.decoding.decoder import Decoder
+
+
+class ThreadTuner:
+    """Chooses the number of CPU threads for decoding steps by timing some of the steps, again every `INTERVAL` seconds.
+
+    In a step, threads wait for each other several hundred times. Small networks are fastest with one thread; where
+    other processes use the cores, more threads can take ten times as long.
+    """
+
+    INTERVAL = 10.0  # s
+    TIMED_STEPS = 6
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []  # ascending; all give the same logits to the last bit
+        self.limit = self._next = 0
+
+    def check(self, logits: Callable[[], Tensor]) -> None:
+        """Find numbers of threads up to torch's current one that give the same `logits()`, when that has changed."""
+        before = torch.get_num_threads()
+        if self.limit == before:
+            return
+        self.limit, self.counts = before, []
+        most, expected = min(before, num_cores()), logits()
+        for count in sorted({1 << k for k in range(most.bit_length())} | {most}):
+            torch.set_num_threads(count)
+            if torch.equal(logits(), expected):
+                self.counts.append(count)
+        torch.set_num_threads(before)
+        self.counts = self.counts or [before]
+        self._choices = self._choose()
+        self._next = next(self._choices)
+
+    def run(self, step: Callable[[], object]) -> None:
+        """Call `step` with the number of threads that is fastest, or is to be timed."""
+        if torch.get_num_threads() != self._next:
+            torch.set_num_threads(self._next)
+        start = time.perf_counter()
+        step()
+        self._next = self._choices.send(time.perf_counter() - start)
+
+    def _choose(self) -> Generator[int, float, None]:
+        """Yield the number of threads of the next step, and be sent the seconds that it took."""
+        while True:
+            seconds: dict[int, float] = {}
+            for count in self.counts:
+                yield count  # not timed: it may start threads
+                seconds[count] = 0.0
+                for _ in range(self.TIMED_STEPS):
+                    seconds[count] += yield count
+                if seconds[count] > 1.2 * min(seconds.values()):
+                    break  # still more threads are slower still
+            fastest = next(count for count, taken in seconds.items() if taken <= 1.05 * min(seconds.values()))
+            end = time.perf_counter() + self.INTERVAL
+            while time.perf_counter() < end:
+                yield fastest
 
 
 class DecodeState:
@@ -245,9 +303,15 @@ class DecodeState:
             count: at most the number of remaining codes.
             on_step: called with 1 after each code, for progress bars.
         """
-        first = self.position
-        for _ in range(self.codes.shape[1] - first if count is None else count):
-            self.step()
-            if on_step:
-                on_step(1)
+        first, tuner, before = self.position, self.decoder.threads, torch.get_num_threads()
+        step = self.step if tuner is None else partial(tuner.run, self.step)
+        if tuner is not None and first < self.codes.shape[1]:
+            tuner.check(self.logits)
+        try:
+            for _ in range(self.codes.shape[1] - first if count is None else count):
+                step()
+                if on_step:
+                    on_step(1)
+        finally:
+            torch.set_num_threads(before)  # prefixes, the codec and encoders round by their number of threads
         return self.codes[:, first : self.position]

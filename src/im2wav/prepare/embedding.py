@@ -32,7 +32,7 @@ from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.page import format_duration
-from im2wav.system import track_progress
+from im2wav.system import num_cores, track_progress
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support
@@ -108,11 +108,6 @@ def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = timedelta(days=30)  # the first device to finish waits for the last
     return trainer
-
-
-def num_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:
