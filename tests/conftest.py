@@ -103,9 +103,9 @@ def tiny_config(model: str, root: Path, output: Path, *overrides: str):
     return config("train", *arguments, output=output)
 
 
-def logged_values(folder: Path, name: str = "train/loss") -> list[float]:
+def logged_values(folder: Path, name: str = "train/loss", version: str = "version_0") -> list[float]:
     """The values of a metric in the csv log of a run that was started once, in their order."""
-    with (folder / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+    with (folder / "csv" / version / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 

@@ -215,3 +215,16 @@ def test_the_loader_is_timed(tmp_path):
     assert [row["value"] > 1 and row["limit"] > 1 for row in rates] == [True, True]
     assert growth["name"] == "growth over 20 batches"
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_full_shared_memory_is_named_and_no_file_is_blamed(tmp_path, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    data = PairsDataModule(str(make_pairs(tmp_path)), num_samples=4096, batch_size=2, num_workers=1)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(ValueError, match=r"shared memory is full .*--shm-size.*data\.num_workers=0") as error:
+        next(iter(data.train_dataloader()))
+    assert "wav" not in str(error.value)
+    data.num_workers = 0
+    next(iter(data.train_dataloader()))

@@ -80,6 +80,26 @@ def test_killed_at_any_moment_it_ends_byte_for_byte_as_if_it_had_not_been(source
     assert hashes(out) == hashes(unbroken)
 
 
+@pytest.mark.parametrize(("number", "code", "devices"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)])
+def test_a_signal_ends_it_within_seconds_and_the_next_run_does_the_rest(
+    source, unbroken, tmp_path, number, code, devices
+):
+    """SIGTERM to all its processes, and SIGINT to the first one, which ends the others."""
+    out = tmp_path / "pairs"
+    run = start(source, out, "num_workers=1", "batch_size=1", f"trainer.devices={devices}")
+    while run.poll() is None and not list(out.glob("clip/*.npy")):
+        time.sleep(0.002)
+    (os.killpg if devices == 1 else os.kill)(run.pid, number)
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == code, errors
+    assert f"of 35 inputs are finished in {out}; the same command does the rest" in output
+    assert "Traceback" not in errors
+    assert not State.read(out).skipped.keys() - {"broken"}
+    assert len(State.read(out).rows) < 34
+    assert command("embed", *arguments(source, out)) == 0
+    assert hashes(out) == hashes(unbroken)
+
+
 def test_two_devices_and_two_workers_give_the_same_bytes(source, unbroken, tmp_path):
     out = tmp_path / "pairs"
     run = start(source, out, "num_workers=2", "trainer.devices=2")

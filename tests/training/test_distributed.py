@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
+from test_signals import sending
 from torch.distributed.device_mesh import init_device_mesh
 
 from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config, logged_values
@@ -101,6 +103,9 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
     run_on_two(
         [
             run("two", *FSDP),
+            # rank 1 alone receives a signal
+            run("two_stopped", *FSDP, "data.num_workers=1", sending(signal.SIGUSR1, step=4, rank=1)),
+            run("two_stopped", *FSDP, "overwrite=false", "resume=auto"),
             run("two_resumed", *FSDP, f"ckpt_path={folder}/two/{FIRST}"),
             run("two_after_one", *FSDP, f"ckpt_path={folder}/one/{FIRST}"),
             run("two_mixed", *FSDP, "trainer.precision=bf16-mixed"),
@@ -147,6 +152,15 @@ def test_sharded_processes_train_a_prior_with_its_average_as_one_does(sharded):
     assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 1e-4)
     end = torch.load(sharded / "two/last.ckpt", weights_only=True)
     assert any((end["state_dict"][k] != v).any() for k, v in end["current_model_state"].items())
+
+
+def test_processes_stop_together_and_resume_when_one_receives_a_signal(sharded):
+    saved = torch.load(sharded / "two_stopped/checkpoints/step_00000005.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+    for version, steps in (("version_0", slice(0, 4)), ("version_1", slice(5, None))):
+        found = logged_values(sharded / "two_stopped", version=version)
+        assert found == logged_values(sharded / "two")[steps]
+    assert_same_checkpoints(sharded / "two", sharded / "two_stopped", 0, 0)
 
 
 def test_a_resumed_sharded_run_equals_an_unbroken_one(sharded):

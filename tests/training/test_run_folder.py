@@ -1,24 +1,21 @@
 """One training at a time in the folder of a run; a start that is rejected changes nothing in it; other settings."""
 
 import csv
-import os
-import subprocess
-import sys
+import multiprocessing
+import time
 
 import pytest
 import torch
 
 from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.train import train
-
-HOLD = """
-import sys, time
-from pathlib import Path
 from im2wav.training.run_folder import lock_run
-with lock_run(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(100)
-"""
+
+
+def hold(folder, locked):
+    with lock_run(folder):
+        locked.set()
+        time.sleep(100)
 
 
 def arguments(pairs, folder, *overrides) -> list[str]:
@@ -51,17 +48,20 @@ def test_a_rejected_start_changes_nothing_in_the_folder(pairs, tmp_path, capfd):
 
 def test_a_second_training_into_the_folder_is_rejected_until_the_first_ends(pairs, tmp_path, capfd):
     folder = tmp_path / "run"
-    call = [sys.executable, "-c", HOLD, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
+    context = multiprocessing.get_context("fork")
+    locked = context.Event()
+    holder = context.Process(target=hold, args=(folder, locked))
+    holder.start()
+    try:
+        assert locked.wait(60)
         assert command("train", *arguments(pairs, tmp_path, "overwrite=true")) == 2
         (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         assert f"{folder} is in use by process {holder.pid} on " in line
         assert "run_name=NAME" in line
         assert [path.name for path in folder.iterdir()] == [".lock"]
+    finally:
         holder.kill()
+        holder.join()
     assert command("train", *arguments(pairs, tmp_path, "overwrite=true")) == 0
 
 

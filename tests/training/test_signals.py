@@ -1,12 +1,7 @@
 """Training that is interrupted by a signal at any moment: it saves, all processes stop together, and it resumes."""
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -94,26 +89,3 @@ def test_submitit_requeues_in_its_own_way_after_the_checkpoint(pairs, tmp_path):
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert saved == [(signal.SIGUSR2, True)]
-
-
-def test_two_processes_stop_at_the_same_step_when_one_receives_a_signal(pairs, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    overrides = [*arguments(pairs, tmp_path), f"paths.output={tmp_path}/run", "trainer=ddp", "trainer.accelerator=cpu"]
-    overrides = [word for word in overrides if not word.startswith("hydra.run.dir")]
-    overrides += ["trainer.devices=2", "data.num_workers=1", sending(signal.SIGTERM, rank=1)]
-    script = [sys.executable, str(Path(__file__).with_name("train_runs.py")), json.dumps([overrides])]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    group |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    processes = [
-        subprocess.Popen(
-            script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, **group, "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], outputs
-    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 3
-    assert not any("Traceback" in output for output in outputs), outputs

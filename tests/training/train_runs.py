@@ -5,10 +5,13 @@ What two processes cost is mostly their start, which the runs share.
 
 import json
 import sys
+from contextlib import suppress
 
 from conftest import config
+from im2wav.interruption import Interrupted
 from im2wav.train import train
 
 if __name__ == "__main__":
     for overrides in json.loads(sys.argv[1]):
-        train(config("train", *overrides))
+        with suppress(Interrupted):
+            train(config("train", *overrides))

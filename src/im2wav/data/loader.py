@@ -8,7 +8,9 @@ replays nothing.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from im2wav.data.windows import Batch, Key, WindowDataset, collate
 from im2wav.interruption import hold_signals, leave_signals_to_parent
+
+SHM = "/dev/shm"  # of Linux
 
 
 class KeyStream:
@@ -112,6 +116,31 @@ class BatchPartition:
         return [i % rows for i in range(start, start + each)]
 
 
+def share_memory(value: Any) -> None:
+    """Move the tensors of a batch to shared memory in a DataLoader worker, and do nothing elsewhere.
+
+    PyTorch would do it later, in a thread whose errors reach nobody.
+
+    Raises:
+        ValueError: shared memory is full.
+    """
+    if get_worker_info() is None:
+        return
+    if isinstance(value, Mapping | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            share_memory(part)
+    if not isinstance(value, Tensor):
+        return
+    try:
+        value.share_memory_()
+    except RuntimeError as error:
+        size = f", {shutil.disk_usage(SHM).total / 2**20:.0f} MB in all" if os.path.isdir(SHM) else ""
+        raise ValueError(
+            f"shared memory is full ({SHM}{size}): start the container with a larger one (docker run --shm-size=8g), "
+            f"or set data.num_workers=0 ({str(error).splitlines()[0]})"
+        ) from error
+
+
 class ReadFailure(str):
     """Error message returned by a worker instead of a batch."""
 
@@ -122,7 +151,9 @@ class BatchDataset(Dataset):
     def __init__(self, windows: WindowDataset, keys: KeyStream, partition: BatchPartition, ends: bool = False):
         self.windows, self.keys, self.partition, self.ends = windows, keys, partition, ends
         # what each worker is reading (pid, batch, item), in shared memory
-        self.progress = torch.zeros(1024, 3, dtype=torch.int64).share_memory_()
+        self.progress = torch.zeros(1024, 3, dtype=torch.int64)
+        with suppress(RuntimeError):  # it is full: `share_memory` reports it, if there are workers
+            self.progress.share_memory_()
 
     def __len__(self) -> int:
         if self.ends:
@@ -147,7 +178,12 @@ class BatchDataset(Dataset):
             if worker is None:
                 raise
             return ReadFailure(error)  # an exception in a worker would print a full traceback
-        return collate(items)._replace(number=torch.tensor(numbers))
+        batch = collate(items)._replace(number=torch.tensor(numbers))
+        try:
+            share_memory(batch)
+        except ValueError as error:
+            return ReadFailure(error)
+        return batch
 
     def read_by(self, pids: set[int]) -> list[str]:
         """Descriptions of the pairs that these workers were reading."""

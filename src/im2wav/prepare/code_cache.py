@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from im2wav.data.loader import share_memory
 from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.data.windows import CodesFolder, extend_wav, usable_rows
@@ -67,7 +68,9 @@ class Clips:
 
     def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
-            return row, extend_wav(self.folder.read_wav(self.pairs[row]), self.num_samples, self.short)
+            wav = extend_wav(self.folder.read_wav(self.pairs[row]), self.num_samples, self.short)
+            share_memory(wav)
+            return row, wav
         except ValueError as error:
             return row, str(error)
 
