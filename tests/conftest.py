@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from im2wav.interruption import SIGNALS
+from im2wav.system import SIGNALS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once instead of retrying without a network
 os.environ["WANDB_SILENT"] = "true"

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from conftest import ASSETS, command
-from im2wav import interruption
-from im2wav.interruption import SIGNALS, Interrupted, hold_signals, leave_signals_to_parent, stop_on_signals
+from im2wav import system
+from im2wav.system import SIGNALS, Interrupted, hold_signals, leave_signals_to_parent, stop_on_signals
 
 
 def work(ready, go_on, done):
@@ -74,7 +74,7 @@ def wait_in_native_code(ready):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a mutex of glibc")
 def test_a_process_that_waits_in_native_code_ends_too(monkeypatch):
-    monkeypatch.setattr(interruption, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(system, "LONGEST_DELAY", 0.2)
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=wait_in_native_code, args=(ready,))

@@ -14,12 +14,11 @@ from im2wav.options import check_config
 
 SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
-SHARED = {"files", "interruption", "layers", "network", "system", "tables"}  # every package may import these
+SHARED = {"files", "layers", "network", "system", "tables"}  # every package may import these
 # package -> what else it may import of ours, besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "layers": set(),
-    "interruption": set(),
     "network": set(),
     "system": set(),
     "tables": set(),

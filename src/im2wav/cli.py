@@ -17,9 +17,8 @@ from omegaconf import OmegaConf, open_dict
 
 from im2wav.config import COMMANDS, register_schemas
 from im2wav.config_inference import MODES
-from im2wav.interruption import Interrupted, stop_on_signals
 from im2wav.options import check_config, expected_type, help_text, is_text
-from im2wav.system import configure_threads
+from im2wav.system import Interrupted, configure_threads, stop_on_signals
 
 VERBS = {
     "embed": "videos, or images and audio files -> a pairs folder",

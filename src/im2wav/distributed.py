@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.utils.data import DataLoader
 
-from im2wav.interruption import Interrupted, before_exit
+from im2wav.system import Interrupted, before_exit
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT = timedelta(days=30)

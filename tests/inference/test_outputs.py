@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from conftest import ASSETS, command, config, tone, write_mp4, write_wav
-from im2wav.inference.command import make_batches
+from im2wav.inference.api import make_batches
 from im2wav.sample import sample
 
 IMAGES = ("owl_03", "cat_03", "bell_01")

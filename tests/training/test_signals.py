@@ -9,7 +9,7 @@ import torch
 from test_resume import arguments, losses, one_thread, same_end, same_losses, saved_step, unbroken  # noqa: F401
 
 from conftest import command, tiny_config
-from im2wav.interruption import Interrupted
+from im2wav.system import Interrupted
 from im2wav.training.signals import StopOnSignal
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143, signal.SIGUSR2: 143}

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 
 from conftest import config
-from im2wav.interruption import Interrupted
+from im2wav.system import Interrupted
 from im2wav.train import train
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from im2wav.data.windows import Batch, Key, WindowDataset, collate
-from im2wav.interruption import hold_signals, leave_signals_to_parent
+from im2wav.system import hold_signals, leave_signals_to_parent
 
 SHM = "/dev/shm"  # of Linux
 

@@ -283,3 +283,13 @@ class Runner:
             identity["settings"]["compile"] = networks.compile
         ranking = {} if self.keep is None else {"num_drafts": drafts, "keep": self.keep}
         return {**identity, "models": self.model.sha256, **ranking}
+
+
+def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
+    """Divide groups into batches of at most `size` requests, without dividing a group."""
+    batches: list[list[Sequence[Request]]] = []
+    for group in groups:
+        if not batches or sum(map(len, batches[-1])) + len(group) > size:
+            batches.append([])
+        batches[-1].append(group)
+    return batches

@@ -20,13 +20,13 @@ from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import item_seed
 from im2wav.files import path_inside, table_bytes, write_atomic
 from im2wav.hub import KINDS, find_folder, find_weights
-from im2wav.inference.api import Im2Wav, Runner
+from im2wav.inference.api import Im2Wav, Runner, make_batches
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio
 from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
 from im2wav.inference.request import Request, make_request
-from im2wav.interruption import report_progress
 from im2wav.media.mux import mux
 from im2wav.media.reading import MediaError
+from im2wav.system import report_progress
 
 log = logging.getLogger(__name__)
 Build = Callable[..., Any]
@@ -207,16 +207,6 @@ def plan_requests(
         if todo:
             groups.append(group if runner.keep is not None else todo)
     return sorted(groups, key=lambda group: group[0].samples or 0), failed  # batches of similar length
-
-
-def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
-    """Divide groups into batches of at most `size` requests, without dividing a group."""
-    batches: list[list[Sequence[Request]]] = []
-    for group in groups:
-        if not batches or sum(map(len, batches[-1])) + len(group) > size:
-            batches.append([])
-        batches[-1].append(group)
-    return batches
 
 
 def generate_batches(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:

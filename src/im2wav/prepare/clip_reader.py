@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from im2wav.files import wav_bytes
-from im2wav.interruption import hold_signals, leave_signals_to_parent
 from im2wav.media import reading as media
 from im2wav.media.encoder import AnyImage
 from im2wav.media.video import Video
 from im2wav.prepare.sources import Source
+from im2wav.system import hold_signals, leave_signals_to_parent
 
 _GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the parent closed the pipe
 _LATE = 0.05  # s between the starts of audio and video that are noted

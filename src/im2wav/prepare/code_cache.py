@@ -16,8 +16,7 @@ from im2wav.data.manifest import Manifest
 from im2wav.data.pairs import PairsFolder, open_folder
 from im2wav.data.windows import CodesFolder, extend_wav, usable_rows
 from im2wav.files import parse_shard
-from im2wav.interruption import hold_signals, leave_signals_to_parent, report_progress
-from im2wav.system import track_progress
+from im2wav.system import hold_signals, leave_signals_to_parent, report_progress, track_progress
 
 log = logging.getLogger(__name__)
 PIECE = 2**20  # samples that are encoded at a time

@@ -24,7 +24,6 @@ from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
 from im2wav.distributed import ignore_slurm_without_srun, interruptible
 from im2wav.files import npy_bytes, parse_shard
-from im2wav.interruption import report_progress
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
 from im2wav.prepare.clip_reader import ClipReader, End, Failed
@@ -32,7 +31,7 @@ from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.page import format_duration
-from im2wav.system import num_cores, track_progress
+from im2wav.system import num_cores, report_progress, track_progress
 
 log = logging.getLogger(__name__)
 SAMPLE_RATE = 16000  # Hz; the only one that the models support

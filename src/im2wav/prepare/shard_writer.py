@@ -19,8 +19,7 @@ import soundfile
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
 from im2wav.data.pairs import PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
-from im2wav.interruption import report_progress
-from im2wav.system import track_progress
+from im2wav.system import report_progress, track_progress
 
 log = logging.getLogger(__name__)
 RECORD_LIMIT = 2**31  # bytes; LitData stores offsets within a chunk as uint32

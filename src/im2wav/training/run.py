@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from im2wav.checkpoint import load, net_sha256
 from im2wav.distributed import ignore_slurm_without_srun, interruptible
-from im2wav.interruption import report_progress
+from im2wav.system import report_progress
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
 from im2wav.training.hardware import HalfWeights, configure_precision, size_batch

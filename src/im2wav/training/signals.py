@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from im2wav.interruption import SIGNALS, stop
+from im2wav.system import SIGNALS, stop
 from im2wav.training.checkpoints import Checkpoints, is_first_process
 from im2wav.training.ema import EMA
 
