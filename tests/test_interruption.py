@@ -50,17 +50,22 @@ def receive_two():
         signal.raise_signal(signal.SIGINT)  # ignored during the cleanup
 
 
-def test_the_first_signal_counts_and_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_counts_and_handlers_of_others_stay(handlers):
     with pytest.raises(Interrupted) as stopped:
         receive_two()
     assert (stopped.value.code, stopped.value.number) == (143, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # until the process ends
-    signal.signal(signal.SIGTERM, before)
-    handler = signal.signal(signal.SIGUSR2, print)
+    signal.signal(signal.SIGUSR2, print)
     with stop_on_signals():
         assert signal.getsignal(signal.SIGUSR2) is print  # of a launcher
-    signal.signal(signal.SIGUSR2, handler)
 
 
 def wait_in_native_code(ready):

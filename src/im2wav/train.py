@@ -1,5 +1,6 @@
 """`python -m im2wav.train model=vqvae|low_prior|up_prior`: train one model on a pairs folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,20 @@ def launcher_of_worker() -> str | None:
 
 
 def start_files(cfg: DictConfig) -> dict[Path, str]:
-    """Path and content of the files in `.hydra/`, as Hydra itself writes them; none outside Hydra."""
+    """Path and content of the files in `.hydra/`, as Hydra itself writes them."""
     from hydra.core.hydra_config import HydraConfig
 
-    if not HydraConfig.initialized():
-        return {}
     about = HydraConfig.get()
     files = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": about.overrides.task}
     folder = Path(about.runtime.output_dir) / ".hydra"
     return {folder / f"{name}.yaml": OmegaConf.to_yaml(node) for name, node in files.items()}
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, files: Mapping[Path, str] | None = None) -> dict[str, Any]:
     """Train one model, see `run_training`."""
     from im2wav.training.run import run_training
 
-    return run_training(cfg, instantiate, launcher_of_worker(), start_files(cfg))
+    return run_training(cfg, instantiate, launcher_of_worker(), files)
 
 
 @command("train")
@@ -45,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
 
     # a worker that exits looks like one that crashed: ray would start the run again, thrice
     failure = HydraException if launcher_of_worker() else None
-    return run(train, cfg, failure).get(cfg.optimized_metric)
+    return run(lambda config: train(config, start_files(config)), cfg, failure).get(cfg.optimized_metric)
 
 
 if __name__ == "__main__":

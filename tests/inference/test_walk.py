@@ -8,7 +8,7 @@ from conftest import ASSETS, REPO, command
 
 SOURCE = str(REPO / "src" / "im2wav")
 # the entry, 5 files of inference/, 5 of decoding/, 7 of networks and media (codec/, prior/, media/, layers.py), and
-# cli.py, config.py, options.py, files.py, checkpoint.py, data/pairs.py and interruption.py
+# cli.py, options.py, files.py, checkpoint.py, data/pairs.py and system.py
 MAX_FILES = 24
 
 
