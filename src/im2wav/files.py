@@ -222,7 +222,7 @@ def path_inside(folder: str | Path, name: str, origin: object, suffix: str = "",
     Raises:
         ValueError: it is empty, absolute or too long, contains `..`, or a slash where it must not.
     """
-    parts = re.split("[/\\\\]" if os.sep == "\\" else "/", name)
+    parts = re.split("[/\\\\]" if os.sep == "\\" else "/", name + suffix)
     wrong = "\0" in name or parts[-1] in ("", ".") or ".." in parts or bool(Path(name).anchor)
     if not nested:
         wrong = wrong or len(parts) > 1 or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME
