@@ -6,8 +6,13 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import open_clip
 import pytest
+import safetensors.torch
+from huggingface_hub import constants
 
+from im2wav.hub import find_folder
+from im2wav.media.encoder import ClipEncoder
 from im2wav.network import is_reachable
 from im2wav.training.loggers import wandb_logger
 
@@ -110,3 +115,51 @@ def test_an_error_of_wandb_is_one_line(answering, key, tmp_path, monkeypatch):
     logger = wandb_logger(str(tmp_path), project="im2wav")
     with pytest.raises(ValueError, match=r"^wandb: API key is invalid; run `wandb login`, or set WANDB_MODE=offline$"):
         _ = logger.experiment
+
+
+@pytest.fixture
+def hub(silent, tmp_path, monkeypatch):
+    """A function: repository and file -> its place in the Hub's cache; the Hub itself drops every request."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+
+    def place(repository: str, name: str):
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        for path in (folder / "refs", folder / "snapshots" / "abc"):
+            path.mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text("abc")
+        return folder / "snapshots" / "abc" / name
+
+    return place
+
+
+def test_cached_clip_weights_load_without_a_request(hub, clip_file, monkeypatch):
+    def request(*_, **__):
+        raise AssertionError("a request")
+
+    path, model = clip_file
+    repository = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")["hf_hub"].rstrip("/")
+    safetensors.torch.save_file(model.state_dict(), hub(repository, "open_clip_model.safetensors"))
+    monkeypatch.setattr(socket.socket, "connect", request)
+    monkeypatch.setattr("im2wav.media.encoder.check_hub", request)
+    assert ClipEncoder().weights_sha256 == ClipEncoder(weights=str(path)).weights_sha256
+
+
+def test_clip_weights_that_are_not_cached_are_one_line_within_seconds(hub, silent):
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=rf"\(ConnectionError: no answer from {silent}\): set encoder.weights=.* HF_HOME"
+    ):
+        ClipEncoder()
+    assert time.monotonic() - start < 10
+
+
+def test_a_cached_model_starts_and_another_is_one_line_where_the_hub_does_not_answer(hub, silent):
+    config = hub("me/model", "config.json")
+    config.write_text("{}")
+    start = time.monotonic()
+    assert find_folder("me/model") == config.parent
+    with pytest.raises(ValueError, match=f"me/other is no folder, and .*ConnectionError: no answer from {silent}"):
+        find_folder("me/other")
+    assert time.monotonic() - start < 10

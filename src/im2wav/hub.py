@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from im2wav.checkpoint import Loaded, load, save
 from im2wav.data.pairs import DatasetInfo
 from im2wav.files import write_atomic
+from im2wav.network import check_hub, first_line, is_reachable
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 CONFIG = "config.json"
@@ -58,15 +59,17 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
         return fetch(cache or Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav"))
     if Path(name).is_dir():
         return Path(name)
+    where = {key: hub[key] for key in ("revision", "cache_dir") if key in hub}
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=[CONFIG, *(f"{k}.safetensors" for k in KINDS.values())], **hub)
-        )
+        # cached files start as fast as offline where the Hub does not answer
+        if isinstance(try_to_load_from_cache(name, CONFIG, **where), str):
+            hub["local_files_only"] = hub.get("local_files_only") or not is_reachable(constants.ENDPOINT, 1.0)
+        elif not hub.get("local_files_only"):
+            check_hub()
+        names = [CONFIG, *(f"{kind}.safetensors" for kind in KINDS.values())]
+        return Path(snapshot_download(name, allow_patterns=names, **hub))
     except Exception as error:  # of many types, from the network layer
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"{name} is no folder, and could not be fetched from the Hub ({type(error).__name__}: {reason})"
-        ) from error
+        raise ValueError(f"{name} is no folder, and could not be fetched from the Hub ({first_line(error)})") from error
 
 
 def load_folder(folder: Path) -> tuple[dict[str, Loaded], dict[str, Any]]:

@@ -6,6 +6,8 @@ import urllib.error
 import urllib.request
 from threading import Thread
 
+from huggingface_hub import constants
+
 
 def is_reachable(url: str, seconds: float = 3.0) -> bool:
     """Whether a server answers a HEAD request within some seconds; proxies of the environment are used.
@@ -28,3 +30,17 @@ def is_reachable(url: str, seconds: float = 3.0) -> bool:
     asking.start()
     asking.join(seconds)
     return any(answers)
+
+
+def check_hub() -> None:
+    """Raise ConnectionError if the Hugging Face Hub does not answer within seconds; its own client retries for minutes.
+
+    With HF_HUB_OFFLINE=1 the client itself raises at once.
+    """
+    if not constants.HF_HUB_OFFLINE and not is_reachable(constants.ENDPOINT):
+        raise ConnectionError(f"no answer from {constants.ENDPOINT}")
+
+
+def first_line(error: Exception) -> str:
+    """The type of an error of a network library and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

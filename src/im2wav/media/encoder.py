@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from im2wav.files import state_sha256
+from im2wav.network import check_hub, first_line
 
 AnyImage = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
 
@@ -177,14 +178,23 @@ class ClipEncoder(ImageEncoder):
         return model
 
     def _fetch(self, open_clip) -> Path:
+        """The published weights: from the Hub's cache without a request, else downloaded."""
+        from huggingface_hub import try_to_load_from_cache  # here, because decoding processes import this module
+
         config = open_clip.get_pretrained_cfg(self.architecture, "openai")
+        for name in (open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME):
+            cached = try_to_load_from_cache(config["hf_hub"].rstrip("/"), name)
+            if isinstance(cached, str):
+                return Path(cached)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each retry; the error below is enough
         try:
+            check_hub()
             return Path(open_clip.download_pretrained(config, prefer_hf_hub=True))
         except Exception as error:  # the network layer raises many types of errors
             raise ValueError(
-                f"the weights of CLIP {self.architecture} could not be downloaded ({type(error).__name__}): "
-                "set encoder.weights=/path/to/file, or use encoder=efficientnet_lite2 (needs no network)"
+                f"the weights of CLIP {self.architecture} could not be downloaded ({first_line(error)}): set "
+                "encoder.weights=/path/to/file, or HF_HOME to a folder that can be written or has them, or use "
+                "encoder=efficientnet_lite2 (needs no network)"
             ) from error
 
     @staticmethod
