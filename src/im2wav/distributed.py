@@ -44,6 +44,11 @@ def ignore_slurm_without_srun(num_nodes: int = 1) -> None:
     os.environ["SLURM_JOB_NAME"] = "interactive"  # so that Lightning ignores it too
 
 
+def starts_processes(trainer: pl.Trainer) -> bool:
+    """Whether this process starts those of further devices, by running the command again."""
+    return isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
+
+
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     """Let a signal end all processes of a Trainer that started them, instead of Lightning's handler, which records it.
@@ -93,7 +98,7 @@ def predict_trainer(options: Mapping[str, Any], build: Callable[..., Any], **ove
         build: instantiates a config node with overrides.
         overrides: options of the Trainer.
     """
-    ignore_slurm_without_srun(options.get("num_nodes", 1))
+    ignore_slurm_without_srun(overrides.get("num_nodes", options.get("num_nodes", 1)))
     trainer = build(options, **overrides)
     if type(trainer.strategy) is not DDPStrategy:
         return trainer

@@ -9,20 +9,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import DatasetInfo
-from im2wav.distributed import ignore_slurm_without_srun, interruptible
+from im2wav.distributed import interruptible, predict_trainer
 from im2wav.files import npy_bytes, parse_shard
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
@@ -102,11 +100,7 @@ def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl
     warnings.filterwarnings("ignore", message="predict returned None")  # results are passed to `finish`, not returned
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    ignore_slurm_without_srun(overrides.get("num_nodes", cfg.trainer.get("num_nodes", 1)))
-    trainer = build(cfg.trainer, **quiet, **overrides)
-    if isinstance(trainer.strategy, DDPStrategy):
-        trainer.strategy._timeout = timedelta(days=30)  # the first device to finish waits for the last
-    return trainer
+    return predict_trainer(cfg.trainer, build, **quiet, **overrides)
 
 
 def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:

@@ -11,11 +11,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 
 from im2wav.checkpoint import load, net_sha256
-from im2wav.distributed import ignore_slurm_without_srun, interruptible
+from im2wav.distributed import ignore_slurm_without_srun, interruptible, starts_processes
 from im2wav.system import report_progress
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
@@ -177,8 +176,7 @@ def _check_launcher(trainer: Any, name: str | None) -> None:
     Lightning starts the processes of further devices by running the command again. Inside a worker of joblib, submitit
     or ray this is not the user's command.
     """
-    starts_more = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1
-    if name and starts_more and not trainer.strategy.cluster_environment.creates_processes_externally:
+    if name and starts_processes(trainer) and not trainer.strategy.cluster_environment.creates_processes_externally:
         raise ValueError(
             f"trainer.devices={trainer.num_devices} inside {name}, whose workers cannot start "
             "further processes. Give trainer.devices=1 for each run, or hydra/launcher=basic for one run after the "
