@@ -193,3 +193,12 @@ def test_a_local_config_sets_options(tmp_path, monkeypatch):
     finally:
         (local / "default.yaml").unlink()
         local.rmdir()
+
+
+def test_options_that_a_notebook_composes_resolve(monkeypatch):
+    from hydra.core.hydra_config import HydraConfig
+
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # only commands have Hydra's run folder
+    cfg = config("train", "model=vqvae", "paths.runs=mine")
+    OmegaConf.resolve(cfg)
+    assert cfg.paths.output == cfg.trainer.default_root_dir == "mine/notebook"

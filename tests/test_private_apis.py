@@ -1,4 +1,4 @@
-"""Private functions of torch, Lightning and LitData that im2wav uses. After an update, a failure here says which changed."""
+"""Private functions of torch, Lightning and LitData that im2wav uses. A failure after an update says which changed."""
 
 import inspect
 

@@ -50,6 +50,12 @@ def register_resolvers() -> None:
         groups = strides if level == "low" else strides[:1]
         return num_samples // prod(prod(group) for group in groups)
 
+    def output_dir(runs: str) -> str:
+        from hydra.core.hydra_config import HydraConfig
+
+        return HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else f"{runs}/notebook"
+
+    OmegaConf.register_new_resolver("output_dir", output_dir, replace=True)
     OmegaConf.register_new_resolver("project_root", lambda: str(root()), replace=True)
     OmegaConf.register_new_resolver("codes_in", codes_in, replace=True)
     register_schemas()
