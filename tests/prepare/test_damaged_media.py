@@ -13,8 +13,8 @@ from PIL import Image
 
 from conftest import command, tone, write_wav
 from helpers import TINY_ENCODER
-from im2wav.files import read_table
 from im2wav.media.reading import read_image  # registers HEIC
+from im2wav.tables import read_table
 from make_media import write_video
 
 COUNT = int(os.environ.get("DAMAGED", "44"))

@@ -86,7 +86,7 @@ def test_a_signal_ends_it_within_seconds_and_the_next_run_does_the_rest(
 ):
     """SIGTERM to all its processes, and SIGINT to the first one, which ends the others."""
     out = tmp_path / "pairs"
-    run = start(source, out, "num_workers=1", "batch_size=1", f"trainer.devices={devices}")
+    run = start(source, out, "num_workers=1", f"trainer.devices={devices}")
     while run.poll() is None and not list(out.glob("clip/*.npy")):
         time.sleep(0.002)
     (os.killpg if devices == 1 else os.kill)(run.pid, number)

@@ -57,7 +57,9 @@ class Timeline:
     def __init__(self, path: str | Path):
         with media_errors(path, "unreadable video"), av.open(str(path)) as container:
             stream = video_stream(container, path)
-            stamps, ends = self._read(container, stream)
+            stamps, ends, count = self._read(container, stream)
+            if container.format.name.startswith("mov") and count < stream.frames - 1:  # its index lists every frame
+                raise MediaError("cut video", f"{path}: {count} of {stream.frames} frames could be read")
             if stamps is None:
                 stamps = self._decode(path)
             if not stamps:
@@ -74,21 +76,24 @@ class Timeline:
                 raise MediaError("cut video", f"{path}: {max(0.0, found):.2f} s of {expected:.2f} s could be read")
 
     @staticmethod
-    def _read(container: Any, video: Any) -> tuple[list[tuple[int, int]] | None, list[float]]:
-        """Time stamp and duration of the shown frames (None where stamps are missing), and the ends of all streams."""
+    def _read(container: Any, video: Any) -> tuple[list[tuple[int, int]] | None, list[float], int]:
+        """Time stamp and duration of the shown frames (None where stamps are missing), the ends of all streams, and the
+        number of frames with those that are not shown.
+        """
         stamps: list[tuple[int, int]] = []
         ends: dict[int, float] = {}
-        has_all = True
+        has_all, count = True, 0
         for packet in container.demux():
             if not packet.size:
                 continue
             if packet.pts is not None and packet.time_base:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+            count += packet.stream_index == video.index
             if packet.stream_index == video.index and not packet.is_discard:
                 has_all = has_all and packet.pts is not None
                 stamps.append((packet.pts or 0, packet.duration or 0))
-        return (stamps if has_all else None), list(ends.values())
+        return (stamps if has_all else None), list(ends.values()), count
 
     @staticmethod
     def _decode(path: str | Path) -> list[tuple[int, int]]:
