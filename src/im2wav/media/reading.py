@@ -242,13 +242,14 @@ def read_track(path: str | Path, sample_rate: int, origin: float | None = None) 
         stream = best if best in streams else streams[0]
         stream.codec_context.thread_count = 1
         parts, rate, start, lost = _decode_track(container, stream)
-        has_index = stream.duration and container.format.name.startswith(("mov", "avi"))  # else durations are estimates
+        is_exact = container.format.name.startswith("mov")
+        has_index = stream.duration and (is_exact or container.format.name == "avi")  # else durations are estimates
         duration = float(stream.duration * stream.time_base) if has_index else 0.0
     if not parts or not rate:
         raise MediaError("empty audio", f"{path} contains no samples")
     samples = np.concatenate(parts)
     seconds = len(samples) / rate
-    if lost > max(0.25, 0.02 * seconds) or seconds < duration - max(0.25, 0.02 * duration):
+    if lost > max(0.25, 0.02 * seconds) or seconds < duration - max(0.15 if is_exact else 0.25, 0.02 * duration):
         expected = max(duration, seconds + lost)
         raise MediaError("cut audio", f"{path}: {seconds:.2f} s of {expected:.2f} s could be read")
     if 0 < duration < seconds < duration + 0.2:  # encoders fill their last frame

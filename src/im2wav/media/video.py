@@ -57,9 +57,7 @@ class Timeline:
     def __init__(self, path: str | Path):
         with media_errors(path, "unreadable video"), av.open(str(path)) as container:
             stream = video_stream(container, path)
-            stamps, ends, count = self._read(container, stream)
-            if container.format.name.startswith("mov") and count < stream.frames - 1:  # its index lists every frame
-                raise MediaError("cut video", f"{path}: {count} of {stream.frames} frames could be read")
+            stamps, ends = self._read(container, stream)
             if stamps is None:
                 stamps = self._decode(path)
             if not stamps:
@@ -72,28 +70,26 @@ class Timeline:
             self.seconds = float(self.starts[-1] + last * base)
             expected = (container.duration or 0) / av.time_base
             found = max(ends, default=0.0)  # some formats count the duration from 0, others from the first time stamp
-            if found < expected - max(0.5, 0.05 * expected):
+            is_exact = container.format.name.startswith("mov")  # by its index; others may estimate
+            if found < expected - (max(0.15, 0.02 * expected) if is_exact else max(0.5, 0.05 * expected)):
                 raise MediaError("cut video", f"{path}: {max(0.0, found):.2f} s of {expected:.2f} s could be read")
 
     @staticmethod
-    def _read(container: Any, video: Any) -> tuple[list[tuple[int, int]] | None, list[float], int]:
-        """Time stamp and duration of the shown frames (None where stamps are missing), the ends of all streams, and the
-        number of frames with those that are not shown.
-        """
+    def _read(container: Any, video: Any) -> tuple[list[tuple[int, int]] | None, list[float]]:
+        """Time stamp and duration of the shown frames (None where stamps are missing), and the ends of all streams."""
         stamps: list[tuple[int, int]] = []
         ends: dict[int, float] = {}
-        has_all, count = True, 0
+        has_all = True
         for packet in container.demux():
             if not packet.size:
                 continue
             if packet.pts is not None and packet.time_base:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-            count += packet.stream_index == video.index
             if packet.stream_index == video.index and not packet.is_discard:
                 has_all = has_all and packet.pts is not None
                 stamps.append((packet.pts or 0, packet.duration or 0))
-        return (stamps if has_all else None), list(ends.values()), count
+        return (stamps if has_all else None), list(ends.values())
 
     @staticmethod
     def _decode(path: str | Path) -> list[tuple[int, int]]:

@@ -67,8 +67,9 @@ def _train(
     for callback in callbacks:
         if isinstance(callback, Dashboard):
             callback.find_partner(module, datamodule)
-    logger = [DummyLogger()] if cfg.trainer.fast_dev_run else False  # Hydra does not accept it outside a list
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **_trainer_options(cfg))
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=False, **_trainer_options(cfg))
+    if cfg.trainer.fast_dev_run:
+        trainer.loggers = [DummyLogger()]  # callbacks want one
     _check_launcher(trainer, launcher)
     size_batch(cfg, trainer, datamodule, lambda: instantiate(cfg.model))
     if not cfg.trainer.fast_dev_run:
