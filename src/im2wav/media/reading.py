@@ -269,6 +269,8 @@ def _decode_track(container: Any, stream: Any) -> tuple[list[np.ndarray], int, f
     mixer: Any = None
     setup: Any = None
     for packet in container.demux(stream):
+        if packet.is_corrupt and container.format.name.startswith("mov"):
+            raise MediaError("cut audio", f"{container.name}: the file ends within its audio")
         try:
             frames = packet.decode()
         except av.FFmpegError:
