@@ -143,7 +143,7 @@ def test_the_im2wav_command_passes_help_on():
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_refuses_an_unknown_key_in_one_line(verb, capfd):
+def test_every_command_rejects_an_unknown_key_in_one_line(verb, capfd):
     assert command(verb, *(["model=vqvae"] if verb == "train" else []), "colour=red") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -20,11 +20,11 @@ def test_the_machine_is_measured(tmp_path):
     assert all(row["value"] > 0.1 for row in found["rows"])
 
 
-def test_an_unknown_measurement_is_refused():
+def test_an_unknown_measurement_is_rejected():
     assert command("bench", "measure=dreams") == 2
 
 
-def test_an_unknown_precision_is_refused(capsys):
+def test_an_unknown_precision_is_rejected(capsys):
     assert command("bench", "measure.precisions=[fp8]") == 2
     assert "expected one of" in capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_memory_and_operations_of_official_sizes_are_counted_without_computing(t
     assert linear < step_flops("low_prior", 1) < 1.1 * linear  # and the output layer
 
 
-def test_an_unknown_part_of_the_training_benchmark_is_refused(capsys):
+def test_an_unknown_part_of_the_training_benchmark_is_rejected(capsys):
     assert command("bench", "measure=training", "measure.parts=[speed]") == 2
     assert "expected some of throughput, memory" in capsys.readouterr().err
 

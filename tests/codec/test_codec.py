@@ -178,7 +178,7 @@ def test_bandwidth_of_a_sine():
         (lambda: Bandwidth.measure([]), "silent or missing"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_what_does_not_fit_is_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

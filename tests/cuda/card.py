@@ -162,7 +162,7 @@ class Call:
             self.refuse({str(self.device), "cpu"})
 
     def must_be_on_card(self, x: torch.Tensor) -> bool:
-        """Whether a CPU tensor is refused beside CUDA tensors; most operations take CPU scalars."""
+        """Whether a CPU tensor is rejected beside CUDA tensors; most operations take CPU scalars."""
         return x.dim() > 0 or self.name in ONE_DEVICE
 
     def refuse(self, devices: set[str]) -> None:

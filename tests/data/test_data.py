@@ -33,7 +33,7 @@ def test_frames_belong_to_the_window_by_time(tmp_path):
 
 
 @pytest.mark.parametrize("short", ["loop", "pad", "drop"])
-def test_short_sounds(tmp_path, short):
+def test_short_audio(tmp_path, short):
     data = PairsDataModule(str(make_pairs(tmp_path)), num_samples=16384, batch_size=1, short=short)
     windows = data.windows["train"]
     assert len(windows) == (1 if short == "drop" else 2)
@@ -98,7 +98,7 @@ def test_loudness_is_set_without_clipping():
     assert media.set_loudness(wav, 0).abs().max().item() == pytest.approx(0.99, rel=1e-3)
 
 
-def test_a_picture_is_turned_upright(tmp_path):
+def test_an_image_is_turned_upright(tmp_path):
     from PIL import Image
 
     image = Image.new("RGB", (40, 20))

@@ -60,7 +60,7 @@ def test_validation_covers_every_row_with_as_many_batches_on_each_device(rows, d
     assert len(covered) - rows < devices
 
 
-def test_a_global_batch_that_does_not_divide_is_refused(tmp_path):
+def test_a_global_batch_that_does_not_divide_is_rejected(tmp_path):
     class Trainer:
         world_size, global_rank, accumulate_grad_batches = 2, 0, 3
 
@@ -71,7 +71,7 @@ def test_a_global_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_from_the_next_batch_in_any_process(tmp_path, workers):
+def test_a_loader_continues_from_the_next_batch_in_any_process(tmp_path, workers):
     root = str(make_pairs(tmp_path, (1.0,) * 5, splits=("train",) * 5))
 
     def loader():
@@ -140,7 +140,7 @@ def test_training_names_what_a_dead_worker_was_reading(pairs, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_stopped_within_an_epoch_goes_on_with_the_very_next_batch(pairs, tmp_path, workers):
+def test_a_run_stopped_within_an_epoch_continues_with_the_very_next_batch(pairs, tmp_path, workers):
     overrides = [*STEADY, f"data.num_workers={workers}"]
     train(tiny_config("vqvae", pairs, tmp_path / "whole", *overrides, "trainer.max_steps=8"))
     for until in (
@@ -154,7 +154,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_the_very_next_batch(pairs, t
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_run_goes_on_with_other_accumulation(pairs, tmp_path):
+def test_a_run_continues_with_other_accumulation(pairs, tmp_path):
     """Four windows at a time, then two and two: the same steps see the same windows."""
     seen = {}
     for name, plan in {"one": [(1, 5)], "two": [(2, 2), (1, 5)]}.items():

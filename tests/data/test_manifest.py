@@ -79,7 +79,7 @@ def test_200_000_rows_open_in_2_seconds_and_200_megabytes_forked_workers_include
     assert max(workers) < 30  # having read rows from everywhere: the columns stay shared
 
 
-def test_a_bad_manifest_is_refused(tmp_path):
+def test_a_bad_manifest_is_rejected(tmp_path):
     path = tmp_path / "manifest.csv"
     with pytest.raises(ValueError, match="does not exist"):
         Manifest.read(path)

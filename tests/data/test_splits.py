@@ -37,7 +37,7 @@ def test_shares_are_kept_and_order_and_new_rows_do_not_matter(tmp_path):
         assert names(pairs, split[name]) == {n for n in names(other, again[name]) if n != "new"}
 
 
-def test_what_shares_a_group_or_a_sound_stays_together(tmp_path):
+def test_what_shares_a_group_or_an_audio_file_stays_together(tmp_path):
     given = [{**row, "group": f"g{i // 4}"} for i, row in enumerate(rows(400))]
     given += [{**row, "id": f"s{i}", "sound": f"hash {i // 2}"} for i, row in enumerate(rows(400))]
     pairs = manifest(tmp_path / "a.csv", given)
@@ -57,7 +57,7 @@ def test_fractions_are_nested_and_repeatable(tmp_path):
     assert chosen[0.1] == set(fraction_of(pairs, everything, 0.1).tolist())
 
 
-def test_what_makes_no_sense_is_refused(tmp_path):
+def test_what_makes_no_sense_is_rejected(tmp_path):
     root = make_pairs(tmp_path / "p", (1.0,) * 6, splits=("train",) * 6)
     options = {"root": str(root), "num_samples": 4096}
     for more, message in (

@@ -154,7 +154,7 @@ def test_where_nothing_can_be_compiled_it_is_said(monkeypatch, tmp_path):
     cpp_builder.cpp_compiler_search.cache_clear()
 
 
-def test_unknown_precisions_are_refused():
+def test_unknown_precisions_are_rejected():
     with pytest.raises(ValueError, match="precision=fp8"):
         Decoder(Prior(16, 64, {"width": 32, "depth": 3, "blocks": 8}), "fp8")
 

@@ -54,6 +54,6 @@ def test_random_numbers_belong_to_the_item():
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"top_k": -1}, {"top_p": 1.5}, {"top_k": 3, "top_p": 0.5}], ids=str
 )
-def test_bad_options_are_refused(options):
+def test_bad_options_are_rejected(options):
     with pytest.raises(ValueError, match="="):
         SamplingOptions(**options)

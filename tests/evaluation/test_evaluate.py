@@ -104,7 +104,7 @@ def test_threads_hear_what_one_hears(folders, yamnet, monkeypatch):
     assert torch.equal(found.levels, torch.stack([audio_files.levels(reading.raw(sound)) for sound in chosen.files]))
 
 
-def test_a_damaged_network_is_refused(tmp_path):
+def test_a_damaged_network_is_rejected(tmp_path):
     content = bytearray(YAMNET_PATH.read_bytes())
     content[1000] ^= 1
     (tmp_path / "yamnet.tflite").write_bytes(content)
@@ -202,7 +202,7 @@ def break_empty(generated, reference):
         (break_empty, r"generated=.* contains no audio files"),
     ],
 )
-def test_bad_sounds_are_named(folders, tmp_path, damage, message):
+def test_bad_audio_files_are_named(folders, tmp_path, damage, message):
     damage(*folders)
     with pytest.raises(ValueError, match=message):
         judged(folders, tmp_path)
@@ -265,7 +265,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
         (["generated=GENERATED", "reference=REFERENCE", "labels=none.csv"], "none.csv does not exist"),
     ],
 )
-def test_what_cannot_work_is_refused(folders, tmp_path, overrides, message):
+def test_what_cannot_work_is_rejected(folders, tmp_path, overrides, message):
     names = {"GENERATED": folders[0], "REFERENCE": folders[1]}
     for name, value in names.items():
         overrides = [x.replace(name, str(value)) for x in overrides]

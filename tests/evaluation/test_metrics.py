@@ -200,7 +200,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics():
     assert metric.compute().item() == pytest.approx(set_statistics.frechet_distance(x, y), rel=1e-6)
 
 
-def test_too_few_sounds_are_refused():
+def test_too_few_audio_files_are_rejected():
     with pytest.raises(ValueError, match="at least two"):
         set_statistics.frechet_distance(torch.zeros(1, 4), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="at least two"):

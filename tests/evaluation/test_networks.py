@@ -165,7 +165,7 @@ def test_the_paper_suite_through_the_command(files, tmp_path):
         evaluate(config("evaluate", *options, "check_weights=true"))
 
 
-def test_files_of_another_kind_are_refused(files, tmp_path):
+def test_files_of_another_kind_are_rejected(files, tmp_path):
     name = FILES["vggish"].name
     with pytest.raises(ValueError, match=f"lacks {name}; download it from"):
         Vggish(tmp_path, check=False)

@@ -75,7 +75,7 @@ def test_a_captured_step_generates_what_full_passes_say(level, compile, figure):
     assert agree > 0.99
 
 
-def test_one_sound_alone_and_among_eight(figure):
+def test_one_audio_file_alone_and_among_eight(figure):
     """Products on a GPU are not batch-invariant: how many codes differ is a figure, not a promise."""
     net, conditions = small_prior("low")
     decoder, device = Decoder(net.cuda(), "fp32"), torch.device("cuda")

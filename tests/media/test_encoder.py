@@ -98,7 +98,7 @@ def test_clip_without_weights_or_network_says_what_to_do(tmp_path, monkeypatch):
         ClipEncoder(weights=str(tmp_path / "text.pt"))
 
 
-def test_efficientnet_sees_what_pictures_have_in_common():
+def test_efficientnet_sees_what_images_have_in_common():
     encoder = EfficientNetLite2Encoder()
     names = ["didgeridoo_01", "car_horn_02", "car_passing_01", "cat_03", "kitten_01"]
     embeddings = encoder.encode([read_image(ASSETS / "images" / f"{name}.jpg") for name in names])

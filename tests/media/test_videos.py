@@ -156,7 +156,7 @@ def test_animated_images_are_videos(suffix, tmp_path):
     assert reds == pytest.approx([0, 100, 100, 100, 200, 200], abs=3)
 
 
-def test_a_cover_picture_is_no_video(tmp_path):
+def test_a_cover_image_is_no_video(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         cover = container.add_stream("mjpeg", rate=1)

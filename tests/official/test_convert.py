@@ -68,7 +68,7 @@ def test_sampling_with_converted_weights(converted, clip_file, tmp_path):
         assert soundfile.info(tmp_path / level / "owl_03_00.wav").frames == 16000
 
 
-def test_training_goes_on_from_converted_weights(converted, pairs, tmp_path):
+def test_training_continues_from_converted_weights(converted, pairs, tmp_path):
     from im2wav.train import train
 
     start = f"ckpt_path={converted / 'vqvae.safetensors'}"
@@ -189,7 +189,7 @@ def test_official_image_embeddings_become_a_pairs_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"nonsense", pickle.dumps({"a": 3}), pickle.dumps([1]), pickle.dumps({})])
-def test_other_pickles_are_refused(tmp_path, content):
+def test_other_pickles_are_rejected(tmp_path, content):
     (tmp_path / "x.pickle").write_bytes(content)
     assert command("convert", f"pickles={tmp_path}", f"out={tmp_path / 'out'}") == 2
     assert not (tmp_path / "out").exists()

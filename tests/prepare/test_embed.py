@@ -22,7 +22,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_pairs_have_unit_embeddings_in_fp16_and_pcm16_sound(pairs):
+def test_pairs_have_unit_embeddings_in_fp16_and_pcm16_audio(pairs):
     folder = PairsFolder(pairs)
     assert [p.id for p in folder.pairs] == ["bird_02", "bird_03", "cat_03", "cow_04", "owl_03", "scream_01"]
     assert {p.split for p in folder.pairs} == {"train", "valid"}
@@ -131,7 +131,7 @@ def test_a_folder_without_a_manifest(tmp_path):
         ("id,image\n", "nothing to embed"),
     ],
 )
-def test_bad_manifests_are_refused(tmp_path, rows, message):
+def test_bad_manifests_are_rejected(tmp_path, rows, message):
     (tmp_path / "manifest.csv").write_text(rows)
     with pytest.raises(ValueError, match=message):
         find_sources(tmp_path)
@@ -181,7 +181,7 @@ def test_a_second_run_takes_over_what_the_manifest_now_says(tmp_path, capfd):
     assert "split='val'" in capfd.readouterr().err
 
 
-def test_a_huge_picture_costs_itself_alone(tmp_path):
+def test_a_huge_image_costs_itself_alone(tmp_path):
     from PIL import Image
 
     Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")

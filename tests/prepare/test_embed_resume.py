@@ -157,7 +157,7 @@ def test_a_part_of_a_process_that_lives_is_read_but_stays(tmp_path):
     assert list(State.read(tmp_path).skipped) == ["a", "b"]
 
 
-def test_the_same_sound_in_two_splits_stays_in_the_one_held_out(tmp_path):
+def test_the_same_audio_in_two_splits_stays_in_the_one_held_out(tmp_path):
     rows = [("a", "train", 300), ("b", "test", 300), ("c", "train", 400), ("d", "train", 400)]
     picture = ASSETS / "images" / "owl_03.jpg"
     for name, _, hertz in rows:

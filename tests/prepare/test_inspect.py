@@ -75,7 +75,7 @@ def test_the_page_is_the_same_again_and_leaves_out_what_is_not_there(odd, tmp_pa
     assert command("inspect", f"data.root={root}", "out=null", "data.split=group") == 0
 
 
-def test_it_reads_shards_and_refuses_what_is_none(odd, tmp_path, capfd):
+def test_it_reads_shards_and_rejects_what_is_none(odd, tmp_path, capfd):
     root = make_pairs(tmp_path / "pairs2")
     assert command("shard", f"data.root={root}", f"out={tmp_path / 'shards'}") == 0
     assert command("inspect", f"data.root={tmp_path / 'shards'}", "out=null", "full=true") == 0

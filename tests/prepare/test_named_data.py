@@ -66,7 +66,7 @@ def test_vggsound_by_name(vggsound, tmp_path):
         (TABLE + "---g-f_I2yQ,1,again,train\n", "several sources have the id '---g-f_I2yQ_000001'"),
     ],
 )
-def test_a_list_that_is_not_vggsound_s_is_refused(vggsound, table, message):
+def test_a_list_that_is_not_vggsound_s_is_rejected(vggsound, table, message):
     folder, path = vggsound
     path.write_text(table)
     with pytest.raises(ValueError, match=message):
@@ -116,7 +116,7 @@ def test_a_data_set_has_one_name_when_it_is_made_and_when_it_is_read(name):
     assert name in made.source._target_ or name == "pairs"
 
 
-def test_a_name_that_nobody_can_write_is_refused(tmp_path, capfd):
+def test_a_name_that_nobody_can_write_is_rejected(tmp_path, capfd):
     write_wav(tmp_path / "a.wav", tone())
     (tmp_path / "manifest.csv").write_text(f"id,image,audio\n{'x' * 300},a.jpg,a.wav\n")
     assert command("embed", *TINY_ENCODER, f"input={tmp_path}", f"out={tmp_path / 'out'}") == 2

@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_batches_from_both(both, short, workers):
     assert one.identity() == other.identity()
 
 
-def test_training_from_shards_goes_on_in_mid_epoch_with_the_losses_of_an_unbroken_run_from_files(pairs, tmp_path):
+def test_training_from_shards_continues_in_mid_epoch_with_the_losses_of_an_unbroken_run_from_files(pairs, tmp_path):
     assert command("shard", f"data.root={pairs}", f"out={tmp_path / 'shards'}", "chunk_mb=0.2") == 0
     whole = [*STEADY, "trainer.max_steps=5"]
     train(tiny_config("vqvae", pairs, tmp_path / "whole", *whole))
@@ -82,7 +82,7 @@ def _die_in_the_third_chunk(root, out):
     write_shards(root, out, 0.1)
 
 
-def test_a_killed_run_goes_on_and_any_number_of_processes_write_the_same_bytes(both, tmp_path):
+def test_a_killed_run_continues_and_any_number_of_processes_write_the_same_bytes(both, tmp_path):
     root, reference = both
     process = multiprocessing.get_context("fork").Process(target=_die_in_the_third_chunk, args=(root, tmp_path / "b"))
     process.start()
@@ -103,7 +103,7 @@ def test_a_dry_run_writes_nothing(both, tmp_path, capfd):
     assert not (tmp_path / "c").exists()
 
 
-def test_what_cannot_be_sharded_is_refused(both, tmp_path, capfd):
+def test_what_cannot_be_sharded_is_rejected(both, tmp_path, capfd):
     root, out = both
     assert command("shard", f"data.root={root}", f"out={out}", "chunk_mb=0.2") == 2
     assert "contains shards of another chunk_mb" in capfd.readouterr().err
@@ -130,7 +130,7 @@ def test_a_damaged_shard_is_named(both):
         folder.read_wav(folder.pairs[0])
 
 
-def test_stereo_sounds_are_mixed(tmp_path):
+def test_stereo_audio_is_mixed(tmp_path):
     root = make_pairs(tmp_path / "pairs", (1.0, 1.0))
     left, right = (np.linspace(-0.5, 0.5, RATE) * scale for scale in (1.0, 0.5))
     soundfile.write(root / "wav/0.wav", np.stack([left, right], 1), RATE)

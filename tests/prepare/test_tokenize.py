@@ -110,7 +110,7 @@ def test_a_prior_trains_from_the_cache_without_the_codec(cached, trained, tmp_pa
     assert len(losses(tmp_path)) == 2
 
 
-def test_a_stopped_run_goes_on_and_parts_make_the_whole(cached, trained, tmp_path):
+def test_a_stopped_run_continues_and_parts_make_the_whole(cached, trained, tmp_path):
     (folder,) = (cached / "codes").iterdir()
     there = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*.npy")}
     assert len(there) == 6
@@ -132,7 +132,7 @@ def test_a_stopped_run_goes_on_and_parts_make_the_whole(cached, trained, tmp_pat
     }
 
 
-def test_codes_that_do_not_fit_are_refused(cached, codec, trained, capfd):
+def test_codes_that_do_not_fit_are_rejected(cached, codec, trained, capfd):
     def opened(**more):
         data = PairsDataModule(str(cached), **{"num_samples": 4096, "codes": "cache", **more})
         data.tokenizer = codec

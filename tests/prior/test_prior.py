@@ -42,7 +42,7 @@ def test_one_doubled_batch_equals_two_passes():
     torch.testing.assert_close(guide(both, 3.0), two, rtol=1e-4, atol=1e-4)
 
 
-def test_null_hides_the_picture_and_nothing_else():
+def test_null_hides_the_image_and_nothing_else():
     prior, codes, given = low_prior(), torch.randint(16, (3, 64)), conditions()
     other = replace(given, clip=given.clip + 1)
     torch.testing.assert_close(prior(codes, given.null_like()), prior(codes, other.null_like()))
@@ -133,6 +133,6 @@ def test_official_sizes_have_the_official_numbers_of_parameters():
         (lambda: sample_codes(low_prior(), conditions(), uniforms([1, 2, 3], 65, "low"), SamplingOptions()), "context"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_what_does_not_fit_is_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()

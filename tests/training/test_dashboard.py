@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize(("model", "partner"), COLUMNS)
-def test_the_dashboard_shows_sounds_and_changes_no_loss(pairs, trained, tmp_path, model, partner):
+def test_the_dashboard_shows_audio_and_changes_no_loss(pairs, trained, tmp_path, model, partner):
     codec = f"codec={trained}/base/vqvae/last.ckpt"
     quiet = ["callbacks.dashboard=null", "callbacks.facts=null"]
     shown = [*SHOW, f"callbacks.dashboard.partner={trained / 'base' if partner else 'null'}"]
@@ -139,7 +139,7 @@ def test_partners_draw_what_sampling_draws(pairs, trained, tmp_path):
     assert drawn["up_prior"] != (media / f"{pair.id}_guidance_3_up_(real_codes).wav").read_bytes()
 
 
-def test_processes_share_the_sounds_of_both_levels(pairs, trained, tmp_path):
+def test_processes_share_the_audio_of_both_levels(pairs, trained, tmp_path):
     """Two processes draw half each, to the last bit what one draws."""
     from types import SimpleNamespace
 
@@ -163,7 +163,7 @@ def test_processes_share_the_sounds_of_both_levels(pairs, trained, tmp_path):
     assert all(torch.equal(wav, one[key]) for key, wav in (first | second).items())
 
 
-def test_a_partner_that_does_not_fit_is_refused_before_anything_is_written(pairs, trained, tmp_path, capfd):
+def test_a_partner_that_does_not_fit_is_rejected_before_anything_is_written(pairs, trained, tmp_path, capfd):
     from conftest import TINY, TINY_NET, command
 
     other = tmp_path / "other/base"
@@ -189,7 +189,7 @@ def test_a_partner_that_does_not_fit_is_refused_before_anything_is_written(pairs
         assert {path.name for path in out.glob("*")} <= {".lock"}
 
 
-def test_tensorboard_gets_sounds_images_and_histograms(pairs, tmp_path):
+def test_tensorboard_gets_audio_images_and_histograms(pairs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(tiny_config("vqvae", pairs, tmp_path, "trainer.max_steps=2", "logger=tensorboard", *SHOW))

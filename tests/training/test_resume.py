@@ -94,7 +94,7 @@ def same_losses(one, other, saved):
     assert found == {step: loss for step, loss in expected.items() if step in found}
 
 
-def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(pairs, unbroken, tmp_path, capfd):
+def test_a_killed_run_continues_to_the_same_losses_to_the_last_bit(pairs, unbroken, tmp_path, capfd):
     process = start(pairs, tmp_path)
     wait_for(tmp_path / "run/checkpoints/step_00000012.ckpt", process)  # epochs are of 8 steps: in the middle of one
     os.kill(process.pid, signal.SIGKILL)
@@ -245,7 +245,7 @@ def test_slurm_gets_its_job_back(monkeypatch, caplog):
     assert commands == [["scontrol", "requeue", "9"], ["scontrol", "requeue", "7_2"]]
 
 
-def test_a_run_that_goes_on_is_one_run_in_wandb(pairs, tmp_path, monkeypatch):
+def test_a_run_that_continues_is_one_run_in_wandb(pairs, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     ids = []

@@ -41,7 +41,7 @@ def test_optuna_finds_the_metric_that_train_returns(pairs, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_several_devices_inside_a_launcher_are_refused(pairs, tmp_path, launcher):
+def test_several_devices_inside_a_launcher_are_rejected(pairs, tmp_path, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
     overrides = [f"hydra/launcher={launcher}", "trainer.devices=2", "+trainer.strategy=ddp", "-m"]
     overrides = [o.removeprefix("+") for o in overrides]

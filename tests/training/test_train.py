@@ -65,7 +65,7 @@ def test_checkpoints_are_plain_and_hold_the_averaged_weights(trained):
     assert load(trained / "base/low_prior/last.ckpt").codec_sha256 == net_sha256(codec)
 
 
-def test_a_run_goes_on_where_it_stopped(pairs, tmp_path):
+def test_a_run_continues_where_it_stopped(pairs, tmp_path):
     overrides = ["data.windows_per_epoch=5", "trainer.limit_val_batches=0", "model.scheduler.steps=1"]
     whole = train(tiny_config("vqvae", pairs, tmp_path / "whole", *overrides, "trainer.max_steps=4"))
     train(tiny_config("vqvae", pairs, tmp_path / "parts", *overrides, "trainer.max_steps=2"))
@@ -109,7 +109,7 @@ def test_a_bare_train_lists_the_models(capfd):
         (["codec=RUNS/vqvae/last.ckpt", "data.root=nowhere"], "im2wav.embed"),
     ],
 )
-def test_what_cannot_work_is_refused_before_data_is_read(pairs, trained, tmp_path, monkeypatch, overrides, message):
+def test_what_cannot_work_is_rejected_before_data_is_read(pairs, trained, tmp_path, monkeypatch, overrides, message):
     from im2wav.data.pairs import PairsFolder
 
     def forbidden(*_):
@@ -171,7 +171,7 @@ def test_schedule_by_hand():
     assert rates == pytest.approx(expected)
 
 
-def test_a_schedule_that_cannot_be_is_refused_before_anything_is_written(pairs, tmp_path):
+def test_a_schedule_that_cannot_be_is_rejected_before_anything_is_written(pairs, tmp_path):
     cfg = tiny_config("vqvae", pairs, tmp_path, "scheduler=cosine", "trainer.max_steps=2")
     with pytest.raises(ValueError, match=r"model.scheduler.decay_steps=2: must be larger than .*steps=100"):
         train(cfg)
@@ -193,7 +193,7 @@ def test_the_default_configuration_is_the_official_size():
         ("OTHER", "codes of another VQ-VAE"),
     ],
 )
-def test_going_on_from_something_else_is_refused(pairs, trained, tmp_path, path, message):
+def test_resuming_from_something_else_is_rejected(pairs, trained, tmp_path, path, message):
     other = torch.load(trained / "base/low_prior/last.ckpt", weights_only=True)
     torch.save({**other, "codec_sha256": "0" * 64}, tmp_path / "other.ckpt")
     path = (
@@ -238,7 +238,7 @@ def test_other_schedules_by_hand(options, expected):
 
 
 @pytest.mark.parametrize("options", [{"shape": "round"}, {"hold": 1.0}])
-def test_schedules_that_cannot_be_are_refused(options):
+def test_schedules_that_cannot_be_are_rejected(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         warmup(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), **options)
 
