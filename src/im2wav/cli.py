@@ -128,9 +128,6 @@ def literal(command: str, key: str, value: str, is_multirun: bool = False) -> st
     Values that the user quoted for Hydra, `null` for options that may be null, and in a multirun sweeps (unless a file
     has this name) stay as they are. Interpolations `${...}` still work.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     if not value or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return value
     if re.fullmatch(r"[A-Za-z/.][\w./-]*", value, re.ASCII) and not re.fullmatch(
@@ -140,6 +137,9 @@ def literal(command: str, key: str, value: str, is_multirun: bool = False) -> st
     if not is_text(schemas_of(command), key.lstrip("+"), value, Path(CONF)):
         return value
     if is_multirun and not Path(value).exists():
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
         with suppress(HydraException):
             if OverridesParser.create().parse_override(f"{key}={value}").is_sweep_override():
                 return value

@@ -122,7 +122,7 @@ class Video:
         check_file(path)
         self.path = path
         if is_animation(path):
-            self._frames: FrameSource = AnimationFrames(path, size)
+            self._frames: FrameSource = AnimationFrames(path)
             self.origin, self.starts, self.seconds = 0.0, self._frames.starts, self._frames.seconds
             return
         line = Timeline(path)
@@ -284,7 +284,7 @@ class PyAVFrames:
 class AnimationFrames:
     """Frames of a GIF or an animated WebP, by Pillow."""
 
-    def __init__(self, path: str | Path, size: int | None):
+    def __init__(self, path: str | Path):
         self.path = path
         with media_errors(path, "unreadable video"):
             self._image = Image.open(path)
