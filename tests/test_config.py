@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from conftest import REPO, command, config
-from im2wav.cli import CONF, VERBS, register_resolvers, rewrite
+from im2wav.cli import CONF, SUMMARIES, register_resolvers, rewrite
 from im2wav.config import COMMANDS
 from im2wav.options import check_config, explain, in_range, read_comments, scalar_types, schema_fields
 
@@ -44,7 +44,7 @@ def composed(name: str, overrides: list[str]):
 
 
 def test_every_command_has_a_schema():
-    assert {*COMMANDS, "evaluate"} == set(VERBS)
+    assert {*COMMANDS, "evaluate"} == set(SUMMARIES)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def dotted(node: dict, prefix: str = ""):
             yield f"{prefix}{key}"
 
 
-@pytest.mark.parametrize("name", sorted(VERBS))
+@pytest.mark.parametrize("name", sorted(SUMMARIES))
 def test_help_describes_options_and_ends_with_three_commands_that_compose(name, capsys):
     assert command(name, "--help") == 0
     text, _, examples = capsys.readouterr().out.partition("\nExamples:\n")
@@ -109,7 +109,7 @@ def test_help_describes_options_and_ends_with_three_commands_that_compose(name, 
         ("train", "colour=red", "colour=red: no such option"),
         ("train", "+colour=red", "colour=red: no such option"),
         ("train", "data.colour=red", "data.colour=red: no such option"),
-        ("embed", "num_workers=-1", "num_workers=-1: must be >= 0 (or null)"),
+        ("embed", "num_workers=-1", "num_workers=-1: must be >= 1 (or null)"),
         ("embed", "fps=fast", "fps=fast: must be int or float"),
         ("embed", "max_failed=2", "max_failed=2.0: must be >= 0 and <= 1"),
         ("inspect", "cards=-1", "cards=-1: must be >= 0"),

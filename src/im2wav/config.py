@@ -20,12 +20,12 @@ from im2wav.options import device_option, group, option, seed_option
 
 @dataclass
 class Codes:
-    """What the codec and both priors share."""
+    """Options of the codes that the codec and both priors share."""
 
     size: int = option(2048, "codes in the codebook of each level", minimum=2)
     strides: list[list[int]] = option(
         [[2, 2, 2], [2, 2]],
-        "strides of the encoders; by default up has a code for every 8 samples and low for every 32",
+        "strides of the encoders; the default gives hop lengths of 8 samples (up) and 32 samples (low)",
     )
 
 
@@ -33,7 +33,8 @@ class Codes:
 class Train:
     """Train one model on a pairs folder: model=vqvae (the codec) first, then model=low_prior and model=up_prior.
 
-    Checkpoints, logs, samples and the resolved config are written to runs/RUN_NAME/MODEL; resume=auto continues there.
+    Checkpoints, logs, samples and the resolved config are written to runs/RUN_NAME/MODEL. The same command with
+    resume=auto resumes an interrupted run.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
@@ -42,23 +43,27 @@ class Train:
         "experiment=official/up data=vggsound logger=wandb tags=[official] test=true",
     )
 
-    run_name: str = option("base", "models of one run name belong together: runs/RUN_NAME/{vqvae,low_prior,up_prior}")
-    task_name: str = option("train", "name of the kind of run, for the loggers")
+    run_name: str = option("base", "name shared by three models: runs/RUN_NAME/{vqvae,low_prior,up_prior}")
+    task_name: str = option("train", "kind of run, as shown by the loggers")
     tags: list[str] = option([], "tags of the run, for W&B and the hyperparameters of the other loggers")
     seed: int = seed_option("initial weights, order of the data and dropout")
     resume: str | None = option(
         None,
-        "auto: resume from the newest complete checkpoint of this run, or begin where there is none",
+        "auto: resume from the newest complete checkpoint of this run, or start a new run if there is none",
         choices=("auto",),
     )
     ckpt_path: str | None = option(
-        None, "checkpoint to resume from (`last` for last.ckpt of this run), or .safetensors weights to begin with"
+        None, "checkpoint to resume from (`last`: last.ckpt of this run), or .safetensors file of initial weights"
     )
     overwrite: bool = option(False, "replace a finished run of the same name")
-    test: bool = option(False, "after training, evaluate the best checkpoint (else the last) on the test split")
-    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "VQ-VAE whose codes a prior learns")
+    test: bool = option(False, "after training, evaluate best.ckpt (last.ckpt without validation) on the test split")
+    codec: str = option(
+        "${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE whose codes a prior is trained on"
+    )
     optimized_metric: str = option("valid/loss", "metric that a sweep optimises")
-    compile: bool = option(False, "use torch.compile: faster steps after half a minute and more at the start")
+    compile: bool = option(
+        False, "use torch.compile for training steps; compiling takes half a minute or more at the start"
+    )
     codes: Codes = field(default_factory=Codes)
     model: Any = group()
     data: Any = group()
@@ -71,7 +76,7 @@ class Train:
 
 @dataclass
 class Embed:
-    """Turn videos, or images and audio files, into a pairs folder: audio beside the embeddings of its images.
+    """Convert videos, or images and audio files, to a pairs folder: audio and image embeddings for training.
 
     An interrupted run resumes where it stopped; inputs that cannot be used are listed in skipped.csv.
     """
@@ -84,51 +89,56 @@ class Embed:
 
     input: str | None = option(
         None,
-        "required except with data=demo: a folder of videos; of images with audio files of the same name; of images; "
-        "or a manifest.csv with the columns id, image (or video), audio, label and optionally split and group",
+        "a folder of videos, of images with audio files of the same name, or of images; or a manifest.csv with the "
+        "columns id, image or video, and optionally audio, label, split and group; required except with data=demo",
     )
     out: str = option("${data.root}", "the pairs folder to write")
-    dry_run: bool = option(False, "only log what would be done, with time and size measured on a few inputs")
-    dry_run_inputs: int = option(8, "number of inputs for that measurement, drawn with `seed`", minimum=1)
-    seed: int = seed_option("the inputs that dry_run measures")
+    dry_run: bool = option(False, "only print what would be done, with time and size estimated from a few inputs")
+    dry_run_inputs: int = option(
+        8, "with dry_run: number of inputs to measure, selected at random by `seed`", minimum=1
+    )
+    seed: int = seed_option("the selection of inputs that dry_run measures")
     fps: int | float = option(
         30,
-        "rate at which frames of videos are embedded (30 in Im2Wav; 8 needs less time and space)",
+        "frame rate at which videos are embedded (30 in Im2Wav; 8 takes less time and space)",
         unit="frames per second",
     )
     loudness: float | None = option(
-        None, "scale all audio to this RMS level, peaks below 1; null: unchanged", unit="dBFS", maximum=0
+        None, "RMS level that all audio is scaled to, with peaks below 1; null: unchanged", unit="dBFS", maximum=0
     )
-    silence: float = option(0.001, "skip audio with a lower peak (full scale is 1)", minimum=0, maximum=1)
+    silence: float = option(0.001, "skip audio whose peak is lower (full scale is 1)", minimum=0, maximum=1)
     min_seconds: float = option(0.1, "skip shorter audio", unit="seconds", minimum=0)
     min_frame_change: float = option(
         0.25,
-        "skip videos whose frames never differ by more than this (mean over 256 levels); 0 keeps all",
+        "skip videos whose frames never differ by more than this (mean absolute difference, in levels of 0 to 255); "
+        "0: keep all",
         minimum=0,
         maximum=255,
     )
     max_failed: float = option(0.0, "exit code 1 if a larger fraction of the inputs was skipped", minimum=0, maximum=1)
     retry_skipped: bool = option(
-        False, "retry what an earlier run skipped; changed and missing files are always retried"
+        False, "retry inputs that an earlier run skipped; inputs that were missing or have changed are always retried"
     )
     compare: str = option(
         "time",
-        "how changed input files are found: by size and modification time, or by size and hash",
+        "how changed input files are detected: by size and modification time (time), or by size and hash (hash)",
         choices=("time", "hash"),
     )
-    prune: bool = option(False, "remove pairs whose input files are gone; else they are kept and listed")
-    batch_size: int | None = option(None, "images in a batch of the encoder; null: 256 on a GPU, 8 on a CPU", minimum=1)
+    prune: bool = option(False, "remove pairs whose input files were deleted; false: keep and list them")
+    batch_size: int | None = option(None, "images per batch of the encoder; null: 256 on a GPU, 8 on a CPU", minimum=1)
     num_workers: int | None = option(
-        None, "decoding processes for each device; null: the cores divided by the number of devices", minimum=0
+        None, "decoding processes per device; null: number of CPU cores divided by number of devices", minimum=1
     )
-    threads: int | None = option(None, "CPU threads of the encoder; null: all cores", minimum=1)
+    threads: int | None = option(None, "CPU threads of the image encoder; null: all cores", minimum=1)
     timeout: float = option(
         120,
-        "time without a message after which the decoder of a file is killed and the file skipped",
+        "time without a message after which a decoding process is killed and its file skipped",
         unit="seconds",
         above=0,
     )
-    shard: str = option("0/1", "part of the inputs, NUMBER/COUNT: run 0/4 to 3/4 side by side, or as an array job")
+    shard: str = option(
+        "0/1", "part of the inputs to embed, INDEX/COUNT: run 0/4 to 3/4 in parallel, or as an array job"
+    )
     data: Any = group()
     source: Any = group()
     encoder: Any = group()
@@ -138,7 +148,8 @@ class Embed:
 
 @dataclass
 class Shard:
-    """Write a pairs folder as a few large files, for network disks and object stores; train reads them as data=shards.
+    """Write a pairs folder as shards: a few large files, for network disks and object stores. train reads them with
+    data=shards.
 
     Complete files of an earlier run are kept.
     """
@@ -150,15 +161,15 @@ class Shard:
     )
 
     out: str = option("data/shards", "folder of the shards")
-    chunk_mb: float = option(64, "size of a file", unit="MiB")
-    num_workers: int = option(4, "threads that read and write")
-    dry_run: bool = option(False, "only log the number of files and their size")
+    chunk_mb: float = option(64, "size of a shard file", unit="MiB")
+    num_workers: int = option(4, "number of threads that read and write")
+    dry_run: bool = option(False, "only print the number of files and their size")
     data: Any = group()
 
 
 @dataclass
 class Tokenize:
-    """Write the codes of whole clips once, so that training of the priors reads them with data.codes=cache.
+    """Encode whole clips once, so that the training of priors can read the cached codes with data.codes=cache.
 
     An interrupted run resumes where it stopped.
     """
@@ -169,20 +180,20 @@ class Tokenize:
         "data.root=data/pairs dry_run=true",
     )
 
-    run_name: str = option("base", "run whose VQ-VAE makes the codes")
-    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "VQ-VAE that makes the codes")
+    run_name: str = option("base", "run name of the VQ-VAE that encodes the clips")
+    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE that encodes the clips")
     device: str = device_option()
     shard: str = option(
-        "0/1", "part of the clips whose codes are missing, NUMBER/COUNT: run 0/4 to 3/4 side by side on four devices"
+        "0/1", "part of the missing codes to write, INDEX/COUNT: run 0/4 to 3/4 in parallel on four devices"
     )
-    dry_run: bool = option(False, "only log what would be done, with time and size measured on a few clips")
+    dry_run: bool = option(False, "only print what would be done, with time and size estimated from a few clips")
     data: Any = group()
     paths: Any = group()
 
 
 @dataclass
 class Inspect:
-    """Print statistics of a pairs folder (counts, lengths, loudness, duplicates) and write a page with examples."""
+    """Print statistics of a pairs folder (counts, lengths, loudness, duplicates), and write a page with examples."""
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "data.root=data/pairs",
@@ -190,11 +201,11 @@ class Inspect:
         "data=vggsound data.split=group cards=100",
     )
 
-    out: str | None = option("${data.root}/inspect.html", "the page; null: tables alone")
-    cards: int = option(24, "pairs that the page shows", minimum=0)
-    listen_to: int = option(500, "recordings whose loudness is measured", minimum=0)
-    full: bool = option(False, "measure all recordings")
-    seed: int = seed_option("the choice of pairs and recordings")
+    out: str | None = option("${data.root}/inspect.html", "path of the HTML page; null: no page")
+    cards: int = option(24, "number of pairs on the page", minimum=0)
+    listen_to: int = option(500, "number of recordings whose loudness is measured", minimum=0)
+    full: bool = option(False, "measure the loudness of all recordings")
+    seed: int = seed_option("the random selection of pairs and recordings")
     data: Any = group()
 
 
@@ -208,18 +219,25 @@ class Convert:
         "pickles=CLIP.pickle out=data/imagehear",
     )
 
-    official: str | None = option(None, "a folder with the official vqvae, low and up checkpoints, under any names")
+    official: str | None = option(
+        None, "a folder with the official checkpoints of vqvae, low and up, with any file names"
+    )
     pickles: str | None = option(
         None, "a folder of official video_CLIP/*.pickle files, or an official CLIP.pickle of images"
     )
-    wavs: str | None = option(None, "with pickles: the folder of the audio, NAME.wav for each NAME in the pickles")
-    fps: int | float = option(30, "with pickles of videos: rate of the frames that they hold", unit="frames per second")
-    out: str = option(MISSING, "folder to write")
+    wavs: str | None = option(
+        None, "with pickles: the folder of the audio files, NAME.wav for each NAME in the pickles"
+    )
+    fps: int | float = option(30, "with pickles of videos: frame rate of the embeddings", unit="frames per second")
+    out: str = option(MISSING, "output folder")
 
 
 @dataclass
 class Bench:
-    """Measure speed as ratios to limits that are measured in the same run; targets are in the documents."""
+    """Measure speed, memory and quality, and compare them with limits measured in the same run.
+
+    The targets are in docs/speed.md, docs/training.md, docs/reading.md and docs/evaluation.md.
+    """
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "measure=machine",
@@ -228,8 +246,8 @@ class Bench:
     )
 
     device: str = device_option()
-    threads: int | None = option(None, "CPU threads; null: as PyTorch chooses", minimum=1)
-    out: str | None = option(None, "a JSON file for the figures")
+    threads: int | None = option(None, "number of CPU threads; null: PyTorch's default", minimum=1)
+    out: str | None = option(None, "JSON file to write the figures to; null: none")
     measure: Any = group()
     paths: Any = group()
 
@@ -238,15 +256,15 @@ class Bench:
 class DemoStages:
     """Options of the stages of the demo."""
 
-    images: str | None = option(None, "a folder of your own images: also generate audio for them")
-    overrides: list[str] = option([], "options for all three training runs, such as ['trainer.max_steps=20']")
+    images: str | None = option(None, "folder of your own images, to generate audio for them too")
+    overrides: list[str] = option([], "options of all three training runs, such as ['trainer.max_steps=20']")
 
 
 @dataclass
 class Demo:
     """Run everything end to end on the shipped pairs: embed, train three small models, evaluate, and write a page.
 
-    The page is runs/demo/index.html; it takes minutes on two CPU cores.
+    The page is runs/demo/index.html. The demo takes about 10 minutes on two CPU cores.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (

@@ -15,14 +15,14 @@ class Negative:
     """An input that guidance moves away from, by sampler.negative_scale."""
 
     image: str | None = option(None, "a photo that guidance moves away from")
-    text: str | None = option(None, "a text that guidance moves away from, with CLIP alone")
+    text: str | None = option(None, "a text that guidance moves away from (CLIP only)")
 
 
 @dataclass
 class Sample:
     """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, or - for a list on stdin.
 
-    Existing audio of the same settings is kept. Instead of a path: input.timeline or input.text.
+    Instead of a path, set input.timeline or input.text. Existing audio with the same settings is kept.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
@@ -33,51 +33,60 @@ class Sample:
 
     input: Any = group(or_path=True)
     out: str = option("samples", "folder of the generated audio")
-    run_name: str = option("base", "run of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
+    run_name: str = option("base", "run name of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
     pretrained: str | None = option(
-        None, "instead of a run: a folder from convert or save_pretrained, or `official` for the authors' weights"
+        None,
+        "instead of run_name: a folder written by convert or save_pretrained; official: the official Im2Wav weights",
     )
     codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE")
     low: str = option("${paths.runs}/${run_name}/low_prior/last.ckpt", "checkpoint of the low prior")
     up: str = option("${paths.runs}/${run_name}/up_prior/last.ckpt", "checkpoint of the up prior")
     seconds: float | None = option(
-        None, "length of the audio; null: that of a video, else one window of the priors", unit="seconds", above=0
+        None,
+        "length of the audio; null: length of the video, or one window of the priors for a photo",
+        unit="seconds",
+        above=0,
     )
     overlap: float = option(
-        0.5, "fraction of a window that repeats the one before, for audio longer than a window", minimum=0
+        0.5, "overlap of successive windows as a fraction of a window, for audio longer than a window; < 1", minimum=0
     )
-    seed: int = seed_option("the audio: each file depends on the seed, its input's name and its number only")
-    num_samples: int = option(1, "audio files for each input", minimum=1)
+    seed: int = seed_option("the audio; each file depends only on the seed, the name of its input and its number")
+    num_samples: int = option(1, "number of audio files for each input", minimum=1)
     num_drafts: int | None = option(
-        None, "drafts for each input, of which the `keep` that the image explains best are refined", minimum=1
+        None,
+        "number of drafts (low prior only) for each input, of which the `keep` best by guidance gap are refined; null: "
+        "no drafts",
+        minimum=1,
     )
-    keep: int = option(1, "with num_drafts: drafts that are refined", minimum=1)
+    keep: int = option(1, "with num_drafts: number of drafts that are refined", minimum=1)
     negative: Negative = field(default_factory=Negative)
-    continue_from: str | None = option(None, "audio prompt: an audio file to continue")
-    inpaint: str | None = option(None, "inpainting: an audio file, of which inpaint_interval is generated again")
-    inpaint_interval: list[float] | None = option(None, "with inpaint: [from, to]", unit="seconds")
+    continue_from: str | None = option(None, "an audio file to continue (audio prompt)")
+    inpaint: str | None = option(None, "an audio file in which inpaint_interval is generated again (inpainting)")
+    inpaint_interval: list[float] | None = option(None, "with inpaint: interval [start, end]", unit="seconds")
     format: str = option("wav", "format of the audio files", choices=("wav", "flac"))
     mux: bool | str = option(
-        "auto", "also write NAME_00.mp4 for videos; auto is the same as true", choices=(True, False, "auto")
+        "auto",
+        "for videos, also write NAME_00.mp4 with the generated audio; auto: the same as true",
+        choices=(True, False, "auto"),
     )
     overwrite: bool = option(False, "generate existing files again")
     max_failed: float = option(
         0.0, "exit code 2 if a larger fraction of the inputs cannot be read", minimum=0, maximum=1
     )
-    dry_run: bool = option(False, "list the audio files to generate, and stop")
+    dry_run: bool = option(False, "only list the audio files to generate")
     batch_size: int | str = option(
-        "auto", "audio files in a batch; auto: as many as fit into free memory", minimum=1, words=("auto",)
+        "auto", "audio files per batch; auto: as many as fit into free memory", minimum=1, words=("auto",)
     )
     device: str = device_option(" or mps (Apple silicon)")
     precision: str = option(
         "auto",
-        "of the priors: fp32, bf16, fp16 (GPUs), int8 (CPUs); auto: fp32 on a CPU and MPS, bf16 (before Ampere fp16) "
-        "on CUDA",
+        "precision of the priors: fp32, bf16, fp16 (GPUs) or int8 (CPUs); auto: fp32 on a CPU and on MPS, bf16 on CUDA "
+        "(fp16 before Ampere)",
     )
     compile: bool | str = option(
         False,
-        "true: compiled steps, on CUDA (needs Triton) or a CPU (needs g++; batch_size=auto is then 1 or 2); triton: "
-        "fused kernels on CUDA",
+        "true: compile decoding steps on CUDA (needs Triton) or on a CPU (needs g++; batch_size=auto is then at most "
+        "2); triton: fused Triton kernels on CUDA (experimental)",
         choices=(True, False, "triton"),
     )
     encoder: Any = group()
@@ -88,39 +97,43 @@ class Sample:
 
 @dataclass
 class Evaluate:
-    """What all modes of `evaluate` share."""
+    """Options that all modes of `evaluate` share."""
 
-    mode: str = option(MISSING, "what is evaluated; chosen by the config group of this name")
+    mode: str = option(MISSING, "what is evaluated")
     suite: str = option(
         "offline",
-        "networks: offline (YAMNet, ships with im2wav), paper (VGGish, PaSST, CLIP, Wav2CLIP) or all",
+        "networks of the metrics: offline (YAMNet, part of im2wav), paper (VGGish, PaSST, CLIP, Wav2CLIP) or all",
         choices=("offline", "paper", "all"),
     )
-    weights_dir: str | None = option(None, "for suite=paper: a folder of the networks' files, see docs/evaluation.md")
+    weights_dir: str | None = option(None, "with suite=paper: folder of the networks' weights, see docs/evaluation.md")
     check_weights: bool = option(
-        True, "false: also accept files whose sha256 is not the published one; the report names it"
+        True, "false: also accept weights whose sha256 is not the published one; the report contains it"
     )
     out: str = option(
-        "evaluation", "folder of report.json, report.html, report.md, items.csv, times.json and generated audio"
+        "evaluation", "output folder: report.json, report.html, report.md, items.csv, times.json and generated audio"
     )
-    seed: int = seed_option("generation, resamples and random halves")
-    resample: bool = option(False, "true: sample rates may differ, all are resampled to the lowest")
+    seed: int = seed_option("generation, bootstrap resamples and random halves")
+    resample: bool = option(
+        False, "true: resample all audio to the lowest sample rate; false: different sample rates are an error"
+    )
     seconds: float | None = option(
         None,
-        "length that is evaluated; null: of the shortest generated file, with codec 4.096",
+        "length of audio to evaluate; null: length of the shortest generated file, or 4.096 with mode=codec",
         unit="seconds",
         above=0,
     )
     loudness: float | None = option(
         -20, "RMS level that all audio is normalised to; null: unchanged", unit="dBFS", maximum=0
     )
-    resamples: int = option(1000, "resamples of the bootstrap", minimum=2)
-    resamples_fd: int = option(20, "resamples for Fréchet distances, which are expensive", minimum=2)
-    examples: int = option(6, "number of best and of worst files on the page", minimum=0)
+    resamples: int = option(1000, "number of bootstrap resamples", minimum=2)
+    resamples_fd: int = option(20, "number of bootstrap resamples of Fréchet distances, which are expensive", minimum=2)
+    examples: int = option(6, "number of best and of worst examples on the page", minimum=0)
     device: str = device_option()
-    paired: bool = option(True, "false: no file has a reference of its own; only the sets are compared")
+    paired: bool = option(
+        True, "true: each generated file has a reference with its name; false: compare only the two sets"
+    )
     max_retrieval: int = option(
-        500, "maximum number of training recordings that retrieval searches; with more it is off", minimum=0
+        500, "maximum number of recordings for the retrieval metrics; with more recordings they are off", minimum=0
     )
     sampler: Any = group()
     paths: Any = group()
@@ -131,12 +144,16 @@ class EvaluateAudio(Evaluate):
     """Options of the modes that evaluate audio files, given or generated."""
 
     missing: str = option(
-        "error", "names without a counterpart: error, or skip (the report lists them)", choices=("error", "skip")
+        "error",
+        "files without a counterpart of the same name: error, or skip (the report lists them)",
+        choices=("error", "skip"),
     )
-    images: str | None = option(None, "a folder of images of the same names")
-    labels: str | None = option(None, "a csv file with the columns id and label: VGGSound, AudioSet or ImageHear names")
+    images: str | None = option(None, "folder of the images or videos, named like the audio")
+    labels: str | None = option(None, "csv file with the columns id and label (VGGSound, AudioSet or ImageHear labels)")
     export: str | None = option(
-        None, "av-benchmark: write the folders that it expects to out, evaluate nothing", choices=("av-benchmark",)
+        None,
+        "av-benchmark: write the folders that av-benchmark reads to `out` instead of evaluating",
+        choices=("av-benchmark",),
     )
 
 
@@ -144,16 +161,16 @@ class EvaluateAudio(Evaluate):
 class Generation:
     """Options of the modes that can generate audio first."""
 
-    batch_size: int = option(16, "audio files generated at once", minimum=1)
-    sample: list[str] = option([], "further options of im2wav.sample, such as ['encoder.weights=ViT-B-32.pt']")
-    reconstruction: bool = option(True, "also evaluate the codec reconstruction of the references, an upper bound")
+    batch_size: int = option(16, "audio files per batch in generation", minimum=1)
+    sample: list[str] = option([], "other options of im2wav.sample, such as ['encoder.weights=ViT-B-32.pt']")
+    reconstruction: bool = option(True, "also evaluate the codec reconstruction of the references (upper bound)")
 
 
 @dataclass
 class EvaluateFolders(EvaluateAudio):
     """Compute metrics with confidence intervals and baselines for a folder of audio files, and write a page.
 
-    mode=folders compares generated=DIR with reference=DIR, or with the audio of a pairs folder, data=PAIRS.
+    mode=folders (default) compares generated=DIR with reference=DIR, or with the audio of a pairs folder, data=PAIRS.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
@@ -162,12 +179,12 @@ class EvaluateFolders(EvaluateAudio):
         "generated=DIR data=data/pairs split=test",
     )
 
-    mode: str = option("folders", "chosen by the config group of this name")
-    generated: str = option(MISSING, "a folder of audio files: NAME.wav, or NAME_00.wav, NAME_01.wav, ...")
-    reference: str | None = option(None, "a folder of real audio files, NAME.wav")
-    data_dir: str | None = option(None, "data=DIR, instead of reference: a pairs folder")
+    mode: str = option("folders", "what is evaluated")
+    generated: str = option(MISSING, "folder of generated audio files: NAME.wav, or NAME_00.wav, NAME_01.wav, ...")
+    reference: str | None = option(None, "folder of real audio files, NAME.wav")
+    data_dir: str | None = option(None, "data=DIR: a pairs folder with the real audio, instead of reference")
     split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
-    num_samples: int = option(1, "with data: audio files for each image", minimum=1)
+    num_samples: int = option(1, "with data: number of audio files for each image", minimum=1)
 
 
 @dataclass
@@ -183,11 +200,13 @@ class EvaluateModel(EvaluateAudio, Generation):
         "-m mode=model model=runs/base data=data/pairs sampler.guidance_scale=1,2,3,5",
     )
 
-    mode: str = option("model", "chosen by the config group of this name")
-    model_dir: str = option(MISSING, "model=DIR: a folder of vqvae, low_prior and up_prior: a run, or from convert")
-    data_dir: str = option(MISSING, "data=DIR: a pairs folder, whose images are the input and whose audio is real")
+    mode: str = option("model", "what is evaluated")
+    model_dir: str = option(MISSING, "model=DIR: folder of the models: a run, or written by convert or save_pretrained")
+    data_dir: str = option(
+        MISSING, "data=DIR: a pairs folder, whose images are the inputs and whose audio is the reference"
+    )
     split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
-    num_samples: int = option(1, "audio files for each image", minimum=1)
+    num_samples: int = option(1, "number of audio files for each image", minimum=1)
 
 
 @dataclass
@@ -200,8 +219,8 @@ class EvaluateCodec(Evaluate):
         "mode=codec codec=runs/base/vqvae/last.ckpt data=data/pairs seconds=2",
     )
 
-    mode: str = option("codec", "chosen by the config group of this name")
-    codec: str = option(MISSING, "a VQ-VAE: last.ckpt of its run, or a .safetensors file")
+    mode: str = option("codec", "what is evaluated")
+    codec: str = option(MISSING, "checkpoint of the VQ-VAE: last.ckpt of its run, or a .safetensors file")
     data_dir: str = option(MISSING, "data=DIR: a pairs folder, whose audio is reconstructed")
     split: str = option("valid", "split of data: train, valid, test or all", choices=("train", "valid", "test", "all"))
 
@@ -210,7 +229,7 @@ class EvaluateCodec(Evaluate):
 class EvaluateImageHear(EvaluateAudio, Generation):
     """Evaluate on ImageHear, the benchmark of Im2Wav: 101 photographs of 30 classes.
 
-    Give model=DIR and images=DIR to generate the audio first, or generated=DIR.
+    Set model=DIR and images=DIR to generate the audio first, or generated=DIR.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
@@ -219,11 +238,11 @@ class EvaluateImageHear(EvaluateAudio, Generation):
         "mode=imagehear model=runs/base images=DIR per_class=8 out=quick",
     )
 
-    mode: str = option("imagehear", "chosen by the config group of this name")
-    generated: str | None = option(None, "a folder of audio files named after the photographs: NAME_00.wav, ...")
-    reference: str | None = option(None, "a folder of real audio; only the sets are compared")
-    model_dir: str | None = option(None, "model=DIR, instead of generated: a folder of vqvae, low_prior and up_prior")
-    per_class: int = option(120, "audio files for each class (120 in the paper)", minimum=1)
+    mode: str = option("imagehear", "what is evaluated")
+    generated: str | None = option(None, "folder of audio files named after the photographs: NAME_00.wav, ...")
+    reference: str | None = option(None, "folder of real audio files; only the two sets are compared")
+    model_dir: str | None = option(None, "model=DIR: folder of the models, instead of generated")
+    per_class: int = option(120, "number of audio files for each class (120 in the paper)", minimum=1)
 
 
 MODES = {"folders": EvaluateFolders, "model": EvaluateModel, "codec": EvaluateCodec, "imagehear": EvaluateImageHear}

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, ValueNode
 
 SCALARS = (str, int, float, bool)
 TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "int", float: "float", str: "str"}
-INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      "}
+INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
 
 
 def option(default: Any, text: str, **limits: Any) -> Any:
