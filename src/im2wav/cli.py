@@ -1,4 +1,4 @@
-"""What the entries share: where the configs are, one clear line for an error, and the `im2wav` command."""
+"""Shared by all commands: location of the configs, one-line errors, `--help`, and the `im2wav` command."""
 
 import functools
 import logging
@@ -20,16 +20,16 @@ from im2wav.config_inference import MODES
 from im2wav.options import check_config, expected_type, help_text, is_text
 from im2wav.system import Interrupted, configure_threads, stop_on_signals
 
-VERBS = {
-    "embed": "videos, or images and audio files -> a pairs folder",
-    "inspect": "statistics of a pairs folder: counts, lengths, loudness, duplicates, and a page",
-    "shard": "a pairs folder -> a few large files, for network disks and object stores",
-    "tokenize": "codes of whole clips, written once for training the priors",
-    "train": "train model=vqvae, low_prior or up_prior on a pairs folder",
-    "sample": "a photo, a video or a folder -> generated audio",
-    "convert": "official Im2Wav checkpoints and CLIP pickles -> ours",
-    "evaluate": "generated audio or a model -> metrics with intervals and baselines, and a page",
-    "bench": "speed, as ratios to limits measured in the same run",
+SUMMARIES = {  # of the commands
+    "embed": "convert videos, or images and audio files, to a pairs folder",
+    "inspect": "print statistics of a pairs folder, and write a page with examples",
+    "shard": "write a pairs folder as a few large files, for network disks and object stores",
+    "tokenize": "encode whole clips once, so that training of priors can read the codes",
+    "train": "train a model (vqvae, low_prior or up_prior) on a pairs folder",
+    "sample": "generate audio for a photo, a video or a folder",
+    "convert": "convert official Im2Wav checkpoints and CLIP pickles to the formats of im2wav",
+    "evaluate": "evaluate generated audio or a model: metrics with intervals and baselines, and a page",
+    "bench": "measure speed, memory and quality, and compare them with limits measured in the same run",
     "demo": "embed, train and evaluate end to end on the shipped pairs, with a page of the results",
 }
 
@@ -44,7 +44,7 @@ CONF = str(root() / "conf")
 
 
 def register_resolvers() -> None:
-    """Make known what the configs refer to: functions to interpolate with, and schemas. Called before composition."""
+    """Register the OmegaConf resolvers and the schemas that the configs use. Called before composition."""
 
     def codes_in(num_samples: int, strides: list[list[int]], level: str) -> int:
         groups = strides if level == "low" else strides[:1]
@@ -64,8 +64,8 @@ def register_resolvers() -> None:
 def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None = None) -> Any:
     """Run a command's task; an error that the user can correct is one line on stderr and exit code 2.
 
-    IM2WAV_TRACEBACK=1 shows the traceback. In a launcher's worker, where the launcher writes the line, the error is
-    raised as a `failure`.
+    IM2WAV_TRACEBACK=1 shows the traceback. With `failure`, the error is raised as this exception instead; the worker
+    of a Hydra launcher needs it, because the launcher writes the line.
     """
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
@@ -89,7 +89,7 @@ def run(task: Callable[[Any], Any], config: Any, failure: type[Exception] | None
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra reads it literally, whatever characters are in it."""
+    """Quote a value, so that Hydra reads it literally, whatever characters it contains."""
     # backslashes are doubled only where a quote follows them
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value)) + "'"
 
@@ -125,8 +125,8 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
 def literal(command: str, key: str, value: str, is_multirun: bool = False) -> str:
     """Quote the value of an option that is a path or a text, so that Hydra does not interpret it; expand `~/`.
 
-    Values that the user quoted for Hydra, `null` for options that may be null, and in a multirun sweeps (unless a file
-    has this name) stay as they are. Interpolations `${...}` still work.
+    Not quoted are: values that the user has quoted for Hydra; `null` for options that may be null; and in a multirun
+    sweeps, unless a file has this name. Interpolations `${...}` still work.
     """
     if not value or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return value
@@ -147,7 +147,7 @@ def literal(command: str, key: str, value: str, is_multirun: bool = False) -> st
 
 
 def show_help(command: str, overrides: list[str]) -> None:
-    """Print the help of a command; overrides choose what it shows."""
+    """Print the help of a command; overrides choose the config groups that it shows."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -168,7 +168,7 @@ def show_help(command: str, overrides: list[str]) -> None:
 
 
 def one_line(error: Exception, command: str) -> str:
-    """Format an error of Hydra or OmegaConf in one line: what was given and what is allowed."""
+    """Format an error of Hydra or OmegaConf as one line: what was given and what is allowed."""
     text = " ".join(str(error).partition("Config search path")[0].split())
     cause = " ".join(str(error.__cause__ or "").partition("\n")[0].split())
     if text.startswith("Error merging override "):
@@ -181,7 +181,7 @@ def one_line(error: Exception, command: str) -> str:
 
 
 def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
-    """Make a function of a config the command NAME: `hydra.main` with our help and one-line errors.
+    """Decorate a function of a config as the command `name`: `hydra.main` with our `--help` and one-line errors.
 
     An error of Hydra is one line on stderr and exit code 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
@@ -222,11 +222,11 @@ def command(name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     return decorate
 
 
-def verb(name: str, *arguments: str) -> None:
-    """Run `python -m im2wav.NAME ...` and show it.
+def run_command(name: str, *arguments: str) -> None:
+    """Log and run `python -m im2wav.NAME ...` in a new process.
 
     Raises:
-        ValueError: it failed.
+        ValueError: the command failed.
     """
     logging.getLogger(__name__).info("\n$ python -m im2wav.%s %s", name, " ".join(arguments))
     with subprocess.Popen([sys.executable, "-m", f"im2wav.{name}", *arguments]) as process:
@@ -240,24 +240,25 @@ def verb(name: str, *arguments: str) -> None:
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
-    """Build what a config node describes; containers reach it as plain lists and dicts."""
+    """Instantiate a config node; its containers are passed as plain lists and dicts."""
     import hydra
 
     return hydra.utils.instantiate(node, _convert_="all", **arguments)
 
 
 def main() -> None:
-    """`im2wav VERB ...` is `python -m im2wav.VERB ...`."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb not in VERBS:
-        lines = "\n".join(f"  {name:8} {what}" for name, what in VERBS.items())
-        text = f"usage: im2wav VERB [key=value ...]\n\n{lines}\n\n`im2wav VERB --help` lists what can be set.\n"
-        if verb in ("-h", "--help"):
+    """`im2wav COMMAND ...` is `python -m im2wav.COMMAND ...`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in SUMMARIES:
+        lines = "\n".join(f"  {known:8} {summary}" for known, summary in SUMMARIES.items())
+        text = f"usage: im2wav COMMAND [OPTION=VALUE ...]\n\n{lines}\n\n`im2wav COMMAND --help` lists all options.\n"
+        if name in ("-h", "--help"):
             sys.stdout.write(text)
             return
-        sys.exit(f"error: {verb!r} is no verb of im2wav\n{text}")
-    sys.argv = [f"im2wav {verb}", *sys.argv[2:]]
-    runpy.run_module(f"im2wav.{verb}", run_name="__main__", alter_sys=True)  # so that Lightning can start more of it
+        sys.exit(f"error: im2wav has no command {name!r}\n{text}")
+    sys.argv = [f"im2wav {name}", *sys.argv[2:]]
+    # as a module, so that Lightning can start further processes with the same command
+    runpy.run_module(f"im2wav.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

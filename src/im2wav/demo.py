@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from im2wav.cli import command, quoted, run, verb
+from im2wav.cli import command, quoted, run, run_command
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ STAGES = ("vqvae", "low_prior", "up_prior")
 
 
 def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
-    """The command of each stage and its arguments."""
+    """Return the command and the arguments of each stage."""
     runs, pairs = [f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"], quoted(out / "pairs")
     encoder = f"encoder={cfg.encoder.name}"
     sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
@@ -37,15 +37,15 @@ def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
 
 
 def demo(cfg: DictConfig) -> dict[str, Any]:
-    """Run the whole demo; returns the figures."""
+    """Run all stages and return the figures."""
     from im2wav.evaluation.demo_page import write_demo
 
     start, out, seconds = time.monotonic(), Path(cfg.paths.runs) / "demo", {}
-    for made in ("pairs", "evaluation", "own"):  # by an earlier demo
+    for made in ("pairs", "evaluation", "own"):  # written by an earlier demo
         shutil.rmtree(out / made, ignore_errors=True)
     for name, arguments in stage_commands(cfg, out).items():
         before = time.monotonic()
-        verb(*arguments)
+        run_command(*arguments)
         seconds[name] = round(time.monotonic() - before, 1)
     seconds["total"] = round(time.monotonic() - start, 1)
     figures = write_demo(out, STAGES, cfg.demo.images, seconds)
@@ -63,7 +63,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
 
 @command("demo")
 def main(cfg: DictConfig) -> None:
-    """Entry."""
+    """Run the command."""
     run(demo, cfg)
 
 

@@ -1,4 +1,4 @@
-"""`im2wav embed input=FOLDER out=data/pairs`: videos, or images and audio files -> a pairs folder."""
+"""`python -m im2wav.embed input=FOLDER out=data/pairs`: convert videos, or images and audio, to a pairs folder."""
 
 from omegaconf import DictConfig
 
@@ -14,7 +14,7 @@ def embed(cfg: DictConfig) -> float:
 
 @command("embed")
 def main(cfg: DictConfig) -> None:
-    """Run the command; exit code 1 where more than the fraction `max_failed` of the inputs was skipped."""
+    """Run the command; exit code 1 if more than the fraction `max_failed` of the inputs was skipped."""
     if run(embed, cfg) > cfg.max_failed:
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""`python -m im2wav.inspect data.root=...`: statistics of a data set, as tables and as a page with examples."""
+"""`python -m im2wav.inspect data.root=...`: print statistics of a pairs folder, and write a page with examples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def inspect(cfg: DictConfig) -> Survey:
-    """Survey a data set, print the tables and write the page.
+    """Compute the statistics of a pairs folder, print them and write the page.
 
     Raises:
-        ValueError: no pairs, an invalid split, or a page that cannot be written.
+        ValueError: there are no pairs, a split is invalid, or the page cannot be written.
     """
     import numpy as np
 

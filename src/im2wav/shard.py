@@ -1,4 +1,4 @@
-"""`im2wav shard data.root=... out=...`: a pairs folder as a few large files, for `data=shards`."""
+"""`python -m im2wav.shard data.root=... out=...`: write a pairs folder as a few large files, for `data=shards`."""
 
 from pathlib import Path
 

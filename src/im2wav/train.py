@@ -10,7 +10,7 @@ from im2wav.cli import command, instantiate, run
 
 
 def launcher_of_worker() -> str | None:
-    """The launcher whose worker this process is; None in the user's own process."""
+    """Return the name of the Hydra launcher that started this process as a worker; None otherwise."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -21,7 +21,7 @@ def launcher_of_worker() -> str | None:
 
 
 def start_files(cfg: DictConfig) -> dict[Path, str]:
-    """Path and content of the files in `.hydra/`, as Hydra itself writes them."""
+    """Return path and content of the files in `.hydra/`, as Hydra writes them."""
     from hydra.core.hydra_config import HydraConfig
 
     about = HydraConfig.get()
@@ -31,7 +31,7 @@ def start_files(cfg: DictConfig) -> dict[Path, str]:
 
 
 def train(cfg: DictConfig, files: Mapping[Path, str] | None = None) -> dict[str, Any]:
-    """Train one model, see `run_training`."""
+    """Train one model; see `run_training`."""
     from im2wav.training.run import run_training
 
     return run_training(cfg, instantiate, launcher_of_worker(), files)
@@ -39,10 +39,10 @@ def train(cfg: DictConfig, files: Mapping[Path, str] | None = None) -> dict[str,
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Run the command; returns the metric that sweeps optimise."""
+    """Run the command and return the metric that sweeps optimise."""
     from hydra.errors import HydraException
 
-    # a worker that exits looks like one that crashed: ray would start the run again, thrice
+    # raise in a worker: one that exits looks like a crash, after which ray would restart the run three times
     failure = HydraException if launcher_of_worker() else None
     return run(lambda config: train(config, start_files(config)), cfg, failure).get(cfg.optimized_metric)
 

@@ -21,9 +21,9 @@ def _distributed() -> bool:
 class Quantised:
     """Output of a codebook for latents [B, C, T]."""
 
-    codes: Tensor  # [B, T], int64
-    latents: Tensor  # [B, C, T], straight-through gradient in training, detached otherwise
-    commit_loss: Tensor  # mean squared error between latents and codes; its gradient reaches the encoder
+    codes: Tensor  # [B, T], int64, the nearest code of each latent
+    latents: Tensor  # [B, C, T], the code vectors; straight-through gradient in training, detached otherwise
+    commit_loss: Tensor  # mean squared error between latents and code vectors, with gradient for the encoder
     metrics: dict[str, Tensor]  # scalars without gradient
 
 
@@ -37,7 +37,7 @@ class Codebook(nn.Module):
         size: number of codes.
         dim: dimension of a code vector.
         decay: EMA decay per training step.
-        restart_threshold: codes with a `code_usage` (latents per step) below it are replaced by random latents.
+        restart_threshold: codes whose `code_usage` (latents per step) is lower are replaced by random latents.
         reset_usage_on_restart: set the usage of a restarted code to `restart_threshold`, so that latents can be
             assigned to it before the next restart. False is the official behaviour: the usage stays low and the code
             is replaced again at every step.
@@ -63,10 +63,10 @@ class Codebook(nn.Module):
         self.register_buffer("code_sum", torch.zeros(size, dim))
         self.register_buffer("code_usage", torch.zeros(size))
         self.register_buffer("initialised", torch.tensor(False))
-        self._seen_initialised = False  # caches `initialised`, whose value is on the GPU
+        self._seen_initialised = False  # caches `initialised`, because reading it would synchronise with the GPU
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
-        """Keep the buffers in fp32 when the module is cast to half precision, where EMA updates would round to zero."""
+        """Keep the buffers in fp32 if the module is cast to half precision, where EMA updates would round to zero."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self._buffers.items():
@@ -86,12 +86,12 @@ class Codebook(nn.Module):
         return codes, least
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Latents [B, dim, T] -> codes [B, T]."""
+        """Return the codes [B, T] nearest to latents [B, dim, T]."""
         codes, _ = self.nearest(self._flatten(latents))
         return codes.view(latents.shape[0], -1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, T] -> latents [B, dim, T]."""
+        """Return the code vectors [B, dim, T] of codes [B, T]."""
         return F.embedding(codes, self.codebook).transpose(1, 2)
 
     def forward(self, latents: Tensor) -> Quantised:
@@ -142,7 +142,7 @@ class Codebook(nn.Module):
         mine = (drawn % total) - rank * x.shape[0]
         held = (mine >= 0) & (mine < x.shape[0])
         rows = torch.where(held[:, None], x[mine.clamp(0, x.shape[0] - 1)], 0.0)
-        dist.all_reduce(rows)  # one rank holds each row, the others add zeros
+        dist.all_reduce(rows)  # each row is on one rank; the others add zeros
         return rows + noise
 
     @torch.no_grad()

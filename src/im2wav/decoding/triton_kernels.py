@@ -1,16 +1,17 @@
 """Fused Triton kernels for one decoding step of the transformer on CUDA: four launches per layer.
 
-At a few sequences a step reads every weight once and does little else, so kernel launches take most of its time. These
-kernels leave four per layer: layer norm + QKV + cache write; attention + output projection + residual add; layer norm +
+For a few sequences, a step mainly reads every weight once, so kernel launches take most of its time. These kernels need
+four launches per layer: layer norm + QKV + cache write; attention + output projection + residual add; layer norm +
 first MLP product + SiLU; second MLP product + residual add. A layer norm is recomputed by every program that needs it,
 because a row of the residual stream is a few kB. `DecoderLayer.step` is the specification.
 
 Weights and KV cache are fp32, bf16 or fp16; sums, activations and the residual stream are fp32. A program computes some
-outputs of one sequence, which therefore does not depend on the rest of the batch. Programs of other sequences that need
-the same weights run beside it and find them in the L2 cache. `experiments/decode_kernels.md` has the design and the
-tests. Nothing was measured on a GPU yet.
+outputs of one sequence, so the outputs do not depend on the rest of the batch. Programs of other sequences that need
+the same weights run at the same time and find them in the L2 cache. `experiments/decode_kernels.md` has the design and
+the tests. Not measured on a GPU.
 
-Shapes: N sequences (with guidance both halves of the batch), W width, A width of attention, H of the MLP, D of a head.
+Shapes: N sequences (with guidance both halves of the batch), W width of the residual stream, A width of attention,
+H hidden width of the MLP.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def _weights(weight, output, column, outputs: tl.constexpr, inputs: tl.constexpr
 
 @triton.jit
 def _product(weights, x):
-    """weights [outputs, inputs] times x [inputs], summed in fp32. One sequence would leave tensor cores idle."""
+    """weights [outputs, inputs] times x [inputs], summed in fp32; tensor cores gain nothing for one sequence."""
     return tl.sum(weights.to(tl.float32) * x[None, :], axis=1)
 
 
@@ -53,7 +54,7 @@ def _layer_norm(x, scale, bias, column, eps, width: tl.constexpr):
 
 @triton.jit
 def _places(position, kind: tl.constexpr, block: tl.constexpr, places: tl.constexpr):
-    """`LayerCache.places`: where the position is written, the first place that it attends to, and how many."""
+    """Like `LayerCache.places`: place of the position, first place that it attends to, and number of these places."""
     p = tl.load(position).to(tl.int32)
     row, column, kept = p // block, p % block, places // block
     if kind == "column":
@@ -108,8 +109,8 @@ def attention_out(
         v = tl.load(cache + sequences * inner * places + at, mask=inside, other=0.0).to(tl.float32)
         q = tl.load(query + sequence * inner + h * head + column, mask=column < head, other=0.0)
         scores = tl.where(place < count, tl.sum(k * q[None, :], axis=1) * (head**-0.5), float("-inf"))
-        shares = tl.exp(scores - tl.max(scores))
-        result += _product(weights, tl.sum(v * shares[:, None], axis=0) / tl.sum(shares))
+        exps = tl.exp(scores - tl.max(scores))  # softmax without its denominator
+        result += _product(weights, tl.sum(v * exps[:, None], axis=0) / tl.sum(exps))
     target = x + sequence * width + output
     tl.store(target, tl.load(target, mask=output < width) + result, mask=output < width)
 
@@ -123,7 +124,7 @@ def norm_mlp_in(
     sequence = tl.program_id(0)
     output, column = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, columns)
     weights = _weights(weight, output, column, outputs, width, 0, width)
-    tl.debug_barrier()  # as above
+    tl.debug_barrier()  # see norm_qkv
     result = tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)
     result += _product(weights, _layer_norm(x + sequence * width, scale, shift, column, eps, width))
     tl.store(hidden + sequence * outputs + output, result * tl.sigmoid(result), mask=output < outputs)
@@ -145,7 +146,7 @@ def mlp_out(
 
 
 def tiling(inputs: int) -> dict[str, int]:
-    """Return a program's columns (a power of two >= inputs), and its rows of the weights: outputs per program."""
+    """Return the columns of a program (a power of two >= inputs), and its tile: rows of the weights, one per output."""
     columns = triton.next_power_of_2(inputs)
     return {"columns": columns, "tile": max(1, TILE // columns)}
 
@@ -154,10 +155,10 @@ class FusedLayer:
     """One layer: its weights, the sizes that its kernels are compiled for, and the four launches.
 
     Args:
-        layer: with weights that are neither packed nor quantised.
+        layer: a layer whose weights are neither packed nor quantised.
 
     Raises:
-        ValueError: other weights.
+        ValueError: packed or quantised weights.
     """
 
     def __init__(self, layer: DecoderLayer):
@@ -189,13 +190,13 @@ class FusedLayer:
         attention_out[grid](x, query, cache.buffer, *self.out, position, visible=visible, num_warps=warps, **options)
 
     def enter_mlp(self, x: Tensor, hidden: Tensor) -> None:
-        """First half of the MLP: x [N, W] to hidden [N, H]."""
+        """Compute the first half of the MLP: x [N, W] to hidden [N, H]."""
         options = {"width": self.width, "outputs": self.hidden, **tiling(self.width)}
         grid = (len(x), triton.cdiv(self.hidden, options["tile"]))
         norm_mlp_in[grid](x, *self.norm_mlp.plain(), *self.mlp_in, hidden, self.eps, **options)
 
     def leave_mlp(self, x: Tensor, hidden: Tensor) -> None:
-        """Second half of the MLP: hidden [N, H] added to x [N, W]."""
+        """Compute the second half of the MLP: add its output for hidden [N, H] to x [N, W]."""
         options = {"width": self.width, "inputs": self.hidden, **tiling(self.hidden)}
         grid = (len(x), triton.cdiv(self.width, options["tile"]))
         mlp_out[grid](x, *self.mlp_out, hidden, **options)
@@ -206,15 +207,15 @@ def _geometry(cache: LayerCache) -> dict[str, Any]:
 
 
 class TritonLayers:
-    """All layers of a transformer, one position of every sequence at a time, with four kernels per layer.
+    """All layers of a transformer for one position of every sequence, with four kernels per layer.
 
     Launches go to the current CUDA device. A CUDA graph can capture them after a first step has compiled the kernels.
 
     Args:
-        layers: of one size, with weights that are neither packed nor quantised.
+        layers: layers of equal size, whose weights are neither packed nor quantised.
 
     Raises:
-        ValueError: other weights.
+        ValueError: packed or quantised weights.
     """
 
     def __init__(self, layers: Sequence[DecoderLayer]):
@@ -226,7 +227,7 @@ class TritonLayers:
         Args:
             x: residual stream.
             caches: one for each layer; keys and values of the position are written.
-            position: a tensor [1] of int64 is read on the device, as a CUDA graph needs it.
+            position: an int, or a tensor [1] of int64 that is read on the device, as a CUDA graph requires.
         """
         if isinstance(position, int):
             position = torch.full((1,), position, dtype=torch.long, device=x.device)

@@ -25,25 +25,25 @@ from im2wav.report.plots import log_mel
 from im2wav.system import track_progress
 
 SILENT = 1e-3  # audio with a lower peak (full scale is 1) counts as silent
-FULL = 0.999  # samples above count as full scale
-SHORTEST = 0.1  # s of audio that the networks need
+FULL = 0.999  # samples at or above count as full scale
+SHORTEST = 0.1  # seconds of audio that the networks need
 CLIPPED = 3  # number of consecutive full-scale samples that count as clipping
-# Outputs are stacked for this many files at once: small tensors that stay allocated between waveforms fragment the
-# memory (0.2 MB per file).
+# Outputs are stacked for this number of files at a time: small tensors that stay allocated between waveforms fragment
+# the memory (0.2 MB per file).
 TOGETHER = 64
 COMMON_RATE = 16000  # Hz
 QUIETEST = -100.0  # dB; level of silent audio
 
 
 def format_names(names: Sequence[str], at_most: int = 5) -> str:
-    """Format the first names of a list and the number of the others."""
+    """Format the first names of a list, and the number of further names."""
     more = len(names) - at_most
     return ", ".join(map(str, names[:at_most])) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """An audio file; `target` is the name of its item, for references their own name."""
+    """An audio file. `target` is the name of its item; a reference is its own item."""
 
     name: str
     path: Path
@@ -78,10 +78,10 @@ class AudioFileSet:
 
 
 def describe_audio(path: Path, name: str) -> AudioFile:
-    """An audio file, from its header where it has one.
+    """Describe an audio file from its header, or by decoding it if libsndfile cannot read it.
 
     Raises:
-        MediaError: it cannot be read, or has fewer than `SHORTEST` seconds.
+        MediaError: the file cannot be read, or is shorter than `SHORTEST` seconds.
     """
     try:
         info = soundfile.info(path)
@@ -128,7 +128,7 @@ def find_audio_files(folder: Path, option: str) -> list[AudioFile]:
 def match(
     generated: list[AudioFile], targets: Sequence[str], missing: str
 ) -> tuple[list[AudioFile], dict[str, list[str]]]:
-    """Assign each generated file to its item, which has its name, or its name without the suffix `_00`.
+    """Assign each generated file to its item: the one of the same name, or of its name without a suffix such as `_00`.
 
     Args:
         generated: generated files.
@@ -136,7 +136,7 @@ def match(
         missing: `error`, or `skip` to use only the matching files.
 
     Returns:
-        The files, and the names without a counterpart in the other set: of `generated` and of `reference`.
+        The matched files, and the names of generated files and of references without a counterpart.
 
     Raises:
         ValueError: nothing matches, or names do not match and `missing` is `error`.
@@ -176,7 +176,7 @@ class Reading:
     def raw(
         self, file: AudioFile, process: Callable[[Tensor, int], Tensor] | None = None, whole: bool = False
     ) -> Tensor:
-        """Read a waveform [N] without loudness scaling; with `whole`, longer audio is not cut.
+        """Read a waveform [N] without scaling its loudness; with `whole`, longer audio is not cut.
 
         Raises:
             MediaError: the file cannot be used.
@@ -195,7 +195,7 @@ class Reading:
 
 
 def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
-    """Common sample rate of the sets, or the lowest one with `resample`.
+    """Return the common sample rate of the sets; with `resample`, the lowest one.
 
     Raises:
         ValueError: sample rates differ and `resample` is false.
@@ -204,14 +204,14 @@ def choose_rate(sets: Sequence[AudioFileSet], resample: bool) -> int:
     if len(every) > 1 and not resample:
         listing = "; ".join(f"{s.title}: " + ", ".join(f"{n} at {r} Hz" for r, n in s.rates.items()) for s in sets)
         raise ValueError(
-            f"sample rates differ ({listing}), and all distances depend on the bandwidth: set resample=true "
+            f"sample rates differ ({listing}), and all distances depend on the bandwidth; set resample=true "
             f"to resample all files to {min(every)} Hz"
         )
     return min(every)
 
 
 def levels(wav: Tensor) -> Tensor:
-    """RMS level in dB, is silent, is clipped: waveform [N] -> [3]."""
+    """Return [3] for a waveform [N]: RMS level in dB; whether it is silent, and whether it is clipped (1 or 0)."""
     rms = 20 * wav.double().square().mean().sqrt().clamp_min(10 ** (QUIETEST / 20)).log10()
     full = wav.abs() >= FULL
     clipped = int(full.sum()) >= CLIPPED and bool(full.unfold(0, CLIPPED, 1).all(1).any())
@@ -220,9 +220,9 @@ def levels(wav: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """Network outputs of a set."""
+    """Network outputs and levels of a set of S files."""
 
-    set: AudioFileSet  # of S files
+    set: AudioFileSet
     outputs: dict[str, NetworkOutputs]  # by network name
     levels: Tensor  # [S, 3], see `levels`
     nearest: Sequence[str] = ()  # name of the recording nearest to each file, for retrieval
@@ -233,10 +233,10 @@ def judge(
 ) -> Judged:
     """Run each network on each file of a set. One file per thread is in memory at a time.
 
-    `recordings`: log-mel spectrograms [T, bands] by name, among which each file's nearest is searched.
+    `recordings`: log-mel spectrograms [T, bands] by name, among which the nearest to each file is searched.
 
     Raises:
-        ValueError: files that cannot be used; the message lists them.
+        ValueError: files cannot be used; the message lists them.
     """
 
     def analyse(file: AudioFile) -> tuple[Tensor, list[NetworkOutputs], Tensor | None] | str:

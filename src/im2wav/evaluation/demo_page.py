@@ -1,4 +1,4 @@
-"""The figures and the page of the demo, from its two evaluations."""
+"""Figures and page of the demo, from the evaluations of its two splits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ from im2wav.tables import read_table
 
 INTRODUCTION = (
     "Three small models, trained on {sounds} images and their recordings in {minutes:.0f} minutes, generated the audio "
-    "on this page from the images alone. Models this small, with so few examples, memorise their recordings: the demo "
-    "proves that every part works together. Generating audio for new images takes more data and larger models. The "
-    "full evaluations are evaluation/train/report.html and evaluation/valid/report.html beside this page."
+    "on this page from the images. Such small models memorise their few recordings: the demo shows that everything "
+    "works end to end. Generating audio for new images needs more data and larger models. The full evaluations are "
+    "evaluation/train/report.html and evaluation/valid/report.html in the folder of this page."
 )
 UNSEEN = (
-    "Held out of training, while other images of the same label were not. With so little data, expect the audio of a "
-    "similar image, or a mixture."
+    "These images were not used in training, but other images of the same label were. With so little data, expect the "
+    "audio of a similar image, or a mixture."
 )
 
 
 SPLITS = ("train", "valid")
-# figure of metrics.json -> row of the evaluation of the training split, name and meaning on the page
+# key in metrics.json -> (row of the evaluation of the training split, name on the page, meaning on the page)
 RETRIEVAL = {
     "retrieval_train": ("generated", "generated", "the demo passes at 0.7"),
     "retrieval_shuffled": ("shuffled", "generated, images shuffled", "shuffled baseline"),
@@ -44,18 +44,19 @@ def read_curves(run_folder: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _values(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures without their intervals."""
+    """Return figures without their intervals."""
     return {name: figure["value"] if isinstance(figure, dict) else figure for name, figure in figures.items()}
 
 
 def write_demo(out: Path, stages: Sequence[str], own: str | None, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Write index.html and metrics.json; returns the content of the latter.
+    """Write index.html and metrics.json, and return the content of metrics.json.
 
     Args:
-        out: folder of the demo: `pairs`, `evaluation/SPLIT`, the runs of the stages, and `own` for images of the user.
-        stages: the models.
-        own: folder of the user's images.
-        seconds: what each command took.
+        out: folder of the demo, with `pairs`, `evaluation/SPLIT`, the runs of the stages, and for images of the user
+            `own`.
+        stages: names of the models.
+        own: folder of the user's images, if any.
+        seconds: time of each command.
     """
     folder = PairsFolder(out / "pairs")
     pairs = {pair.id: pair for pair in folder.pairs}
@@ -95,7 +96,7 @@ def demo_page(
     curves: Mapping[str, Any],
     own: str | None,
 ) -> bytes:
-    """Images with their real and generated audio, the figures and the loss curves.
+    """Render the page: images with their real and generated audio, the figures and the loss curves.
 
     Args:
         out: folder of the demo, with `evaluation/SPLIT/sounds` and, for images of the user, `own`.
@@ -104,7 +105,7 @@ def demo_page(
         reports: the content of report.json by split.
         rows: the rows of items.csv that are shown, by split.
         curves: loss curves by model.
-        own: folder of the user's images.
+        own: folder of the user's images, if any.
     """
     rate, pairs = folder.info.sample_rate, {pair.id: pair for pair in folder.pairs}
 
@@ -122,7 +123,7 @@ def demo_page(
 
     retrieval: list[Any] = [("audio", "fraction", "meaning")]
     retrieval += [(name, figures[key], meaning) for key, (_, name, meaning) in RETRIEVAL.items()]
-    parts: list[Any] = [Table("Is the nearest training recording the image's own?", retrieval)]
+    parts: list[Any] = [Table("How often is the nearest training recording the image's own?", retrieval)]
     if own:
         photos = list_files(Path(own), IMAGE_SUFFIXES)
         files = dict(zip(item_names(photos, Path(own)), photos, strict=True))

@@ -1,4 +1,4 @@
-"""The files of an evaluation: report.json, report.md, report.html and items.csv; and folders for other benchmarks."""
+"""Write the files of an evaluation: report.json, report.md, report.html and items.csv; and the av-benchmark export."""
 
 import logging
 import shutil
@@ -31,8 +31,9 @@ COLOURS = {
 PLOTTED = ("fd", "fd_half", "fd_inf", "kad", "kl", "is", "agree@1", "acc@1", "acc_30way", "cs", "retrieval")
 INTRODUCTION = (
     "Real-real baseline: one half of the references against the other half. Codec reconstruction: the references "
-    "through the codec, an upper bound. Shuffled baseline: each generated file judged for another image. Distances "
-    "depend on the number of files, their length and the network: compare only figures of one protocol."
+    "encoded and decoded by the codec (upper bound). Shuffled baseline: each generated file evaluated as if it "
+    "belonged to another image. Distances depend on the number of files, their length and the network: compare only "
+    "figures of the same protocol."
 )
 
 
@@ -51,25 +52,27 @@ def warnings_for(
         if "distance" in network.uses and "reference" in judged and len(files) < network.dim:
             warnings.append(
                 f"{len(files)} audio files are fewer than the {network.dim} dimensions of an embedding of "
-                f"{network.name}: the Fréchet distance is mostly bias and falls with more files; compare it only at "
-                "the same number of files, and prefer the kernel distance (KAD)"
+                f"{network.name}: the Fréchet distance is mostly bias and decreases with more files; compare it only "
+                "at the same number of files, and prefer the kernel distance (KAD)"
             )
     for name, one in judged.items():
         silent = [s.name for s, x in zip(one.set.files, one.levels.tolist(), strict=True) if x[1]]
         if silent:
             warnings.append(
-                f"{len(silent)} audio files of {name} are silent and are judged as silence: {format_names(silent)}"
+                f"{len(silent)} audio files of {name} are silent and are evaluated as silence: {format_names(silent)}"
             )
         short = sum(s.seconds < reading.seconds - 1e-3 for s in one.set.files)
         if short and name != "reconstruction":
             warnings.append(f"{short} audio files of {name} are repeated to {reading.seconds:.3f} s")
     if len({round(s.seconds, 3) for s in files}) > 1:
-        warnings.append(f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are judged")
+        warnings.append(
+            f"generated audio files differ in length; the first {reading.seconds:.3f} s of each are evaluated"
+        )
     return warnings
 
 
 def _image(path: Path | None) -> Image | None:
-    """The photo, or the first frame of the video."""
+    """Return the photo, or the first frame of the video."""
     if path is None or path.suffix.lower() in IMAGE_SUFFIXES:
         return inline_image(path) if path else None
     return inline_image(PIL.Image.fromarray(next(read_frames(path, 1.0, 1))[0]))
@@ -83,7 +86,7 @@ def example_cards(
     found: Inputs,
     reading: Reading,
 ) -> list[Cards]:
-    """The `count` best and worst generated files, each beside its image and its reference; `order`: from the best."""
+    """Return cards of the `count` best and worst generated files, with image and reference; `order`: best first."""
     if not order or not count:
         return []
     generated = judged["generated"].set
@@ -136,7 +139,7 @@ def _label_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _fact_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Table of sets, networks and protocol."""
+    """Return the rows of the table of sets, networks and protocol."""
     lines = [["name", "value"]]
     for name, about in report["sets"].items():
         seconds = about["seconds"]
@@ -157,8 +160,8 @@ def report_page(
     judged: Mapping[str, Judged],
     examples: Sequence[Cards],
 ) -> bytes:
-    """The page of an evaluation: `rows` are those of items.csv."""
-    # an interval does not break over lines
+    """Render the page of an evaluation; `rows` are those of items.csv."""
+    # non-breaking spaces, so that an interval stays on one line
     figures = [[text.replace(", ", ",\u00a0") for text in row] for row in summary.figure_rows(report["rows"])]
     parts: list[Any] = [Table("Figures", figures)]
     if report["warnings"]:
@@ -170,7 +173,9 @@ def report_page(
         parts.append(Table("By label", _label_rows(report["classes"])))
     if report.get("confusion"):
         shown = plot_confusion(report["confusion"]["labels"], report["confusion"]["table"])
-        parts.append(Plot("Confusion matrix", shown, "The label with the highest score, among these labels."))
+        parts.append(
+            Plot("Confusion matrix", shown, "Predicted label: the one with the highest score among these labels.")
+        )
     parts += [Table(name, lines) for name, lines in summary.model_tables(report)]
     parts.append(Table("Protocol", _fact_rows(report)))
     title = "im2wav: ImageHear" if report["protocol"].get("benchmark") else "im2wav: evaluation"
@@ -178,7 +183,7 @@ def report_page(
 
 
 def write_files(out: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], page: bytes) -> None:
-    """Write report.md, report.html, report.json and, of `rows`, items.csv."""
+    """Write report.md, report.html, report.json, and items.csv with `rows`."""
     text = as_markdown(summary.figure_rows(report["rows"]))
     text += "".join(f"\n{name}\n\n{as_markdown(lines)}" for name, lines in summary.model_tables(report))
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -189,11 +194,11 @@ def write_files(out: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str
 
 
 def av_benchmark(out: Path, found: Inputs, reading: Reading) -> dict[str, Any]:
-    """Write folders for av-benchmark with matching names.
+    """Write the folders that av-benchmark reads, with matching names.
 
-    `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` if the images are videos;
-    `captions.csv` (name, caption) if there are labels. av-benchmark uses one file per reference: only the first
-    generated file of each reference is exported.
+    These are `gt_audio/NAME.wav` and `pred_audio/NAME.wav`, cut to one length; `video/NAME.mp4` if the images are
+    videos; and `captions.csv` (name, caption) if there are labels. av-benchmark uses one file per reference, so only
+    the first generated file of each reference is exported.
 
     Raises:
         ValueError: there are no references.

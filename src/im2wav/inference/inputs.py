@@ -1,4 +1,4 @@
-"""Inputs: find, name and embed photos, videos, timelines of photos, texts, and pairs."""
+"""Inputs of generation: find, name and embed photos, videos, timelines of photos, texts, and pairs."""
 
 import hashlib
 import logging
@@ -36,16 +36,16 @@ class Input:
     """A photo, a video, a timeline, a text, or a pair of a pairs folder.
 
     Attributes:
-        name: of its output files.
+        name: name of its output files.
         kind: photo, video, timeline, text or pair.
-        path: the photo, the video, or the pairs folder.
-        images: of a timeline: photos and the second at which each begins.
-        text: of a text.
-        image: a photo in memory.
-        pair: of a pairs folder.
-        embeddings: image embeddings over time [F, D], once it is embedded; may be memory-mapped, only the rows that a
+        path: path of the photo, the video, or the pairs folder.
+        images: for a timeline: paths of photos, and the second from which each is shown.
+        text: for a text: the text.
+        image: a photo in memory, instead of its path.
+        pair: for a pair: the pairs folder and the pair.
+        embeddings: image embeddings over time [F, D], after `embed_input`. May be memory-mapped: only the rows that a
             window needs are read.
-        fps: frames per second of the embeddings; None for one image that is shown all the time.
+        fps: frames per second of the embeddings; None for a single image.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Input:
 
     @property
     def source(self) -> str:
-        """The input as text, for tables."""
+        """Description of the input as text, for tables."""
         if self.pair is not None:
             return self.pair[1].source
         if self.images:
@@ -93,7 +93,7 @@ class Input:
         """Duration in seconds; None for a photo.
 
         Raises:
-            MediaError: a video that cannot be read.
+            MediaError: the video cannot be read.
         """
         if self.kind == "video":
             return Video(self.path).seconds  # type: ignore[arg-type]
@@ -110,14 +110,14 @@ class Input:
             raise media.MediaError("unreadable embeddings", str(error)) from error
 
     def until(self, end: float) -> Tensor:
-        """Embeddings [F, D] of the frames from the start to `end` seconds, without repeats; see `between`."""
+        """Embeddings [F, D] of the frames from 0 to `end` seconds; unlike `between`, without repeated frames."""
         assert self.embeddings is not None
         return self.embeddings if self.fps is None else self.embeddings[: int(end * self.fps) + 1]
 
     def between(self, start: float, duration: float) -> Tensor:
         """Embeddings [F, D] of the frames from `start` to `start + duration` seconds, both included.
 
-        The last frame is repeated after the end. Without a frame rate, all frames. Source: Im2Wav, sample.py.
+        The last frame is repeated beyond the end. Without a frame rate, returns all frames. Source: Im2Wav, sample.py.
         """
         assert self.embeddings is not None
         if self.fps is None or len(self.embeddings) == 1:
@@ -127,7 +127,7 @@ class Input:
 
 
 def input_of(path: Path) -> Input:
-    """The photo or the video of a file."""
+    """Return the input of a file: a photo or a video."""
     kind = media_kind(path) if path.is_file() else ""
     if kind not in ("image", "video"):
         raise ValueError(
@@ -138,10 +138,10 @@ def input_of(path: Path) -> Input:
 
 
 def find_inputs(given: Path) -> list[Input]:
-    """The inputs of a path: the file itself, or the content of a folder or a pairs folder, sorted by name.
+    """Return the inputs of a path: the file itself, or the content of a folder or a pairs folder, sorted by name.
 
     Raises:
-        ValueError: it does not exist, is of an unknown kind or has no inputs; or two inputs would have the same name.
+        ValueError: the path does not exist, is of an unknown kind or has no inputs; or two inputs have the same name.
     """
     if not given.is_dir():
         return [input_of(find_path(given))]
@@ -159,7 +159,7 @@ def find_inputs(given: Path) -> list[Input]:
 
 
 def list_inputs(lines: Iterable[str]) -> list[Input]:
-    """The inputs named by lines of text, one path each, in their order; empty lines are skipped."""
+    """Return the inputs of a list of paths, one per line, in their order; empty lines are skipped."""
     paths = [find_path(Path(line.strip())) for line in lines if line.strip()]
     if not paths:
         raise ValueError("input=-: stdin lists no photo or video (expected one path per line)")
@@ -173,7 +173,7 @@ def name_inputs(inputs: Sequence[Input], root: Path) -> list[Input]:
 
 
 def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
-    """A timeline of photos: `dog.jpg@0`, or pairs (path, second), in increasing order from 0."""
+    """Return a timeline of photos, each given as `dog.jpg@0` or (path, second); seconds increase from 0."""
     found: list[tuple[Path, float]] = []
     for image in images:
         name, _, start = image.rpartition("@") if isinstance(image, str) else (str(image[0]), "", str(image[1]))
@@ -192,24 +192,24 @@ def timeline_input(images: Sequence[str | tuple[str | Path, float]]) -> Input:
 
 
 def text_input(text: str) -> Input:
-    """A text, which must not be empty."""
+    """Return the input of a text, which must not be empty."""
     if not text.strip():
         raise ValueError("input.text is empty")
     return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())
 
 
 def embed_input(item: Input, encoder: Callable[[], ImageEncoder], fps: float | None, seconds: float) -> Input:
-    """The input with its embeddings; for a pair, the stored ones.
+    """Return the input with its embeddings: computed by the encoder, or for a pair the stored ones.
 
     Args:
         item: the input.
-        encoder: gives the image encoder of the model; not called for a pair.
+        encoder: returns the image encoder of the model; not called for a pair.
         fps: frames per second of the training videos; None if the model was trained on photos.
         seconds: duration of a video to embed.
 
     Raises:
-        MediaError: it cannot be read.
-        ValueError: a text, with an encoder without a text tower.
+        MediaError: the input cannot be read.
+        ValueError: the input is a text, and the encoder has no text encoder.
     """
     if item.pair is not None:
         embeddings, rate = item.read_embeddings(), item.pair[0].info.fps
@@ -232,7 +232,7 @@ def embed_input(item: Input, encoder: Callable[[], ImageEncoder], fps: float | N
 
 
 def _embed_video(path: Path, encoder: ImageEncoder, fps: float, wanted: int) -> Tensor:
-    """Embeddings [F, D] of at most `wanted` frames, in a temporary file, which limits memory."""
+    """Return embeddings [F, D] of at most `wanted` frames, memory-mapped from a temporary file."""
     count = 0
     with tempfile.TemporaryFile() as file:
         for frames in read_frames(path, fps, size=encoder.size):
@@ -251,10 +251,10 @@ def one_input(
     timeline: Sequence[str | tuple[str | Path, float]] | None,
     text: str | None,
 ) -> Input:
-    """The input of `Im2Wav.generate`.
+    """Return the input of `Im2Wav.generate`.
 
     Raises:
-        ValueError: not exactly one is set, or it is of another kind.
+        ValueError: not exactly one argument is set, or its file is of another kind.
     """
     if sum(x is not None for x in (image, video, timeline, text)) != 1:
         raise ValueError("set exactly one of image, video, timeline and text")

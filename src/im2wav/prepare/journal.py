@@ -1,9 +1,9 @@
 """Journal of a pairs folder, for several concurrent processes that may be killed.
 
-Each process appends a line for each finished source to its own part, .journal/PART/rows.jsonl, and keeps its temporary
-files beside it. A process that ends folds all parts into manifest.csv and skipped.csv, sorted by id, and removes the
-parts of processes that have ended. So the tables depend only on the sources: not on the number of processes, nor on
-how often they were killed.
+Each process has its own part of the journal: it appends a line for each finished source to .journal/PART/rows.jsonl,
+and keeps its temporary files in the same folder. At its end, a process merges (folds) all parts into manifest.csv and
+skipped.csv, sorted by id, and removes the parts of processes that have ended. So the tables depend only on the sources,
+not on the number of processes or on how often they were killed.
 """
 
 import json
@@ -36,9 +36,9 @@ SKIPPED = ("id", "reason", "detail")
 class State:
     """Content of a pairs folder."""
 
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the manifest, by id
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of the manifest by id
     skipped: dict[str, tuple[str, str]] = field(default_factory=dict)  # (reason, detail) by id
-    since: float = 0.0  # when the record of skipped sources was last written, in seconds since 1970
+    since: float = 0.0  # time at which the tables or parts were last written, in seconds since 1970
 
     @classmethod
     def read(cls, out: Path) -> "State":
@@ -60,7 +60,7 @@ class State:
             return
         self.since = max(self.since, path.stat().st_mtime)
         for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):  # the process was killed while writing it
+            if not line.endswith(b"\n"):  # the process was killed while it wrote the line
                 continue
             record = json.loads(line)
             if "reason" in record:
@@ -79,7 +79,7 @@ class State:
         )
 
     def drop_copies(self) -> None:
-        """Keep audio that occurs in several splits in one of them only, test before valid before train."""
+        """Keep audio that occurs in several splits only in one of them: test before valid before train."""
         splits = defaultdict(set)
         for row in self.rows.values():
             if row.get("sound"):
@@ -98,7 +98,7 @@ def _parts(out: Path) -> list[Path]:
 
 
 def _lock(handle: int) -> bool:
-    """Lock a part until this process ends; False if its own process has it, or where the file system has no locks."""
+    """Lock a part until this process ends; False if another process holds the lock, or the file system has no locks."""
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,13 +121,13 @@ def _ended(part: Path) -> bool:
 
 @contextmanager
 def _exclusive(out: Path) -> Iterator[None]:
-    """Exclusive access to the folder, over all machines that share it."""
+    """Lock the folder exclusively, for all machines that share it."""
     if fcntl is None:
         yield
         return
     handle = os.open(out, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: parts are folded, but not removed
+        with suppress(OSError):  # a file system without locks: parts are folded but not removed
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -135,7 +135,7 @@ def _exclusive(out: Path) -> Iterator[None]:
 
 
 class Journal:
-    """The part of this process. All methods raise ValueError where the folder cannot be written."""
+    """The part of this process in the journal. All methods raise ValueError if the folder cannot be written."""
 
     def __init__(self, out: Path):
         self.out = out
@@ -154,19 +154,24 @@ class Journal:
         write_atomic(self.out / name, content, self.part)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Record that a source is done: a row of the manifest, or id, reason and detail."""
+        """Record a finished source: a row of the manifest, or id, reason and detail of a skipped source."""
         try:
             os.write(self._file, (json.dumps(row) + "\n").encode())
         except OSError as error:
             raise ValueError(f"cannot write {self.part / ROWS}: {error.strerror}") from error
 
     def release(self) -> None:
-        """Close this part; the next process that folds removes it."""
+        """Close this part; the next call of `fold`, by any process, removes it."""
         os.close(self._file)
 
     def fold(self, sources: Mapping[str, Source], pruned: Iterable[str] = ()) -> State:
-        """Write the tables, with label, split and group of the sources by id, and remove the parts of this and of ended
-        processes, the pairs `pruned`, and files of pairs that are now skipped; returns the resulting content.
+        """Merge all parts into the tables, and return the resulting content.
+
+        Removes the parts of this and of ended processes, and the files of skipped and pruned pairs.
+
+        Args:
+            sources: sources by id, whose label, split and group are written to the tables.
+            pruned: ids of pairs to remove.
         """
         with _exclusive(self.out):
             state = State.read(self.out)

@@ -41,7 +41,7 @@ class Conditions:
 
     @property
     def is_null(self) -> Tensor:
-        """`null`, or all false if it is None: [B] booleans."""
+        """Return `null`, or all false if it is None: [B] booleans."""
         return self.null if self.null is not None else self.clip.new_zeros(len(self.clip), dtype=torch.bool)
 
     def null_like(self) -> "Conditions":
@@ -79,7 +79,7 @@ class UpsamplerConfig:
     Attributes:
         strides: their product is the number of fine codes per coarse code.
         width, depth: width and depth of the residual stacks.
-        dilation_growth, dilation_cycle: dilations are growth^(d mod cycle).
+        dilation_growth, dilation_cycle: residual block d has the dilation growth^(d mod cycle).
         expansion: channels inside a residual block, as a multiple of `width`.
     """
 
@@ -103,12 +103,12 @@ class ConditioningConfig:
         map_dropout: dropout in these MLPs.
         frames: add the embedding of the frame shown at each position (low prior); otherwise only the mean over the
             frames is used, as the start of the sequence.
-        timing: add embeddings of total length, absolute and relative position (low prior).
+        timing: add embeddings of the recording's length, and of the absolute and relative position in it (low prior).
         guidance: learn null (unconditional) embeddings, which classifier-free guidance (CFG) requires.
         upsampler: condition on coarse codes (up prior).
         timing_bins: number of entries of a timing table.
         sample_rate: Hz; converts the ranges of the timing tables from seconds to samples.
-        total_range: range of total lengths in seconds; absolute positions start at 0.
+        total_range: range of recording lengths in seconds; absolute positions range from 0 to its end.
     """
 
     clip_dim: int = 512

@@ -1,7 +1,7 @@
-"""Prior: the distribution of one level of codes given conditions, from a transformer with factored attention.
+"""Prior: a transformer with factored attention that models one level of codes, given conditions.
 
-Letters: B batch, T positions, K codebook size, W width. Queries, keys and values are [B, H, T, D] (heads, width of a
-head). Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.py.
+Shapes: B batch, T positions, K codebook size, W width. Queries, keys and values are [B, H, T, D], with H heads of width
+D. Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.py.
 
 A sequence is reshaped into rows of `block` positions: position p lies in row r = p // block and column c = p % block.
 Layers alternate between three kinds of attention:
@@ -10,9 +10,9 @@ Layers alternate between three kinds of attention:
     column        p attends to rows <= r of its column
     previous_row  p attends to all of row r - 1; the output of row 0 is zero
 
-`mask` is the specification. `attend` is the fast path: plain scaled-dot-product attention after a reshape, which
-fused kernels serve. `im2wav.decoding.decoder_layer` is the incremental path. All three are equal, and tests hold them
-to it. Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
+`mask` is the specification. `attend` is the fast path: scaled dot-product attention after a reshape, for which PyTorch
+has fused kernels. `im2wav.decoding.decoder_layer` computes one position at a time. Tests check that all three agree.
+Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal et al., 2020).
 """
 
 import math
@@ -45,7 +45,7 @@ def mask(kind: Kind, length: int, block: int, device: torch.device | None = None
 
 
 def attend_dense(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
-    """Reference implementation: attention with the boolean mask, [B, H, T, D]. Quadratic in T; for tests, benchmarks.
+    """Reference implementation for tests: attention with the boolean mask, [B, H, T, D]. Quadratic in T.
 
     It does not call the fused kernel of `attend`, so that the two implementations are independent.
     """
@@ -86,10 +86,10 @@ class TransformerConfig:
         width: width of the residual stream.
         depth: number of layers; layer d uses attention kind [row, column, previous_row][d % 3].
         heads: number of attention heads.
-        blocks: number of rows of the context in factored attention.
+        blocks: number of rows into which factored attention divides the context.
         attention_ratio: width of the queries of all heads relative to `width`.
         mlp_ratio: hidden width of the MLP, relative to `width`.
-        init_scale: factor of the initial standard deviation 0.02.
+        init_scale: factor by which the initial standard deviation of 0.02 is multiplied.
         checkpointing: activation checkpointing in training: recompute the activations of layers in the backward pass.
             Uses far less memory and about a third more time; the gradients are the same.
     """

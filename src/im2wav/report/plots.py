@@ -1,4 +1,4 @@
-"""Plots as data URIs of SVG images, and log-mel spectrograms. The same values give the same text."""
+"""Plots as data URIs of SVG images, and log-mel spectrograms. Equal values give byte-identical plots."""
 
 import base64
 import io
@@ -10,21 +10,21 @@ import torchaudio.transforms
 from PIL import Image
 from torch import Tensor
 
-DYNAMIC_RANGE = 20.0  # dB below the maximum; weaker values count as silence, to ignore faint noise
-# colour map from dark to bright, evenly spaced stops
+DYNAMIC_RANGE = 20.0  # dB below the maximum; lower values are clamped, to ignore faint noise
+# evenly spaced stops of the colour map, from dark to bright
 COLOURS = np.array([[4, 3, 20], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], float)
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Content as a URI, with its MIME type."""
+    """Return content as a data URI of the MIME type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def log_mel(wav: Tensor, sample_rate: int, dynamic_range: float = DYNAMIC_RANGE, frame: float = 0.064) -> Tensor:
-    """Log-mel spectrogram of wav [N]: [frames, 64], in dB above the maximum minus `dynamic_range`; 0 is silence.
+    """Log-mel spectrogram of wav [N]: [frames, 64] in dB, clamped `dynamic_range` dB below its maximum.
 
-    64 mel bands, Hann frames of `frame` seconds, half overlapping. The maximum is `dynamic_range`, so that the
-    result does not depend on the loudness of the audio.
+    It has 64 mel bands and Hann windows of `frame` seconds that overlap by half. It is shifted to the range 0 to
+    `dynamic_range`, so that it does not depend on the loudness of the audio.
     """
     window = int(sample_rate * frame)
     mel = torchaudio.transforms.MelSpectrogram(
@@ -35,7 +35,7 @@ def log_mel(wav: Tensor, sample_rate: int, dynamic_range: float = DYNAMIC_RANGE,
 
 
 def mel_image(wav: Tensor, sample_rate: int) -> Image.Image:
-    """Mel spectrogram of wav [N]: time to the right, frequency upwards, 50 dB from dark to bright."""
+    """Image of the log-mel spectrogram of wav [N]: time to the right, frequency upwards; 50 dB from dark to bright."""
     level = log_mel(wav, sample_rate, dynamic_range=50.0, frame=0.032).numpy().T[::-1] / 50.0
     stops = np.linspace(0, 1, len(COLOURS))
     channels = [np.interp(level, stops, COLOURS[:, c]) for c in range(3)]
@@ -43,7 +43,7 @@ def mel_image(wav: Tensor, sample_rate: int) -> Image.Image:
 
 
 def _axes(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure with `count` panels, at most `columns` in a row."""
+    """Return a figure and its `count` panels, at most `columns` per row."""
     from matplotlib.figure import Figure
 
     columns = max(min(count, columns), 1)
@@ -65,7 +65,7 @@ def _svg(figure: Any) -> str:
 
 
 def plot_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> str:
-    """Curves over steps, a panel each: title -> {curve: [(step, value), ...]}."""
+    """Plot curves over steps, with one panel for each title: title -> {curve: [(step, value), ...]}."""
     figure, axes = _axes(len(panels), len(panels), 4.2, 3.0)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for label, points in curves.items():
@@ -78,7 +78,7 @@ def plot_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
 
 
 def plot_histograms(panels: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str] | None = None) -> str:
-    """Distributions, a panel each: title -> {set: sequence or array of values}; each set as fractions."""
+    """Plot histograms, normalised to fractions, with one panel for each title: title -> {set: values}."""
     panels = {title: sets for title, sets in panels.items() if any(len(values) for values in sets.values())}
     figure, axes = _axes(len(panels), len(panels), 4.5, 2.8)
     for axis, (title, sets) in zip(axes, panels.items(), strict=True):
@@ -96,7 +96,7 @@ def plot_histograms(panels: Mapping[str, Mapping[str, Any]], colours: Mapping[st
 
 
 def plot_counts(counts: Sequence[float], label: str) -> str:
-    """Counts in descending order, a bar each."""
+    """Plot counts as bars in descending order."""
     figure, (axis,) = _axes(1, 1, 9.0, 2.6)
     axis.bar(range(len(counts)), sorted(counts, reverse=True), width=1.0)
     axis.set(xlabel=label, ylabel="count")
@@ -106,7 +106,7 @@ def plot_counts(counts: Sequence[float], label: str) -> str:
 def plot_intervals(
     panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None]]], colours: Mapping[str, str]
 ) -> str:
-    """Bars with intervals, a panel each: title -> {set: (value, low, high)}; without an interval where low is None."""
+    """Plot bars with one panel for each title: title -> {set: (value, low, high)}; low=None: no interval."""
     figure, axes = _axes(len(panels), 3, 4.0, 2.6)
     handles: dict[str, Any] = {}
     for axis, (title, sets) in zip(axes, panels.items(), strict=True):
@@ -123,7 +123,7 @@ def plot_intervals(
 
 
 def plot_confusion(labels: Sequence[str], counts: Sequence[Sequence[float]]) -> str:
-    """A confusion matrix [true label, predicted label], each row as fractions."""
+    """Plot a confusion matrix [true label, predicted label], with rows normalised to fractions."""
     fractions = [[x / (sum(row) or 1) for x in row] for row in counts]
     side = max(4.0, 0.34 * len(labels) + 2)
     figure, (axis,) = _axes(1, 1, side + 1, side)

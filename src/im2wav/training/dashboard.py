@@ -1,4 +1,4 @@
-"""Periodic samples of a training run for fixed items, with EMA weights."""
+"""Dashboard callback: generate audio for fixed items during training, with the EMA weights."""
 
 import logging
 import math
@@ -33,14 +33,14 @@ from im2wav.training.module import eager_eval_mode
 
 log = logging.getLogger(__name__)
 
-PARTS = 8  # of the window, for bits by position
+PARTS = 8  # number of parts of the window, for bits by position
 OPTION = "callbacks.dashboard.partner"
 OTHER = {"low_prior": "up_prior", "up_prior": "low_prior"}
 # why the dashboard of a prior without a partner has no column of the other level
 NO_PARTNER = {
     "low_prior": f"No column up: set {OPTION}=FOLDER to a trained up_prior, which refines these low codes.",
-    "up_prior": f"No column low: set {OPTION}=FOLDER to a trained low_prior, which samples low codes; here they are "
-    "encoded from the real audio.",
+    "up_prior": f"No column low: the low codes are encoded from the real audio. Set {OPTION}=FOLDER to a trained "
+    "low_prior, which generates them.",
 }
 
 
@@ -49,15 +49,15 @@ class Dashboard(pl.Callback):
 
     For a codec: original and reconstructed audio, codebook usage. For a prior: samples at several guidance scales,
     accuracy, bits with and without the image, bits by position. With a partner, a trained prior of the other level, the
-    samples are complete: the up prior refines the samples of the low prior. The work is distributed over all processes,
-    and the random number generators of the training are not used. Results go to the loggers and to
+    samples have both levels: the up prior refines the samples of the low prior. The work is distributed over all
+    processes. The random number generators of the training are not used. Results go to the loggers and to
     `media/step_N/index.html` in the folder of the run.
 
     Args:
         folder: folder of the run.
-        every_n_steps: optimizer steps between samples; None: never.
+        every_n_steps: number of optimizer steps between samples; None: no samples.
         items: number of validation items (training items if there is no validation set).
-        guidance: guidance scales; a prior without guidance is sampled once.
+        guidance: guidance scales; without guidance, only one is used.
         temperature: sampling temperature.
         seed: sampling seed.
         partner: path of a trained prior of the other level, see `load_partner`; None: sample one level. It is moved to
@@ -92,7 +92,7 @@ class Dashboard(pl.Callback):
             self.partner = load_partner(self.partner_path, module, datamodule.tokenizer, datamodule.identity())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Skip the step that the run resumes from."""
+        """Remember the step that the run resumes from, to generate no samples for it again."""
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -126,7 +126,7 @@ class Dashboard(pl.Callback):
             self._log(trainer, module.kind, samples, figures, usage, step)
 
     def _batch(self, trainer: pl.Trainer, device: torch.device) -> tuple[Batch, list[Path | None]]:
-        """The fixed items, and their images where these are files that still exist."""
+        """Return the fixed items, and the paths of their images; None if there is no image file."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         windows = data.windows["valid" if len(data.windows["valid"]) else "train"]
         rows = list(range(0, len(windows), max(1, len(windows) // self.items)))[: self.items]
@@ -159,7 +159,7 @@ class Dashboard(pl.Callback):
         conditions, device = module.conditions(batch), batch.wav.device
         figures = _prior_metrics(module.net, module.codes(batch, module.level), conditions)
         nets = {module.level: module.net}
-        if self.partner is not None:  # on the CPU, the memory-mapped weights serve as they are
+        if self.partner is not None:  # on the CPU, the memory-mapped weights are used without a copy
             net: Any = self.partner.net if device.type == "cpu" else deepcopy(self.partner.net).to(device)
             nets["low" if module.level == "up" else "up"] = net
         decoders = {level: Decoder(net) for level, net in nets.items()}
@@ -211,7 +211,7 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
     Args:
         path: a model folder, a folder of runs, the folder of one run, or a .safetensors or .ckpt file.
         module: prior in training.
-        codec: codec of its codes.
+        codec: codec of the training run.
         identity: identity of the training data.
 
     Raises:
@@ -243,9 +243,9 @@ def _draw_columns(
     options: SamplingOptions,
     real_low: Tensor | None,
 ) -> dict[str, tuple[str, Tensor]]:
-    """Sample codes like `generate`, for one seed per item: column -> level and codes [B, T].
+    """Sample codes like `generate`, with one seed per item. Returns column -> (level, codes [B, T]).
 
-    `up` refines the codes of `low`; without a low prior, the codes `real_low` [B, n] of the real audio.
+    Column `up` refines the codes of column `low`, or without a low prior the codes `real_low` [B, n] of the real audio.
     """
 
     def draw(level: str, codes_low: Tensor | None) -> Tensor:
@@ -265,7 +265,7 @@ def _draw_columns(
 
 
 def _prior_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
-    """Top-1 accuracy, bits with and without the image and their difference, bits by position."""
+    """Return top-1 accuracy, bits per code with and without the image, their difference, and bits by position."""
     logits = net(codes, conditions).float()
     bits = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none") / math.log(2)  # [B, T]
     figures = {"samples/accuracy": (logits.argmax(-1) == codes).float().mean().item()}

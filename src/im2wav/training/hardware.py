@@ -1,7 +1,8 @@
-"""Defaults that depend on the hardware: precision, TF32, and the batch size, from the memory of a training step.
+"""Defaults that depend on the hardware: precision, TF32, and batch size.
 
-The step runs on fake tensors, which have shapes but no data, so that a model of official size takes seconds on a CPU.
-All live storages are counted, rounded up like PyTorch's CUDA allocator does. `RESERVE` covers the CUDA context, library
+The batch size is computed from the memory of a training step. To estimate it, the step runs on fake tensors, which have
+shapes but no data, so that a model of official size takes seconds on a CPU. The bytes of all live storages are counted,
+rounded up as by PyTorch's CUDA allocator. `RESERVE` covers the CUDA context, library
 workspaces and fragmentation.
 """
 
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 
 RESERVE = 10**9  # bytes
 BLOCK = 512  # bytes, the granularity of the CUDA allocator
-BATCHES = (4, 8)  # two batch sizes to fit the linear memory model
+BATCHES = (4, 8)  # batch sizes from which the linear memory model is computed
 WEIGHTS = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
-MOST = 4096  # windows
+MOST = 4096  # largest batch size, in windows
 
 
 class HalfWeights(HalfPrecision):
@@ -133,16 +134,16 @@ class StepMemory:
     per_window: float
 
     def peak(self, batch: int) -> float:
-        """Peak memory for a batch of `batch` windows."""
+        """Peak memory in bytes for a batch of `batch` windows."""
         return max(self.state, self.fixed + batch * self.per_window)
 
     def sharded(self, devices: int) -> "StepMemory":
-        """The estimate with the state sharded over devices."""
+        """Estimate for one device, if the state is sharded over devices."""
         saved = self.state * (1 - 1 / devices)
         return StepMemory(self.state - saved, self.fixed - saved, self.per_window)
 
     def largest_batch(self, total: float) -> int:
-        """Largest power of two that fits in `total` bytes; 0 if one window does not fit."""
+        """Largest power of two of windows that fits in `total` bytes; 0 if one window does not fit."""
         batch = 0
         while batch < MOST and self.peak(max(1, 2 * batch)) <= total - RESERVE:
             batch = max(1, 2 * batch)
@@ -163,7 +164,7 @@ def step_peak(
     """Count the bytes of a training step: (state, peak of forward and backward pass).
 
     Args:
-        build: called where tensors are fake.
+        build: called under `FakeTensorMode`.
         batch: number of windows.
         precision: Lightning precision.
         optimizer: module -> optimizer; None: fused AdamW.
@@ -180,7 +181,7 @@ def step_peak(
         average = [p.detach().clone() for p in module.parameters()] if averaged else []
         for p in module.parameters():
             p.grad = torch.zeros_like(p)
-        stepper.step()  # allocates the moments
+        stepper.step()  # allocates the optimizer moments
         state = live.now
         if not accumulates:
             stepper.zero_grad(set_to_none=True)
@@ -225,7 +226,7 @@ def device_memory(trainer: Any) -> int | None:
 def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> StepMemory:
     """Memory of this run's training step with accumulated gradients, for all batch sizes; takes some seconds.
 
-    `make` builds the run's LightningModule once more; it is called where tensors are fake.
+    `make` builds another copy of the run's LightningModule; it is called under `FakeTensorMode`.
     """
     item = collate([datamodule.windows["train"][(0, 0.5)]])
     hops = datamodule.tokenizer.hop_lengths if datamodule.tokenizer is not None else {}
@@ -258,9 +259,9 @@ def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callab
 def size_batch(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callable[[], Any]) -> None:
     """Resolve `data.batch_size=auto` for the trainer's devices; called before `Trainer.fit`.
 
-    On a GPU, the batch is as large as the memory allows, up to the device's part of the global batch, which
-    accumulation completes: steps see the same windows whatever the GPU. On a CPU it is `DEFAULT_BATCH`. `make` is that
-    of `training_memory`.
+    On a GPU, the batch is as large as the memory allows, up to the device's part of the global batch; gradients are
+    accumulated up to the global batch. So a step uses the same windows on every GPU. On a CPU the batch size is
+    `DEFAULT_BATCH`. For `make`, see `training_memory`.
 
     Raises:
         ValueError: `data.global_batch_size` is not divisible by the number of devices.
