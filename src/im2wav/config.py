@@ -110,8 +110,8 @@ class Embed:
     min_seconds: float = option(0.1, "skip shorter audio", unit="seconds", minimum=0)
     min_frame_change: float = option(
         0.25,
-        "skip videos whose frames never differ by more than this (mean absolute difference, in levels of 0 to 255); "
-        "0: keep all",
+        "skip videos in which no frame differs from the first by more than this (mean absolute difference, levels of 0 "
+        "to 255); 0: keep all",
         minimum=0,
         maximum=255,
     )

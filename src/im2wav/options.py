@@ -1,4 +1,4 @@
-"""Options of the commands: how they are declared, checked after composition, and described by `--help`."""
+"""Options of the commands: declaration, checks after composition, and `--help`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def option(default: Any, text: str, **limits: Any) -> Any:
     Args:
         default: value; MISSING where the user must give one.
         text: what the option does.
-        limits: `unit`, and what is checked: `minimum`, `above` (exclusive minimum), `maximum`, `choices`,
-            `words` (instead of a number).
+        limits: `unit`; checks: `minimum`, `above` (exclusive), `maximum`, `choices`, `words` (instead of a number).
     """
     metadata = {"help": text, **limits}
     if isinstance(default, list):
@@ -297,17 +296,18 @@ def shown(value: Any) -> str:
 
 
 def help_text(command: str, cfg: Any, choices: Mapping[str, str], folders: list[Path]) -> str:
-    """What `--help` prints: description, config groups, options and three examples.
+    """Return what `--help` prints: description, config groups, options and examples.
 
     Args:
-        command: its name.
+        command: name of the command.
         cfg: its composed config.
-        choices: config group -> what is chosen.
-        folders: where config groups are; the first is the folder of the configs.
+        choices: config group -> choice.
+        folders: of the config groups; the first is that of the configs.
     """
     schema: Any = OmegaConf.get_type(cfg)
     lines = textwrap.wrap(" ".join(inspect.cleandoc(schema.__doc__).split()), 100)
-    lines += ["", f"usage: python -m im2wav.{command} [GROUP=CHOICE ...] [OPTION=VALUE ...]", "", "Config groups:"]
+    lines += ["", f"usage: python -m im2wav.{command} [GROUP=CHOICE ...] [OPTION=VALUE ...]"]
+    lines += ["", "Config groups:"] * bool(choices)
     for name, choice in sorted(choices.items()):
         files = [path.relative_to(folder / name) for folder in folders for path in (folder / name).rglob("*.yaml")]
         found = sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] != "shared")

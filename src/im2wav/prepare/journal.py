@@ -38,7 +38,7 @@ class State:
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of the manifest by id
     skipped: dict[str, tuple[str, str]] = field(default_factory=dict)  # (reason, detail) by id
-    since: float = 0.0  # time at which the tables or parts were last written, in seconds since 1970
+    since: float = 0.0  # when skipped.csv or a part was last written, in seconds since 1970
 
     @classmethod
     def read(cls, out: Path) -> "State":
