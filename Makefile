@@ -3,12 +3,14 @@ VENV   ?= .venv
 PY     ?= python3
 EXTRAS ?= dev
 PYTHON  = $(VENV)/bin/python
+# processes start in half the time from compiled bytecode, which some environments turn off
+export PYTHONDONTWRITEBYTECODE =
 # uv does not read pip's configuration: pass pip's settings to it (usually all empty)
 pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
 FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
 INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
 
-.PHONY: help setup demo test test-cuda lint format clean
+.PHONY: help setup demo test test-slow test-cuda lint format clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -30,6 +32,9 @@ demo: setup ## train three small models on the shipped pairs and write runs/demo
 
 test: setup ## run the tests (needs 2 CPU cores, no GPU)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup ## run what `make test` leaves out: whole programs, sweeps by launchers, the rest of the simulated card
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not gpu" $(ARGS)
 
 test-cuda: setup ## run the GPU tests: on a simulated card (needs g++), and on a real GPU if there is one
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/cuda tests/gpu $(ARGS)

@@ -6,6 +6,7 @@ import pytest
 from conftest import ASSETS, command
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # seven commands, a process each
 def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     """The real demo with two training steps: tests the pipeline, not the quality."""

@@ -2,9 +2,10 @@
 
 import json
 
+import pytest
 import torch
 
-from conftest import HAS_COMPILER, command, write_mp4
+from conftest import command, needs_compiler, write_mp4
 from im2wav.benchmarks.machine import Row, format_rows
 
 
@@ -79,10 +80,10 @@ def test_an_unknown_part_of_the_training_benchmark_is_rejected(capsys):
     assert "expected some of throughput, memory" in capsys.readouterr().err
 
 
-def test_every_figure_of_decoding_is_measured(tmp_path):
+@pytest.mark.parametrize("ways", [[""], pytest.param([", compiled", ""], marks=[needs_compiler, pytest.mark.slow])])
+def test_every_figure_of_decoding_is_measured(tmp_path, ways):
     out = tmp_path / "d.json"
     tiny = ["measure.transformer={width:32,depth:3,blocks:8}", "measure.context={low:64,up:256}", "measure.rounds=1"]
-    ways = [", compiled", ""] if HAS_COMPILER else [""]
     tiny.append(f"measure.compile={[bool(way) for way in ways]}")
     tiny += ["measure.precisions=[fp32]", "measure.whole=true", "device=cpu"]
     assert command("bench", "measure=decode", *tiny, f"out={out}") == 0

@@ -328,6 +328,7 @@ def test_the_networks_that_generate_are_released_before_those_that_judge_are_loa
     assert after <= before
 
 
+@pytest.mark.slow  # `make test` compares two devices with one for `sample`
 def test_several_devices_generate_the_same_audio_and_one_process_evaluates_it(trained, pairs, tmp_path):
     arguments = [f"model={trained / 'base'}", f"data={pairs}", "split=all", *FAST[:2], "examples=0", "batch_size=2"]
     assert command("evaluate", *arguments, f"out={tmp_path / 'one'}") == 0
@@ -439,9 +440,7 @@ def test_av_benchmark_finds_its_folders(folders, tmp_path):
 
 def test_a_sweep_ends_in_one_table(folders, tmp_path):
     arguments = [f"generated={folders[0]}", f"reference={folders[1]}", f"out={tmp_path / 'out'}", *FAST]
-    arguments = [sys.executable, "-m", "im2wav.evaluate", "-m", *arguments, "loudness=-20,-30"]
-    run = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    assert command("evaluate", "-m", *arguments, "loudness=-20,-30") == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| loudness=-20 |" in table
     assert "| loudness=-30 |" in table

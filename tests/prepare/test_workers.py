@@ -1,13 +1,13 @@
+"""Processes that decode. They import this file, so it imports little: neither PyTorch Lightning nor Hydra."""
+
 import os
 import signal
 import time
 
 import numpy as np
 import pytest
-import torch
 
-from im2wav.prepare.clip_reader import Decoded, Failed, Workers
-from im2wav.prepare.embedder import Unpacker, pack_frames
+from im2wav.prepare.clip_reader import Failed, Workers
 
 
 def behave(job):
@@ -67,44 +67,3 @@ def test_processes_that_cannot_start_are_an_error():
         list(Workers(Aborting(), 1, timeout=5).run([(0, "a")]))
     with pytest.raises(ValueError, match="at least 1"):
         Workers(behave, 0, timeout=1)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 64])
-def test_packing_and_unpacking_give_each_clip_its_own_frames(rows):
-    generator = np.random.default_rng(0)
-    clips = {key: generator.integers(0, 255, (key * 3 + 1, 3, 2, 2), dtype=np.uint8) for key in range(6)}
-    pieces = [(key, piece) for key, clip in clips.items() for piece in np.array_split(clip, 2) if len(piece)]
-    order = sorted(pieces, key=lambda piece: generator.random() if piece[0] != 2 else 0)
-    order = sorted(
-        range(len(pieces)), key=lambda i: (pieces[i][0] % 2, i)
-    )  # clips 0, 2, 4 mixed with none, then 1, 3, 5
-    messages = [pieces[i] for i in order]
-    messages += [(key, Decoded(b"", 0, "", "")) for key in clips if key != 3] + [(3, Failed("cut", ""))]
-    found = {}
-
-    def finish(clip, end, embeddings):
-        found[clip] = embeddings
-
-    unpack = Unpacker(finish)
-    for batch in pack_frames(messages, rows, 2):
-        assert batch.squares.shape == (rows, 3, 2, 2)
-        unpack(batch, batch.squares.flatten(1).numpy().astype(np.float16))
-    assert found.pop(3) is None
-    assert sorted(found) == [0, 1, 2, 4, 5]
-    for key, embeddings in found.items():
-        np.testing.assert_array_equal(embeddings, clips[key].reshape(len(embeddings), -1))
-    assert not unpack.parts
-
-
-@pytest.mark.parametrize("kind", ["clip", "efficientnet_lite2"])
-def test_an_embedding_does_not_depend_on_its_batch_to_the_last_bit(kind, request):
-    """Why batches have one size: sums of floats depend on it, but not on the row or on the other rows."""
-    from im2wav.media.encoder import ClipEncoder, EfficientNetLite2Encoder
-
-    encoder = ClipEncoder(weights=str(request.getfixturevalue("clip_file")[0])) if kind == "clip" else None
-    encoder = encoder or EfficientNetLite2Encoder()
-    generator = torch.Generator().manual_seed(0)
-    squares = torch.randint(0, 256, (5, 3, encoder.size, encoder.size), dtype=torch.uint8, generator=generator)
-    first = encoder(squares[[0, 1, 2, 3]])
-    second = encoder(squares[[3, 0, 4, 1]])
-    assert torch.equal(first[[0, 1, 3]], second[[1, 3, 0]])

@@ -40,6 +40,7 @@ def test_optuna_finds_the_metric_that_train_returns(pairs, tmp_path):
     assert value == pytest.approx(min(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_several_devices_inside_a_launcher_are_rejected(pairs, tmp_path, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
@@ -55,6 +56,7 @@ def test_several_devices_inside_a_launcher_are_rejected(pairs, tmp_path, launche
     assert launcher != "joblib" or run.stderr.count("error: ") == 1
 
 
+@pytest.mark.slow
 def test_ray_makes_one_run_for_each_combination(pairs, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     overrides = ["seed=0,1", "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "-m"]
