@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -166,36 +164,6 @@ def test_a_run_continues_with_other_accumulation(pairs, tmp_path):
         loader = result["trainer"].train_dataloader
         seen[name] = loader.state_dict()["windows"], result["trainer"].current_epoch
     assert seen["one"] == seen["two"] == (20, 2)
-
-
-def test_two_processes_see_the_batches_of_one(pairs, tmp_path):
-    """Through the command line: each step's windows on two devices, joined, are those on one."""
-    script = tmp_path / "seen.py"
-    script.write_text(
-        "import os, sys, lightning.pytorch as pl, im2wav.train\n"
-        "class Seen(pl.Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        f"        with open(f'{tmp_path}/{{trainer.world_size}}.{{trainer.global_rank}}', 'a') as file:\n"
-        "            offsets = batch.timing['offset'].int().tolist()\n"
-        "            print(trainer.global_step, *zip(batch.id, offsets), sep=';', file=file)\n"
-        "build = im2wav.train.instantiate\n"
-        "def instantiate(node, **options):\n"
-        "    if 'callbacks' in options: options['callbacks'].append(Seen())\n"
-        "    return build(node, **options)\n"
-        "im2wav.train.instantiate = instantiate\n"
-        "im2wav.train.main()\n"
-    )
-    arguments = ["model=vqvae", f"data.root={pairs}", *TINY, *TINY_NET["vqvae"], *STEADY, "trainer.max_steps=4"]
-    arguments += [f"paths.runs={tmp_path}/runs", "trainer.devices=2", "trainer.strategy=ddp"]
-    run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    two = [[line.split(";") for line in (tmp_path / f"2.{rank}").read_text().splitlines()] for rank in range(2)]
-    options = {"num_samples": 4096, "global_batch_size": 4, "windows_per_epoch": 12}
-    alone = PairsDataModule(str(pairs), **options).train_dataloader()
-    one = [batch for _ in range(2) for batch in alone][:4]
-    expected = [list(zip(batch.id, batch.timing["offset"].int().tolist(), strict=True)) for batch in one]
-    assert [a[1:] + b[1:] for a, b in zip(*two, strict=True)] == [list(map(str, step)) for step in expected]
-    assert len(set(map(tuple, expected))) == 4
 
 
 def test_overfitting_repeats_the_same_batches(pairs, tmp_path, monkeypatch):

@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
+from test_resume import one_thread  # noqa: F401 - used in all tests
 from test_signals import sending
 from torch.distributed.device_mesh import init_device_mesh
 
 from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config, logged_values
 from im2wav.checkpoint import load
+from im2wav.data.datamodule import PairsDataModule
 from im2wav.prior.transformer import LayerNorm
 from im2wav.train import train
 from im2wav.training.sharding import FSDP2Strategy, shard_modules
@@ -31,27 +33,40 @@ COMMON += ["callbacks.progress=null", "overwrite=true"]
 COMMON += ["trainer.max_steps=20", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 
 
-def losses(pairs, out: Path, model: str, *overrides: str) -> list[float]:
-    """Losses of 20 steps by the real command."""
-    arguments = [f"model={model}", f"data.root={pairs}", *COMMON, *TINY_NET[model], f"paths.runs={out}"]
-    arguments += [f"hydra.run.dir={out}", *overrides]
-    run = subprocess.run(
-        [sys.executable, "-m", "im2wav.train", *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+@pytest.fixture(scope="module")
+def codec_runs(pairs, tmp_path_factory) -> Path:
+    """20 steps of the VQ-VAE in this process (one), and by the real command on two (two); what its callbacks wrote."""
+    folder = tmp_path_factory.mktemp("codec_runs")
+    overrides = ["model=vqvae", f"data.root={pairs}", *COMMON, *TINY_NET["vqvae"]]
+    train(config("train", *overrides, "trainer=cpu", "trainer.precision=32-true", output=folder / "one"))
+    for name in ("CodebookHashes", "Windows"):
+        overrides.append(f"+callbacks.{name}={{_target_: spies.{name}, folder: {folder}}}")
+    overrides += ["trainer=ddp", "trainer.devices=2", f"paths.runs={folder}", f"hydra.run.dir={folder / 'two'}"]
+    call = [sys.executable, "-m", "im2wav.train", *overrides]
+    run = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert not list(out.glob("rank*/last.ckpt"))  # one run directory for all
-    return logged_values(out)
+    return folder
 
 
-def test_two_processes_train_the_codec_as_one_does(pairs, tmp_path):
-    spy = f"+callbacks.spy={{_target_: spies.CodebookHashes, folder: {tmp_path}}}"
-    one = losses(pairs, tmp_path / "one", "vqvae", "trainer=cpu")
-    two = losses(pairs, tmp_path / "two", "vqvae", "trainer=ddp", "trainer.devices=2", spy)
+def test_two_processes_train_the_codec_as_one_does(codec_runs):
+    one, two = (logged_values(codec_runs / name) for name in ("one", "two"))
     assert len(one) == 20
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=0, atol=1e-5)
-    hashes = [(tmp_path / f"rank_{rank}.txt").read_text().split() for rank in (0, 1)]
+    assert not list(codec_runs.rglob("rank*/last.ckpt"))  # one run directory for all
+    hashes = [(codec_runs / f"rank_{rank}.txt").read_text().split() for rank in (0, 1)]
     assert hashes[0] == hashes[1]  # nothing broadcasts them: strategy.broadcast_buffers=false
     assert len(set(hashes[0])) == 20
+
+
+def test_two_processes_see_the_batches_of_one(codec_runs, pairs):
+    """Each step's windows on two devices, joined, are those on one."""
+    lines = [(codec_runs / f"windows_{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    found = [json.loads(first) + json.loads(second) for first, second in zip(*lines, strict=True)]
+    loader = PairsDataModule(str(pairs), num_samples=4096, global_batch_size=4, windows_per_epoch=40).train_dataloader()
+    batches = [batch for _ in range(2) for batch in loader]
+    expected = [[*map(list, zip(b.id, b.timing["offset"].int().tolist(), strict=True))] for b in batches]
+    assert found == expected
+    assert len(set(map(str, expected))) == 20
 
 
 def sharded_overrides(pairs, codec, out: Path, *overrides: str) -> list[str]:
@@ -95,8 +110,6 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
     def run(name: str, *overrides: str) -> list[str]:
         return sharded_overrides(pairs, trained / "base/vqvae/last.ckpt", folder / name, *overrides)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     one = ["trainer=cpu", "trainer.precision=32-true"]
     for name, *overrides in (["one"], ["one_mixed", "trainer.precision=bf16-mixed"]):
         train(config("train", *run(name, *one, *overrides)))
@@ -114,7 +127,6 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
         ]
     )
     train(config("train", *run("one_after_two", *one, f"ckpt_path={folder}/two/{FIRST}")))
-    torch.set_num_threads(threads)
     return folder
 
 
