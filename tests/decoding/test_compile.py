@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from conftest import HAS_COMPILER, logged_values, tiny_config
+from conftest import logged_values, needs_compiler, tiny_config
 from im2wav.train import train
 
 SMALL = "model.net.transformer={width: 32, depth: %d, heads: 2, blocks: 8}"
 # model; backend (`eager` traces and generates no code, which takes a quarter of a minute and more); sizes; number of
 # graphs, one for each kind of layer, and for an encoder and a decoder of each codec level; precision
 CASES = [
-    ("low_prior", "inductor", SMALL % 1, 1, "32-true"),
+    pytest.param("low_prior", "inductor", SMALL % 1, 1, "32-true", marks=[needs_compiler, pytest.mark.slow]),
     ("low_prior", "eager", SMALL % 4, 3, "32-true"),
     ("vqvae", "eager", "model.net.depth=1", 4, "32-true"),
     ("low_prior", "eager", SMALL % 3, 3, "bf16-mixed"),
@@ -30,8 +30,6 @@ def test_compiled_training_has_the_same_losses_and_compiles_each_kind_once(
     """Validation, with batches of another size, and the dashboard are between the steps."""
     from torch._dynamo.utils import counters
 
-    if backend == "inductor" and not HAS_COMPILER:
-        pytest.skip("needs g++ on a CPU")
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile_(self, backend=backend, **options))
     always = [f"codec={trained}/base/vqvae/last.ckpt", "trainer.max_steps=3", "callbacks.dashboard.every_n_steps=2"]

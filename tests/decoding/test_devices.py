@@ -84,7 +84,7 @@ def test_a_code_on_a_gpu_takes_few_operations(make, given, monkeypatch):
     assert 500 < len(operations.names) + len(calls) + casts <= MOST_OPERATIONS
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.slow])])
 def test_the_whole_step_compiles_to_one_graph_and_draws_the_same(backend, monkeypatch):
     """What compile=true records on CUDA, with the code generated for a CPU. Graph breaks raise an error."""
     from torch._dynamo.utils import counters

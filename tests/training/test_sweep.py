@@ -71,6 +71,7 @@ def test_ray_makes_one_run_for_each_combination(pairs, tmp_path):
     assert all((folder / name / "last.ckpt").is_file() for name in ("0", "1"))
 
 
+@pytest.mark.slow
 def test_the_wandb_agent_runs_the_real_entry(pairs, trained, tmp_path):
     """One point of the sweep, started as the agent starts it; expanded by wandb's own code, which needs no server."""
     from omegaconf import OmegaConf
