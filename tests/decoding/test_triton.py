@@ -188,45 +188,45 @@ def measure_compiled() -> dict[str, float]:
 MEASURES = {"kernels": measure_kernels, "steps": measure_steps, "logits": measure_logits, "compile": measure_compiled}
 
 
-def measure(*names: str) -> dict[str, float]:
-    """Call this file as a script: the results of some measures by name."""
-    interpret = DEVICE == "cpu" and "compile" not in names
-    environment = os.environ | {"TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, *names], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
-def results() -> dict[str, float]:
-    """What needs no GPU but runs on one where there is one; logits are compared on the CPU only."""
-    return measure("kernels", "steps", *(["logits"] if DEVICE == "cpu" else []))
+def measure():
+    """Call this file as a script: a measure's results by name."""
+
+    def call(name: str) -> dict[str, float]:
+        interpret = DEVICE == "cpu" and name != "compile"
+        environment = os.environ | {"TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, __file__, name], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return call
 
 
-def test_each_kernel_equals_its_part_of_the_specification(results):
-    names = [name for name in results if name.split()[-1] in PARTS]
-    assert len(names) == len(TOLERANCES) * len(KINDS) * len(PARTS)
+def test_each_kernel_equals_its_part_of_the_specification(measure):
+    results = measure("kernels")
+    assert len(results) == len(TOLERANCES) * len(KINDS) * len(PARTS)
     for dtypes, tolerance in TOLERANCES.items():
         for kind in KINDS:
             for part in PARTS:
                 assert results[f"{'/'.join(dtypes)} {kind} {part}"] < tolerance, (dtypes, kind, part)
 
 
-def test_steps_equal_the_specification_and_are_batch_invariant(results):
+def test_steps_equal_the_specification_and_are_batch_invariant(measure):
+    results = measure("steps")
     for dtypes in STEP_DTYPES:
         assert results[f"{'/'.join(dtypes)} step"] < TOLERANCES[dtypes], dtypes
         assert results[f"{'/'.join(dtypes)} alone"] == 0.0, dtypes
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="compares on the CPU")
-def test_a_decoder_with_the_kernels_has_the_logits_of_the_whole_forward_pass(results):
-    assert results["logits"] < 1e-5
+def test_a_decoder_with_the_kernels_has_the_logits_of_the_whole_forward_pass(measure):
+    assert measure("logits")["logits"] < 1e-5
 
 
-def test_kernels_compile_for_ampere_and_hopper_without_a_gpu():
-    shared_memory = measure("compile")
-    assert len(shared_memory) == 8
-    assert max(shared_memory.values()) <= 48 * 1024  # bytes of shared memory that every card has
+def test_kernels_compile_for_ampere_and_hopper_without_a_gpu(measure):
+    results = measure("compile")
+    assert len(results) == 8
+    assert max(results.values()) <= 48 * 1024  # bytes of shared memory that every card has
 
 
 def test_packed_weights_are_rejected():
@@ -277,13 +277,10 @@ def test_time_of_a_step_at_official_size(sequences, figure):
 
 
 if __name__ == "__main__":
-    if "compile" not in sys.argv:
+    torch.manual_seed(0)
+    if sys.argv[1] != "compile":
         from im2wav.decoding import triton_kernels
 
         triton_kernels.tiling = small_tiles
-    found: dict[str, float] = {}
     with torch.inference_mode():
-        for name in sys.argv[1:]:
-            torch.manual_seed(0)
-            found |= MEASURES[name]()
-    sys.stdout.write(json.dumps(found, indent=1))
+        sys.stdout.write(json.dumps(MEASURES[sys.argv[1]](), indent=1))
