@@ -60,6 +60,7 @@ def test_decoding_videos_is_compared_with_decord_alone(tmp_path):
     assert all(row["ratio"] > 0 for row in rows)
 
 
+@pytest.mark.slow  # `make test` counts the memory of a training at official size in tests/training/test_hardware.py
 def test_memory_and_operations_of_official_sizes_are_counted_without_computing(tmp_path):
     options = ["measure.parts=[memory]", "measure.models=[low_prior]", "measure.precision=bf16"]
     assert command("bench", "measure=training", *options, f"out={tmp_path / 'b.json'}") == 0

@@ -98,6 +98,7 @@ def run_on_two(runs: list[list[str]]) -> None:
         assert process.returncode == 0, output[-3000:]
 
 
+ONE = ["trainer=cpu", "trainer.precision=32-true"]
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 FIRST = "checkpoints/step_00000008.ckpt"
 
@@ -110,9 +111,7 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
     def run(name: str, *overrides: str) -> list[str]:
         return sharded_overrides(pairs, trained / "base/vqvae/last.ckpt", folder / name, *overrides)
 
-    one = ["trainer=cpu", "trainer.precision=32-true"]
-    for name, *overrides in (["one"], ["one_mixed", "trainer.precision=bf16-mixed"]):
-        train(config("train", *run(name, *one, *overrides)))
+    train(config("train", *run("one", *ONE)))
     run_on_two(
         [
             run("two", *FSDP),
@@ -121,12 +120,29 @@ def sharded(pairs, trained, tmp_path_factory) -> Path:
             run("two_stopped", *FSDP, "overwrite=false", "resume=auto"),
             run("two_resumed", *FSDP, f"ckpt_path={folder}/two/{FIRST}"),
             run("two_after_one", *FSDP, f"ckpt_path={folder}/one/{FIRST}"),
+        ]
+    )
+    train(config("train", *run("one_after_two", *ONE, f"ckpt_path={folder}/two/{FIRST}")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded_bf16(pairs, trained, tmp_path_factory) -> Path:
+    """Runs of one process (one*) and of two with sharded weights (two*) in other precisions than fp32."""
+    folder = tmp_path_factory.mktemp("sharded_bf16")
+
+    def run(name: str, *overrides: str) -> list[str]:
+        return sharded_overrides(pairs, trained / "base/vqvae/last.ckpt", folder / name, *overrides)
+
+    train(config("train", *run("one", *ONE)))
+    train(config("train", *run("one_mixed", *ONE, "trainer.precision=bf16-mixed")))
+    run_on_two(
+        [
             run("two_mixed", *FSDP, "trainer.precision=bf16-mixed"),
             run("two_bf16", *FSDP, "trainer.precision=bf16-true"),
             run("two_bf16_resumed", *FSDP, "trainer.precision=bf16-true", f"ckpt_path={folder}/two_bf16/{FIRST}"),
         ]
     )
-    train(config("train", *run("one_after_two", *one, f"ckpt_path={folder}/two/{FIRST}")))
     return folder
 
 
@@ -175,11 +191,14 @@ def test_processes_stop_together_and_resume_when_one_receives_a_signal(sharded):
     assert_same_checkpoints(sharded / "two", sharded / "two_stopped", 0, 0)
 
 
-def test_a_resumed_sharded_run_equals_an_unbroken_one(sharded):
-    for name in ("two", "two_bf16"):
-        expected = column(sharded / name, "train/loss")[8:]
-        assert column(sharded / f"{name}_resumed", "train/loss").tolist() == expected.tolist()
-        assert_same_checkpoints(sharded / name, sharded / f"{name}_resumed", 0, 0)
+@pytest.mark.parametrize(
+    ("runs", "name"), [("sharded", "two"), pytest.param("sharded_bf16", "two_bf16", marks=pytest.mark.slow)]
+)
+def test_a_resumed_sharded_run_equals_an_unbroken_one(request, runs, name):
+    folder = request.getfixturevalue(runs)
+    expected = column(folder / name, "train/loss")[8:]
+    assert column(folder / f"{name}_resumed", "train/loss").tolist() == expected.tolist()
+    assert_same_checkpoints(folder / name, folder / f"{name}_resumed", 0, 0)
 
 
 @pytest.mark.parametrize(("name", "origin"), [("one_after_two", "two"), ("two_after_one", "one")])
@@ -190,21 +209,23 @@ def test_checkpoints_resume_on_another_number_of_devices(sharded, name, origin):
     assert_same_checkpoints(sharded / origin, sharded / name, 1e-3, 1e-4)
 
 
-def test_sharding_in_mixed_precision_is_that_of_one_process(sharded):
-    one, two = (column(sharded / f"{name}_mixed", "train/loss") for name in ("one", "two"))
-    exact = column(sharded / "one", "train/loss")
+@pytest.mark.slow
+def test_sharding_in_mixed_precision_is_that_of_one_process(sharded_bf16):
+    one, two = (column(sharded_bf16 / f"{name}_mixed", "train/loss") for name in ("one", "two"))
+    exact = column(sharded_bf16 / "one", "train/loss")
     torch.testing.assert_close(two, one, rtol=0, atol=0.005)
     assert (two != exact).any()
     assert two[-3:].mean() < two[:3].mean() - 0.2
-    weights = torch.load(sharded / "two_mixed/last.ckpt", weights_only=True)["current_model_state"]
+    weights = torch.load(sharded_bf16 / "two_mixed/last.ckpt", weights_only=True)["current_model_state"]
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
-def test_a_checkpoint_of_sharded_bf16_weights_holds_an_fp32_average_and_loads(sharded):
-    end = torch.load(sharded / "two_bf16/last.ckpt", weights_only=True)
+@pytest.mark.slow
+def test_a_checkpoint_of_sharded_bf16_weights_holds_an_fp32_average_and_loads(sharded_bf16):
+    end = torch.load(sharded_bf16 / "two_bf16/last.ckpt", weights_only=True)
     assert {value.dtype for value in end["state_dict"].values()} == {torch.float32}
     assert {value.dtype for value in end["current_model_state"].values()} == {torch.bfloat16}
-    weights = load(sharded / "two_bf16/last.ckpt", "low_prior").net.state_dict()
+    weights = load(sharded_bf16 / "two_bf16/last.ckpt", "low_prior").net.state_dict()
     assert all((end["state_dict"][f"net.{name}"] == value).all() for name, value in weights.items())
 
 
