@@ -13,9 +13,9 @@ CASES = [
     pytest.param("low_prior", "inductor", SMALL % 1, 1, "32-true", marks=[needs_compiler, pytest.mark.slow]),
     ("low_prior", "eager", SMALL % 4, 3, "32-true"),
     ("vqvae", "eager", "model.net.depth=1", 4, "32-true"),
-    ("low_prior", "eager", SMALL % 3, 3, "bf16-mixed"),
+    pytest.param("low_prior", "eager", SMALL % 3, 3, "bf16-mixed", marks=pytest.mark.slow),
     ("up_prior", "eager", SMALL % 3, 3, "bf16-mixed"),
-    ("vqvae", "eager", "model.net.depth=1", 4, "bf16-mixed"),
+    pytest.param("vqvae", "eager", "model.net.depth=1", 4, "bf16-mixed", marks=pytest.mark.slow),
 ]
 
 

@@ -86,7 +86,12 @@ def test_fewer_bytes_stay_close(make, given, precision, error):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("precision", "error"), [pytest.param("fp32", 1e-5, marks=pytest.mark.slow), ("bf16", 0.03), ("int8", 0.06)]
+    ("precision", "error"),
+    [
+        pytest.param("fp32", 1e-5, marks=pytest.mark.slow),
+        ("bf16", 0.03),
+        pytest.param("int8", 0.06, marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precision, error):
     """The up prior is not guided: a sound alone is a row alone, and five are a group of four and one."""

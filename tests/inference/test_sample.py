@@ -35,6 +35,7 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
     assert "2 audio files to generate, 0.5 s in total" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compile_is_recorded_in_the_json(trained, tmp_path, capfd):
     compiled._compile.cache_clear()  # another test may have compiled for such rows

@@ -102,6 +102,7 @@ def test_a_signal_ends_it_within_seconds_and_the_next_run_does_the_rest(
     assert hashes(out) == hashes(unbroken)
 
 
+@pytest.mark.slow  # `make test` starts two devices above, and interrupts them
 def test_two_devices_and_two_workers_give_the_same_bytes(source, unbroken, tmp_path):
     out = tmp_path / "pairs"
     run = start(source, out, "num_workers=2", "trainer.devices=2")
