@@ -46,8 +46,8 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
     """The folder of a model, downloaded if necessary.
 
     Args:
-        name: a folder, `official` for the authors' weights, or an id on the Hub.
-        cache: folder for the authors' weights; IM2WAV_CACHE, or ~/.cache/im2wav, if None.
+        name: a folder, `official` for the official weights, or an id on the Hub.
+        cache: folder for the official weights; IM2WAV_CACHE, or ~/.cache/im2wav, if None.
         hub: options of `huggingface_hub.snapshot_download`.
 
     Raises:
