@@ -3,8 +3,10 @@
 import csv
 import os
 import signal
+import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,3 +137,34 @@ def losses(folder) -> list[str]:
         with path.open(newline="") as file:
             rows += [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     return [loss for _, loss in sorted(dict(rows).items())]
+
+
+class PeakMemory:
+    """Peak resident memory in MiB, sampled every 50 ms: `largest` of a descendant of this process, `total` of all."""
+
+    def __enter__(self):
+        self.largest = self.total = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._end.wait(0.05):
+            parents, sizes = {}, {}
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                try:
+                    fields = path.read_text().rpartition(")")[2].split()
+                except OSError:  # it has ended
+                    continue
+                parents[int(path.parent.name)] = int(fields[1])
+                sizes[int(path.parent.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+            ours = {os.getpid()}
+            while more := {child for child, parent in parents.items() if parent in ours} - ours:
+                ours |= more
+            self.largest = max([self.largest, *(sizes[child] for child in ours - {os.getpid()})])
+            self.total = max(self.total, sum(sizes[process] for process in ours))

@@ -1,19 +1,22 @@
 """Damaged media: `embed` finishes, and each file is embedded or listed with a reason.
 
-`DAMAGED=1000 pytest tests/prepare/test_damaged_media.py` makes more files.
+`DAMAGED=1000 pytest -s tests/prepare/test_damaged_media.py` makes more files and prints figures.
 """
 
 import os
 import random
 import shutil
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import command, tone, write_wav
-from helpers import TINY_ENCODER
+from helpers import TINY_ENCODER, PeakMemory
 from im2wav.media.reading import read_image  # registers HEIC
+from im2wav.prepare.clip_reader import End, Workers
 from im2wav.tables import read_table
 from make_media import write_video
 
@@ -51,8 +54,28 @@ def damage(content: bytes, kind: str, numbers: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.fixture
+def seconds(monkeypatch):
+    """Seconds from the start of a file to its end, by id."""
+    run, began, found = Workers.run, {}, {}
+
+    def timed(workers, jobs):
+        def started():
+            for key, job in jobs:
+                began[key] = time.monotonic()
+                yield key, job
+
+        for key, message in run(workers, started()):
+            if isinstance(message, End):
+                found[key] = time.monotonic() - began[key]
+            yield key, message
+
+    monkeypatch.setattr(Workers, "run", timed)
+    return found
+
+
 @pytest.mark.timeout(1200)
-def test_each_damaged_file_is_embedded_or_listed(tmp_path):
+def test_each_damaged_file_is_embedded_or_listed(tmp_path, seconds):
     numbers, source, out = random.Random(0), tmp_path / "source", tmp_path / "pairs"
     source.mkdir()
     intact = originals(tmp_path / "originals")
@@ -68,7 +91,8 @@ def test_each_damaged_file_is_embedded_or_listed(tmp_path):
         made[name] = kind
     shutil.rmtree(tmp_path / "originals")
     options = [*TINY_ENCODER, "timeout=20", "max_failed=1", "fps=5", "min_frame_change=0"]
-    assert command("embed", f"input={source}", f"out={out}", *options) == 0
+    with PeakMemory() as memory:
+        assert command("embed", f"input={source}", f"out={out}", *options) == 0
     embedded = {row["id"]: row for row in read_table(out / "manifest.csv", {"id"})}
     skipped = {row["id"]: row for row in read_table(out / "skipped.csv", {"id"})}
     assert embedded.keys() | skipped.keys() == made.keys()
@@ -87,3 +111,9 @@ def test_each_damaged_file_is_embedded_or_listed(tmp_path):
         if made[name] == "whole" and row["source"].rpartition(".")[2] in ("mp4", "mkv", "webm", "mov", "ts"):
             assert len(frames) in (9, 10)
             assert int(row["samples"]) == pytest.approx(32000, abs=1600)
+    assert memory.largest < 700, "MiB of a decoding process"
+    reasons = Counter(row["reason"] for row in skipped.values())
+    longest = max(seconds, key=seconds.get)
+    print(f"\n{len(embedded)} embedded, {len(skipped)} listed: {dict(reasons)}")
+    print(f"largest decoding process {memory.largest:.0f} MiB, all processes {memory.total:.0f} MiB")
+    print(f"longest file: {seconds[longest]:.2f} s, {longest}")

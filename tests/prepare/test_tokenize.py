@@ -1,6 +1,9 @@
 """Codes written once: what they are, where they may be used, and how they differ from codes of windows at the edges."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from conftest import command, tiny_config
 from helpers import STEADY, losses, make_pairs
 from im2wav.checkpoint import load_net
+from im2wav.data import windows
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import parse_shard
@@ -130,6 +134,36 @@ def test_a_stopped_run_continues_and_parts_make_the_whole(cached, trained, tmp_p
     assert {p.name: p.read_bytes() for p in (other / "codes").rglob("low/*")} == {
         p.name: c for p, (c, _) in there.items() if p.parent.name == "low"
     }
+
+
+def _tokenize_and_die(root, trained, files):
+    write, written = windows.write_atomic, []
+
+    def deadly(path, content):
+        if len(written) == files:
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(path)
+        write(path, content)
+
+    windows.write_atomic = deadly
+    tokenized(root, trained)
+
+
+@pytest.mark.parametrize("files", [2, 5])  # codes.json, then two levels of each clip: both die within a clip
+def test_a_killed_run_is_repeated_to_the_same_bytes(cached, trained, tmp_path, files):
+    root = noise(tmp_path / "killed")
+    process = multiprocessing.get_context("fork").Process(target=_tokenize_and_die, args=(root, trained, files))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len([path for path in (root / "codes").rglob("*") if path.is_file()]) == files
+    assert tokenized(root, trained) == 0
+    codes = [
+        {path.relative_to(folder): path.read_bytes() for path in (folder / "codes").rglob("*") if path.is_file()}
+        for folder in (root, cached)
+    ]
+    assert codes[0] == codes[1]
+    assert len(codes[0]) == 7
 
 
 def test_codes_that_do_not_fit_are_rejected(cached, codec, trained, capfd):

@@ -13,7 +13,7 @@ import torch
 
 from conftest import TINY, TINY_NET, command, tiny_config
 from im2wav.train import train
-from im2wav.training.checkpoints import checkpoint_error, find_newest_checkpoint
+from im2wav.training.checkpoints import Checkpoints, checkpoint_error, find_newest_checkpoint
 
 LOGGED = ["trainer.log_every_n_steps=1", "callbacks.progress=null"]
 
@@ -152,6 +152,23 @@ def test_a_broken_newest_checkpoint_is_passed_over(pairs, trained, tmp_path, cap
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"none of the 4 checkpoints in .* is complete"):
         train(tiny_config("vqvae", pairs, tmp_path, *cfg, "resume=auto"))
+
+
+def test_a_run_that_dies_in_the_last_validation_makes_it_after_resuming(pairs, tmp_path, monkeypatch):
+    def die(callback, trainer, module):
+        if trainer.global_step == 4:
+            raise RuntimeError("killed")
+
+    cfg = ["data.windows_per_epoch=10", "callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=4", "resume=auto"]
+    train(tiny_config("vqvae", pairs, tmp_path / "whole", *cfg))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Checkpoints, "on_validation_start", die, raising=False)
+        train(tiny_config("vqvae", pairs, tmp_path / "killed", *cfg))
+    train(tiny_config("vqvae", pairs, tmp_path / "killed", *cfg))
+    same_end(tmp_path / "whole", tmp_path / "killed")
+    best = [torch.load(tmp_path / name / "best.ckpt", weights_only=True) for name in ("whole", "killed")]
+    assert best[0]["global_step"] == best[1]["global_step"] == 4
+    assert best[0]["callbacks"] == best[1]["callbacks"]
 
 
 def test_resume_auto_of_a_finished_run_changes_nothing(pairs, tmp_path):

@@ -113,3 +113,11 @@ def test_slurm_variables_without_srun_are_ignored(pairs, tmp_path, monkeypatch, 
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # srun --ntasks=2
     assert command("train", *arguments(pairs, tmp_path, "overwrite=true")) == 2
     assert "--ntasks-per-node=2" in capfd.readouterr().err
+
+
+def test_unfinished_files_of_a_killed_run_are_removed(tmp_path):
+    for name in (".writing-best", "checkpoints/.writing-step", ".hydra/.writing-config", "csv/metrics.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with lock_run(tmp_path):
+        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".lock", "metrics.csv"}

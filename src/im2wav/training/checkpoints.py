@@ -208,10 +208,15 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every `every_n_steps` optimizer steps."""
-        step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved:
+        """Save every `every_n_steps` optimizer steps; at the end of an epoch after its validation.
+
+        A run that dies in that validation would otherwise resume after it, and never make it.
+        """
+        if self._is_due(trainer.global_step) and trainer.global_step != self._saved and not trainer.is_last_batch:
             self.save(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        return bool(self.every_n_steps) and step % self.every_n_steps == 0  # type: ignore[operator]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save `best.ckpt` if the metric improved."""
@@ -227,7 +232,8 @@ class Checkpoints(Checkpoint):
         """Save after epochs and at the end of training."""
         epoch = trainer.current_epoch + 1
         last = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0 or epoch == trainer.max_epochs
-        if trainer.global_step and (last or (self.every_n_epochs and epoch % self.every_n_epochs == 0)):
+        due = self._is_due(trainer.global_step) or (self.every_n_epochs and epoch % self.every_n_epochs == 0)
+        if trainer.global_step and (last or due):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -51,6 +51,9 @@ def lock_run(folder: Path) -> Iterator[None]:
                 ) from error
             log.warning("%s has no locks (%s): do not start two trainings into it", folder, error.strerror)
         else:
+            for place in (folder, folder / "checkpoints", folder / ".hydra"):
+                for unfinished in place.glob(".writing-*"):  # of a run that was killed while it wrote
+                    unfinished.unlink(missing_ok=True)
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
