@@ -24,6 +24,7 @@ def write_video(
     aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
     stamps: list[float] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Path:
     """Write a video with a tone, or, with `flash`, a white frame and a beep at this time on the common clock.
 
@@ -32,6 +33,7 @@ def write_video(
         stamps: times of the frames, for a variable frame rate.
     """
     with av.open(str(path), "w") as container:
+        container.metadata.update(tags or {})
         video = container.add_stream(codec, rate=fps, options=options or {})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, pixel_format
         video.codec_context.time_base = Fraction(1, 1000 if stamps else fps)

@@ -2,10 +2,10 @@
 
     python experiments/robustness/kill.py COMMAND [KILLS] [SEED] [FOLDER]
 
-COMMAND is embed, train, sample, tokenize or shard, on the shipped pairs with tiny networks. Each run is a process that is
-forked after the package was imported, so that the moments, uniform over the duration of the undisturbed run, hit its work
-and not the imports. Kills with even numbers go to all its processes, as a container's end does; the others to the command
-alone, as the kernel's does when memory runs out. Needs Linux, and the extras `offline` and `shards`.
+COMMAND is embed, train, sample, tokenize or shard, on the shipped pairs with tiny networks. Each run is a process that
+is forked after the package was imported, so that the moments, uniform over the duration of an undisturbed run, hit its
+work and not the imports. Every other kill goes to all its processes, as at the end of a container; the others to the
+command alone, as when memory runs out. Needs Linux, and the extras `offline` and `shards`.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ PACKAGES += (
     "training.vqvae",
 )
 IMPORTED = [*(f"im2wav.{name}" for name in PACKAGES), "decord", "efficientnet_lite_pytorch", "litdata", "wandb"]
-# Not compared: logs, which have a part for each start of a training, and the lock of a run folder, which holds a process id
+# Not compared: logs, which have a part for each start of a training, and the lock of a run folder (a process id)
 LOGS = ("csv/", "train.log", ".lock")
 ENCODER = "encoder=efficientnet_lite2"
 TINY = [

@@ -180,3 +180,22 @@ def test_a_codec_that_mp4_cannot_hold_is_one_message(tmp_path):
     with pytest.raises(MediaError, match=r"cannot mux.*vp8"):
         mux(path, torch.zeros(1600), 16000, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_tags_need_not_be_utf_8(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", tags={"title": "Mxnchen"})
+    content = path.read_bytes()
+    assert b"Mxnchen" in content
+    path.write_bytes(content.replace(b"Mxnchen", b"M\xfcnchen"))  # Latin-1, as old software writes it
+    assert len(frames_of(path)) == FPS
+    assert len(read_track(path, 16000)[0]) == pytest.approx(16000, abs=1600)
+    mux(path, torch.zeros(16000), 16000, tmp_path / "muxed.mp4")
+    assert len(frames_of(tmp_path / "muxed.mp4")) == FPS
+
+
+def test_a_video_of_an_unknown_codec_is_not_called_audio(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", codec="libx264")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"avc1", b"zzz1"))
+    with pytest.raises(MediaError, match=r"unreadable video: .*video \(unknown\)"):
+        Video(path)

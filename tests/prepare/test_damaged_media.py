@@ -1,8 +1,10 @@
 """Damaged media: `embed` finishes, and each file is embedded or listed with a reason.
 
-`DAMAGED=1000 pytest -s tests/prepare/test_damaged_media.py` makes more files and prints figures.
+`DAMAGED=1000 pytest -o log_cli=true tests/prepare/test_damaged_media.py` makes more files, and logs
+figures.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -114,6 +116,13 @@ def test_each_damaged_file_is_embedded_or_listed(tmp_path, seconds):
     assert memory.largest < 700, "MiB of a decoding process"
     reasons = Counter(row["reason"] for row in skipped.values())
     longest = max(seconds, key=seconds.get)
-    print(f"\n{len(embedded)} embedded, {len(skipped)} listed: {dict(reasons)}")
-    print(f"largest decoding process {memory.largest:.0f} MiB, all processes {memory.total:.0f} MiB")
-    print(f"longest file: {seconds[longest]:.2f} s, {longest}")
+    logging.getLogger("figures").warning(
+        "%d embedded, %d listed: %s\nlargest decoding process %.0f MiB, all of them %.0f MiB\nlongest file: %.2f s, %s",
+        len(embedded),
+        len(skipped),
+        dict(reasons),
+        memory.largest,
+        memory.total,
+        seconds[longest],
+        longest,
+    )

@@ -91,6 +91,9 @@ def test_a_killed_run_continues_and_any_number_of_processes_write_the_same_bytes
     assert len(list((tmp_path / "b").rglob("chunk-*.bin"))) == 2
     with pytest.raises(ValueError, match=r"wav/|is not a pairs folder|cannot be read"):
         open_folder(tmp_path / "b").read_wav(PairsFolder(root).pairs[0])
+    for name in (".writing-table", "wav/.writing-index", "clip/.writing-index"):  # of one that died in `atomic_path`
+        (tmp_path / "b" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "b" / name).touch()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "b").rglob("chunk-*.bin")}
     assert command("shard", f"data.root={root}", f"out={tmp_path / 'b'}", "chunk_mb=0.1", "num_workers=2") == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before

@@ -161,9 +161,10 @@ def test_a_run_that_dies_in_the_last_validation_makes_it_after_resuming(pairs, t
 
     cfg = ["data.windows_per_epoch=10", "callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=4", "resume=auto"]
     train(tiny_config("vqvae", pairs, tmp_path / "whole", *cfg))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_validation_start", die, raising=False)
-        train(tiny_config("vqvae", pairs, tmp_path / "killed", *cfg))
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tiny_config("vqvae", pairs, tmp_path / "killed", *cfg))
     train(tiny_config("vqvae", pairs, tmp_path / "killed", *cfg))
     same_end(tmp_path / "whole", tmp_path / "killed")
     best = [torch.load(tmp_path / name / "best.ckpt", weights_only=True) for name in ("whole", "killed")]

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from im2wav.files import atomic_path
-from im2wav.media.reading import MediaError
+from im2wav.media.reading import MediaError, open_media
 from im2wav.media.video import Timeline, video_stream
 
 _FRAME = 1024  # samples in a frame of AAC
@@ -26,7 +26,7 @@ def mux(video: Path, wav: Tensor, sample_rate: int, out: Path) -> None:
     origin = Timeline(video).origin
     with atomic_path(out) as temporary:
         try:
-            with av.open(str(video)) as source, av.open(str(temporary), "w", format="mp4") as target:
+            with open_media(video) as source, av.open(str(temporary), "w", format="mp4") as target:
                 frames = video_stream(source, video)
                 _copy(source, frames, origin, target, wav.clamp(-1, 1).float().numpy(), sample_rate)
         except (av.FFmpegError, IndexError, ValueError) as error:

@@ -32,6 +32,7 @@ class MediaError(ValueError):
     """A file that cannot be used. `reason` is one or two words, for tables; `detail` is the rest of the message."""
 
     def __init__(self, reason: str, detail: str):
+        detail = " ".join(detail.split())  # some libraries' messages have several lines
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
@@ -134,6 +135,11 @@ def media_errors(path: str | Path, reason: str) -> Iterator[None]:
         raise MediaError(reason, f"{path}: {text}") from error
 
 
+def open_media(path: str | Path) -> Any:
+    """Open an audio or video file by PyAV; titles and other tags need not be UTF-8."""
+    return av.open(str(path), metadata_errors="replace")
+
+
 def describe_streams(container: Any) -> str:
     """What a container holds, for messages."""
     names = [f"{stream.type} ({getattr(stream.codec_context, 'name', 'unknown')})" for stream in container.streams]
@@ -234,7 +240,7 @@ def read_track(path: str | Path, sample_rate: int, origin: float | None = None) 
         MediaError: no audio track, or one that cannot be read to its end.
     """
     check_file(path)
-    with media_errors(path, "unreadable audio"), av.open(str(path)) as container:
+    with media_errors(path, "unreadable audio"), open_media(path) as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]  # known codecs
         if not streams:
             raise MediaError("no audio track", f"{path}: it contains {describe_streams(container)}")

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from im2wav.media.reading import MediaError, check_file, describe_streams, is_animation, media_errors, to_rgb
+from im2wav.media.reading import MediaError, check_file, describe_streams, is_animation, media_errors, open_media, to_rgb
 
 _DECORD_CANNOT = {"av1", "vvc"}  # its FFmpeg is of 2020
 _DECORD_FORMATS = ("mov", "matroska")  # mp4, mkv, webm: in others it counts or orders frames wrongly
@@ -34,15 +34,17 @@ def video_stream(container: Any, path: str | Path) -> Any:
     """The first video stream that is not a cover image.
 
     Raises:
-        MediaError: there is none, or the file is a text or an image.
+        MediaError: there is none, its codec is unknown, or the file is a text or an image.
     """
     if container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe"):
         raise MediaError("unreadable video", f"{path}: it is no video ({container.format.long_name})")
-    for stream in container.streams.video:
-        is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
-        if stream.codec_context is not None and not is_cover:  # None: an unknown codec
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    for stream in streams:
+        if stream.codec_context is not None:  # None: an unknown codec
             return stream
-    raise MediaError("no video track", f"{path}: it contains {describe_streams(container)}")
+    reason = "unreadable video" if streams else "no video track"
+    raise MediaError(reason, f"{path}: it contains {describe_streams(container)}")
 
 
 class Timeline:
@@ -55,7 +57,7 @@ class Timeline:
     """
 
     def __init__(self, path: str | Path):
-        with media_errors(path, "unreadable video"), av.open(str(path)) as container:
+        with media_errors(path, "unreadable video"), open_media(path) as container:
             stream = video_stream(container, path)
             stamps, ends = self._read(container, stream)
             if stamps is None:
@@ -94,7 +96,7 @@ class Timeline:
     @staticmethod
     def _decode(path: str | Path) -> list[tuple[int, int]]:
         """Time stamps of decoded frames, for packets that have none; then the nominal rate gives them."""
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             stream = video_stream(container, path)
             count = sum(1 for _ in container.decode(stream))
             step = round(1 / (stream.average_rate or 25) / stream.time_base)
@@ -159,7 +161,7 @@ class _Shape:
     """
 
     def __init__(self, path: str | Path, size: int | None):
-        with media_errors(path, "unreadable video"), av.open(str(path)) as container:
+        with media_errors(path, "unreadable video"), open_media(path) as container:
             stream = video_stream(container, path)
             stream.codec_context.thread_count = 1
             frame = _first_frame(container, stream, path)
@@ -251,7 +253,7 @@ class PyAVFrames:
 
     def _decode(self) -> Iterator[tuple[int, Any]]:
         """Index by time stamp and frame, in presentation order."""
-        with media_errors(self.path, "unreadable video"), av.open(str(self.path)) as container:
+        with media_errors(self.path, "unreadable video"), open_media(self.path) as container:
             stream = video_stream(container, self.path)
             stream.codec_context.thread_count = 1
             count = -1

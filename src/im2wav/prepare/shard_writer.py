@@ -73,8 +73,8 @@ def _write_chunk(folder: PairsFolder, pairs: Manifest, target: Path, rows: range
 def _write_indices(chunks: Iterable[Path]) -> None:
     """Write the index of each folder, without which its chunks cannot be read."""
     for folder, paths in groupby(chunks, key=lambda path: path.parent):
-        for left in folder.glob(".writing-*"):  # of a killed run
-            shutil.rmtree(left, ignore_errors=True)
+        for left in [*folder.glob(".writing-*"), *folder.parent.glob(".writing-*")]:  # of a killed run
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         parts = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
         index = {**parts[0], "chunks": [part["chunks"][0] for part in parts]}
         write_atomic(folder / "index.json", json.dumps(index, sort_keys=True).encode())
