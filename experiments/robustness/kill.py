@@ -3,9 +3,10 @@
     python experiments/robustness/kill.py COMMAND [KILLS] [SEED] [FOLDER]
 
 COMMAND is embed, train, sample, tokenize or shard, on the shipped pairs with tiny networks. Each run is a process that
-is forked after the package was imported, so that the moments, uniform over the duration of an undisturbed run, hit its
-work and not the imports. Every other kill goes to all its processes, as at the end of a container; the others to the
-command alone, as when memory runs out. Needs Linux, and the extras `offline` and `shards`.
+is forked after the package was imported. The moments are uniform from 0.8 of the time to the first file of an
+undisturbed run to its end, so that most of them hit its work. Every other kill goes to all its processes, as at the end
+of a container; the others to the command alone, as when memory runs out. Needs Linux, and the extras `offline` and
+`shards`.
 """
 
 import hashlib
@@ -55,6 +56,7 @@ NETS = {
     "low_prior": [TRANSFORMER],
     "up_prior": [TRANSFORMER, *UPSAMPLER],
 }
+LONGEST_START, LONGEST_END = 100.0, 15.0  # s until a command writes a file, and until workers notice that it is gone
 log = logging.getLogger("kill")
 
 
@@ -156,15 +158,19 @@ def prepare(verb: str, folder: Path) -> tuple[list[str], Path]:
     if verb == "tokenize":
         codec = f"codec={folder / 'runs/base/vqvae/last.ckpt'}"
         return [f"data.root={pairs}", codec, "data.num_samples=4096", "data.num_workers=1"], pairs / "codes"
-    options = ["batch_size=4", "num_samples=2", "seconds=0.5", "threads=1"]
+    options = ["batch_size=4", "num_samples=2", "seconds=0.5"]
     return [f"input={PAIRS / 'images'}", ENCODER, f"paths.runs={folder / 'runs'}", f"out={out}", *options], out
 
 
 def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
     """Kill and repeat a command, and log a table row."""
     arguments, out = prepare(verb, folder)
-    began = time.monotonic()
-    finish(start(verb, arguments, folder / "undisturbed.txt"), folder / "undisturbed.txt")
+    shutil.rmtree(out, ignore_errors=True)
+    began, process = time.monotonic(), start(verb, arguments, folder / "undisturbed.txt")
+    while not any(path.is_file() for path in out.rglob("*")) and time.monotonic() < began + LONGEST_START:
+        time.sleep(0.005)
+    first = time.monotonic() - began
+    finish(process, folder / "undisturbed.txt")
     seconds = time.monotonic() - began
     expected, moments = contents(out), random.Random(seed)
     hit, differing = {"before": 0, "during": 0, "after": 0}, 0
@@ -172,7 +178,7 @@ def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
         shutil.rmtree(out)
         output = folder / f"{number}.txt"
         process = start(verb, arguments, output)
-        moment = moments.uniform(0, seconds)
+        moment = moments.uniform(0.8 * first, seconds)
         time.sleep(moment)
         running = kill(process, number % 2 == 0)
         there = sum(path.is_file() for path in out.rglob("*"))
@@ -183,15 +189,25 @@ def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
         changed = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
         differing += bool(changed)
         log.info("%d: at %.2f of %.2f s, %d files; different: %s", number, moment, seconds, there, changed or "none")
-        for group in (process, again):
-            left = [path for path in Path("/proc").glob("[0-9]*/stat") if is_of_session(path, group)]
-            if left:
-                log.info("processes that are left: %s", [(path.parent / "cmdline").read_text() for path in left])
-                os.killpg(group, signal.SIGKILL)
+        end_of_group(process)
     log.info("| command | kills | before its first file | during | after its end | identical files after the repeat |")
     log.info("| `%s` | %d | %d | %d | %d | %d of %d |", verb, kills, *hit.values(), kills - differing, kills)
     if differing:
         raise SystemExit(1)
+
+
+def end_of_group(group: int) -> None:
+    """Wait until all processes of a killed command are gone.
+
+    Raises:
+        SystemExit: some stay.
+    """
+    deadline = time.monotonic() + LONGEST_END
+    while any(is_of_session(path, group) for path in Path("/proc").glob("[0-9]*/stat")):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            raise SystemExit(f"processes of the killed command live after {LONGEST_END:g} s")
+        time.sleep(0.1)
 
 
 def is_of_session(path: Path, session: int) -> bool:

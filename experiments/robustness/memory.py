@@ -1,6 +1,6 @@
 """Peak memory of a process that decodes a video as `embed` does.
 
-    python experiments/robustness/memory.py CLIP [auto|pyav]
+python experiments/robustness/memory.py CLIP [auto|pyav]
 """
 
 import logging

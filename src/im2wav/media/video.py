@@ -15,7 +15,15 @@ import av
 import numpy as np
 from PIL import Image
 
-from im2wav.media.reading import MediaError, check_file, describe_streams, is_animation, media_errors, open_media, to_rgb
+from im2wav.media.reading import (
+    MediaError,
+    check_file,
+    describe_streams,
+    is_animation,
+    media_errors,
+    open_media,
+    to_rgb,
+)
 
 _DECORD_CANNOT = {"av1", "vvc"}  # its FFmpeg is of 2020
 _DECORD_FORMATS = ("mov", "matroska")  # mp4, mkv, webm: in others it counts or orders frames wrongly
