@@ -11,6 +11,7 @@ of a container; the others to the command alone, as when memory runs out. Needs 
 
 import hashlib
 import importlib
+import json
 import logging
 import os
 import random
@@ -117,7 +118,14 @@ def contents(folder: Path) -> dict[str, str]:
         name = str(path.relative_to(folder))
         digest = hashlib.sha256()
         if path.suffix == ".ckpt":
-            add_content(digest, torch.load(path, weights_only=True))
+            checkpoint = torch.load(path, weights_only=True)
+            for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                del count[
+                    "processed"
+                ]  # Lightning counts an epoch twice after resuming from its end; only max_epochs uses it
+            add_content(digest, checkpoint)
+        elif path.suffix == ".json" and "timing" in (about := json.loads(path.read_text(encoding="utf-8"))):
+            digest.update(repr({**about, "timing": None}).encode())  # seconds that the generation took, and batch size
         elif not name.startswith(LOGS):
             digest.update(path.read_bytes())
         hashes[name] = digest.hexdigest()
@@ -142,24 +150,36 @@ def train(model: str, steps: int, folder: Path) -> list[str]:
     ]
 
 
+def some_pairs(folder: Path) -> None:
+    """Every third of the shipped pairs, as a folder with a manifest."""
+    lines = (PAIRS / "manifest.csv").read_text(encoding="utf-8").splitlines()
+    shutil.copytree(PAIRS, folder)
+    kept = [lines[0], *lines[1::3]]
+    (folder / "manifest.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    for path in sorted((folder / "images").iterdir()):
+        if not any(f"images/{path.name}," in line for line in kept):
+            path.unlink()
+
+
 def prepare(verb: str, folder: Path) -> tuple[list[str], Path]:
     """Make what a command reads; returns its arguments and the folder that it writes."""
     pairs, out, output = folder / "pairs", folder / "out", folder / "prepare.txt"
-    embed = [f"input={PAIRS}", ENCODER, "trainer=cpu", "num_workers=2", "threads=1", "batch_size=4"]
+    some_pairs(folder / "source")
+    embed = [f"input={folder / 'source'}", ENCODER, "trainer=cpu", "num_workers=2", "threads=1", "batch_size=4"]
     if verb == "embed":
         return [*embed, f"out={out}"], out
     finish(start("embed", [*embed, f"out={pairs}"], output), output)
     if verb == "shard":
         return [f"data.root={pairs}", f"out={out}", "chunk_mb=0.05"], out
     if verb == "train":
-        return train("vqvae", 24, folder), folder / "runs/base/vqvae"
+        return train("vqvae", 16, folder), folder / "runs/base/vqvae"
     for model in NETS if verb == "sample" else ["vqvae"]:
         finish(start("train", train(model, 4, folder), output), output)
     if verb == "tokenize":
         codec = f"codec={folder / 'runs/base/vqvae/last.ckpt'}"
         return [f"data.root={pairs}", codec, "data.num_samples=4096", "data.num_workers=1"], pairs / "codes"
-    options = ["batch_size=4", "num_samples=2", "seconds=0.5"]
-    return [f"input={PAIRS / 'images'}", ENCODER, f"paths.runs={folder / 'runs'}", f"out={out}", *options], out
+    options = ["batch_size=2", "seconds=0.25"]
+    return [f"input={folder / 'source/images'}", ENCODER, f"paths.runs={folder / 'runs'}", f"out={out}", *options], out
 
 
 def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
