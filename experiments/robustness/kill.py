@@ -3,7 +3,7 @@
     python experiments/robustness/kill.py COMMAND [KILLS] [SEED] [FOLDER]
 
 COMMAND is embed, train, sample, tokenize or shard, on the shipped pairs with tiny networks. Each run is a process that
-is forked after the package was imported. The moments are uniform from 0.8 of the time to the first file of an
+is forked after the package was imported. The moments are uniform from 0.8 of the time to the first result of an
 undisturbed run to its end, so that most of them hit its work. Every other kill goes to all its processes, as at the end
 of a container; the others to the command alone, as when memory runs out. Needs Linux, and the extras `offline` and
 `shards`.
@@ -56,6 +56,13 @@ NETS = {
     "vqvae": ["model.net.width=8", "model.net.depth=2", "model.net.code_dim=16"],
     "low_prior": [TRANSFORMER],
     "up_prior": [TRANSFORMER, *UPSAMPLER],
+}
+RESULTS = {
+    "embed": "clip/*.npy",
+    "train": "checkpoints/*",
+    "sample": "low/*",
+    "tokenize": "*/*/*.npy",
+    "shard": "*/chunk*",
 }
 LONGEST_START, LONGEST_END = 100.0, 15.0  # s until a command writes a file, and until workers notice that it is gone
 log = logging.getLogger("kill")
@@ -187,7 +194,7 @@ def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
     arguments, out = prepare(verb, folder)
     shutil.rmtree(out, ignore_errors=True)
     began, process = time.monotonic(), start(verb, arguments, folder / "undisturbed.txt")
-    while not any(path.is_file() for path in out.rglob("*")) and time.monotonic() < began + LONGEST_START:
+    while not any(out.glob(RESULTS[verb])) and time.monotonic() < began + LONGEST_START:
         time.sleep(0.005)
     first = time.monotonic() - began
     finish(process, folder / "undisturbed.txt")
@@ -201,16 +208,18 @@ def disturb(verb: str, kills: int, seed: int, folder: Path) -> None:
         moment = moments.uniform(0.8 * first, seconds)
         time.sleep(moment)
         running = kill(process, number % 2 == 0)
-        there = sum(path.is_file() for path in out.rglob("*"))
+        there = len(list(out.glob(RESULTS[verb])))
         hit["after" if not running else "during" if there else "before"] += 1
         again = start(verb, arguments, output)
         finish(again, output)
         found = contents(out)
         changed = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
         differing += bool(changed)
-        log.info("%d: at %.2f of %.2f s, %d files; different: %s", number, moment, seconds, there, changed or "none")
+        log.info("%d: at %.2f of %.2f s, %d results; different: %s", number, moment, seconds, there, changed or "none")
         end_of_group(process)
-    log.info("| command | kills | before its first file | during | after its end | identical files after the repeat |")
+    log.info(
+        "| command | kills | before its first result | during | after its end | identical files after the repeat |"
+    )
     log.info("| `%s` | %d | %d | %d | %d | %d of %d |", verb, kills, *hit.values(), kills - differing, kills)
     if differing:
         raise SystemExit(1)
