@@ -11,12 +11,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from im2wav.codec import AudioCodec
+from im2wav.codec import AudioCodec, ResidualCodec
 from im2wav.files import atomic_path, load_failure, state_sha256
-from im2wav.prior import Prior
+from im2wav.prior import MaskedPrior, Prior
 
 # networks that a checkpoint can name; names from files are never imported
-NETS: dict[str, type[nn.Module]] = {"im2wav.codec.AudioCodec": AudioCodec, "im2wav.prior.Prior": Prior}
+NETS: dict[str, type[nn.Module]] = {
+    "im2wav.codec.AudioCodec": AudioCodec,
+    "im2wav.codec.ResidualCodec": ResidualCodec,
+    "im2wav.prior.Prior": Prior,
+    "im2wav.prior.MaskedPrior": MaskedPrior,
+}
 
 MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 

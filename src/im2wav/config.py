@@ -65,6 +65,7 @@ class Train:
         False, "use torch.compile for training steps; compiling takes half a minute or more at the start"
     )
     codes: Codes = field(default_factory=Codes)
+    sizes: Any = group()
     model: Any = group()
     data: Any = group()
     encoder: Any = group()

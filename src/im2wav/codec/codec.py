@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class CodecOutput:
     """Output of a forward pass; each dict is keyed by level."""
 
     wav: dict[str, Tensor]  # reconstructions, [B, 1, N]
-    codes: dict[str, Tensor]  # [B, N / hop]
+    codes: dict[str, Tensor]  # [B, N / hop], of residual codecs [B, N / hop, codebooks]
     commit_loss: dict[str, Tensor]
     metrics: dict[str, dict[str, Tensor]]
 
@@ -80,6 +80,53 @@ class Reach(NamedTuple):
 
     before: int
     after: int
+
+
+class Codec(Protocol):
+    """What all codecs have; see `AudioCodec` for the methods.
+
+    Attributes:
+        hop_lengths: samples for each position, by level.
+        code_shapes: shape of the codes of a position, by level: () or (codebooks,).
+        codebook_size: number of codes.
+    """
+
+    hop_lengths: dict[str, int]
+    code_shapes: dict[str, tuple[int, ...]]
+    codebook_size: int
+
+    def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
+        """Audio [B, 1, N] -> codes by level."""
+
+    def decode(self, codes: Tensor | Mapping[str, Tensor], level: str) -> Tensor:
+        """Codes of a level -> audio [B, 1, N]."""
+
+    def reach(self, level: str) -> Reach:
+        """Receptive field of the decoder."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters."""
+
+
+def check_wav(wav: Tensor, hop: int) -> None:
+    """Check the shape of audio to encode.
+
+    Raises:
+        ValueError: it is not [B, 1, N] with N a multiple of `hop`.
+    """
+    if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[2] % hop or not wav.shape[2]:
+        raise ValueError(f"wav of shape {tuple(wav.shape)}: expected [B, 1, N] with N a multiple of {hop} samples")
+
+
+def check_levels(levels: Sequence[str]) -> None:
+    """Check names of levels.
+
+    Raises:
+        ValueError: a level is unknown.
+    """
+    for level in levels:
+        if level not in LEVELS:
+            raise ValueError(f"level={level!r}: expected one of {LEVELS}")
 
 
 class AudioCodec(nn.Module):
@@ -117,17 +164,13 @@ class AudioCodec(nn.Module):
             )
         self.codebook_size, self.code_dim = codebook_size, code_dim
         self.hop_lengths = {level: prod(prod(group) for group in strides[: i + 1]) for i, level in enumerate(LEVELS)}
+        self.code_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(LEVELS, ())  # of a position: one code
         stack = {"depth": depth, "growth": dilation_growth, "hidden": int(expansion * width)}
         groups = {level: strides[: i + 1] for i, level in enumerate(LEVELS)}
         self.encoders = nn.ModuleDict({k: LevelEncoder(g, width, code_dim, **stack) for k, g in groups.items()})
         self.codebooks = nn.ModuleDict({k: Codebook(codebook_size, code_dim, **(codebook or {})) for k in groups})
         self.decoders = nn.ModuleDict({k: LevelDecoder(g, width, code_dim, **stack) for k, g in groups.items()})
         self._reach: dict[str, Reach] = {}
-
-    def _check(self, wav: Tensor) -> None:
-        hop = self.hop_lengths["low"]
-        if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[2] % hop or not wav.shape[2]:
-            raise ValueError(f"wav of shape {tuple(wav.shape)}: expected [B, 1, N] with N a multiple of {hop} samples")
 
     def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
         """Encode audio [B, 1, N] to codes [B, N / hop], keyed by level.
@@ -141,10 +184,8 @@ class AudioCodec(nn.Module):
         Raises:
             ValueError: audio is not mono, N is not a multiple of the low hop length, or a level is unknown.
         """
-        self._check(wav)
-        unknown = set(levels) - set(LEVELS)
-        if unknown:
-            raise ValueError(f"levels={list(levels)}: unknown {sorted(unknown)}, must be some of {LEVELS}")
+        check_wav(wav, self.hop_lengths["low"])
+        check_levels(levels)
         with exact_fp32(wav.device):
             return {level: self.codebooks[level].encode(self.encoders[level](wav)) for level in levels}  # type: ignore[operator]
 
@@ -154,8 +195,7 @@ class AudioCodec(nn.Module):
         Raises:
             ValueError: unknown level.
         """
-        if level not in LEVELS:
-            raise ValueError(f"level={level!r}: expected one of {LEVELS}")
+        check_levels([level])
         if isinstance(codes, Mapping):
             codes = codes[level]
         with exact_fp32(next(self.parameters()).device):
@@ -163,7 +203,7 @@ class AudioCodec(nn.Module):
 
     def forward(self, wav: Tensor) -> CodecOutput:
         """Encode, quantise and decode audio [B, 1, N] at both levels; update the codebooks in training mode."""
-        self._check(wav)
+        check_wav(wav, self.hop_lengths["low"])
         wav = wav.to(next(self.parameters()).dtype)
         quantised = {level: self.codebooks[level](self.encoders[level](wav)) for level in LEVELS}
         return CodecOutput(
@@ -173,22 +213,48 @@ class AudioCodec(nn.Module):
             metrics={level: q.metrics for level, q in quantised.items()},
         )
 
+    @property
+    def encoder_reach(self) -> int:
+        """Maximum distance in samples that a code depends on, over all levels."""
+        radii = []
+        for encoder in self.encoders.values():
+            radius, jump = 0, 1
+            for conv in encoder.modules():
+                if isinstance(conv, nn.Conv1d):
+                    radius += conv.dilation[0] * (conv.kernel_size[0] - 1) * jump
+                    jump *= conv.stride[0]
+            radii.append(radius // 2 + jump)
+        return max(radii)
+
+    def named_codebooks(self) -> dict[str, Codebook]:
+        """The codebooks, by level."""
+        return dict(self.codebooks.items())  # type: ignore[arg-type]
+
+    def regions(self) -> list[nn.Module]:
+        """Parts that can be compiled and sharded: all but the codebooks, which communicate with other processes."""
+        return [*self.encoders.values(), *self.decoders.values()]
+
     @torch.inference_mode()
     def reach(self, level: str) -> Reach:
-        """Receptive field of the decoder of a level, measured once: the samples that become NaN if one latent is NaN.
-
-        On a copy on the CPU: FFT and Winograd algorithms of cuDNN spread a NaN further than the receptive field.
+        """Receptive field of the decoder of a level, measured once.
 
         Raises:
             ValueError: the receptive field is not bounded.
         """
         if level not in self._reach:
-            decoder = copy.deepcopy(self.decoders[level]).cpu()
-            self._reach[level] = _measure_reach(decoder, self.code_dim, self.hop_lengths[level])
+            self._reach[level] = measured_reach(self.decoders[level], self.code_dim, self.hop_lengths[level])
         return self._reach[level]
 
 
-def _measure_reach(decoder: nn.Module, code_dim: int, hop: int) -> Reach:
+def measured_reach(decoder: nn.Module, code_dim: int, hop: int) -> Reach:
+    """Receptive field of a decoder of latents [1, code_dim, T]: the samples that become NaN if one latent is NaN.
+
+    On a copy on the CPU: FFT and Winograd algorithms of cuDNN spread a NaN further than the receptive field.
+
+    Raises:
+        ValueError: the receptive field is not bounded.
+    """
+    decoder = copy.deepcopy(decoder).cpu()
     like, codes = next(decoder.parameters()), 128
     while codes <= 2**15:
         latents = like.new_zeros(1, code_dim, codes)
@@ -202,7 +268,7 @@ def _measure_reach(decoder: nn.Module, code_dim: int, hop: int) -> Reach:
 
 
 class BlockDecoder:
-    """Decodes the codes [T] of one level in blocks while they are drawn, each from the codes in its receptive field.
+    """Decodes the codes of one level, [T] or [T, Q], in blocks while they are drawn, from those in the receptive field.
 
     Audio of any length is decoded in constant memory, and before its later codes are drawn. The blocks lie on a fixed
     grid, so that streamed audio equals audio that is decoded at the end, sample for sample.
@@ -214,7 +280,7 @@ class BlockDecoder:
         block: samples in a block.
     """
 
-    def __init__(self, codec: AudioCodec, level: str, total: int, block: int = BLOCK):
+    def __init__(self, codec: Codec, level: str, total: int, block: int = BLOCK):
         self.codec, self.level, self.total, self.reach = codec, level, total, codec.reach(level)
         self.size = max(1, block // codec.hop_lengths[level])
         self.done = 0  # codes
@@ -237,7 +303,7 @@ class BlockDecoder:
             self.done = end
 
 
-def decode_wave(codec: AudioCodec, codes: Tensor, level: str, block: int = BLOCK) -> Tensor:
-    """Codes [T] of one level -> samples [T * hop] in [-1, 1] on the CPU, in constant memory of the device."""
+def decode_wave(codec: Codec, codes: Tensor, level: str, block: int = BLOCK) -> Tensor:
+    """Codes [T] or [T, Q] of one level -> samples [T * hop] in [-1, 1] on the CPU, in constant memory of the device."""
     blocks = BlockDecoder(codec, level, len(codes), block).push(codes, len(codes))
     return torch.cat([part.cpu() for part in blocks])

@@ -6,6 +6,7 @@ statistic of the training audio (`Bandwidth`), which makes the terms comparable 
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -114,3 +115,56 @@ class CodecLoss:
         weights = {"recons": 1.0, "multispectral": self.multispectral, "commit": self.commit, "spectral": self.spectral}
         total = torch.stack([weights[name.split("/")[0]] * value for name, value in parts.items()]).sum()
         return total, {name: value.detach() for name, value in parts.items()}
+
+
+# (n_fft, hop, window) in samples, number of mel bands
+MEL_SPECTRAL = (((2048, 512, 2048), 160), ((1024, 256, 1024), 80), ((512, 128, 512), 40), ((256, 64, 256), 20))
+
+
+@lru_cache
+def mel_filters(n_fft: int, bands: int, sample_rate: int) -> Tensor:
+    """Triangular mel filters [n_fft // 2 + 1, bands] for magnitude spectra."""
+    from torchaudio.functional import melscale_fbanks
+
+    return melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate)
+
+
+@dataclass(frozen=True)
+class SpectralLoss:
+    """Training objective of residual codecs, over several resolutions of the short-time Fourier transform (STFT).
+
+    It compares spectra, not samples: the codec does not encode phases.
+
+    Attributes:
+        commit: weight of the commitment loss.
+        mel: weight of the mean absolute difference of log mel spectra (natural logarithm).
+        stft: weight of the same of log magnitudes, which see single bins.
+        sample_rate: Hz.
+        floor: added to magnitudes before the logarithm.
+    """
+
+    commit: float = 0.25
+    mel: float = 1.0
+    stft: float = 0.5
+    sample_rate: int = 16000
+    floor: float = 1e-2
+
+    def __call__(self, target: Tensor, output: CodecOutput, bandwidth: Bandwidth) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its named terms for target [B, 1, N]; `bandwidth` is not needed."""
+        parts: dict[str, Tensor] = {}
+        for level, wav in output.wav.items():
+            mel, stft = [], []
+            for size, bands in MEL_SPECTRAL:
+                filters = mel_filters(size[0], bands, self.sample_rate).to(target)
+                both = [magnitude(x.float(), *size) for x in (target, wav)]
+                stft.append(self._distance(*both))
+                mel.append(self._distance(*(x.transpose(1, 2) @ filters for x in both)))
+            parts[f"mel/{level}"] = torch.stack(mel).mean()
+            parts[f"stft/{level}"] = torch.stack(stft).mean()
+            parts[f"commit/{level}"] = output.commit_loss[level]
+        weights = {"mel": self.mel, "stft": self.stft, "commit": self.commit}
+        total = torch.stack([weights[name.split("/")[0]] * value for name, value in parts.items()]).sum()
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _distance(self, target: Tensor, output: Tensor) -> Tensor:
+        return ((target + self.floor).log() - (output + self.floor).log()).abs().mean()

@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SHOWN = ("entropy", "codes_alive")  # metrics that each codebook of a residual quantiser logs
+
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -147,11 +149,16 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        rows = self.random_rows(x)
+        self.set_codes(self.random_rows(x), self.code_usage.new_ones(self.size))
+
+    @torch.no_grad()
+    def set_codes(self, rows: Tensor, usage: Tensor) -> None:
+        """Set the code vectors [size, dim] and their usage [size], latents per step."""
         self.codebook.copy_(rows)
-        self.code_sum.copy_(rows)
-        self.code_usage.fill_(1.0)
+        self.code_sum.copy_(rows * usage[:, None])
+        self.code_usage.copy_(usage)
         self.initialised.copy_(rows.isfinite().all())
+        self._seen_initialised = False
 
     @torch.no_grad()
     def _update(self, x: Tensor, codes: Tensor) -> dict[str, Tensor]:
@@ -183,3 +190,80 @@ class Codebook(nn.Module):
             "codes_restarted": (~alive).sum().to(x),
             "codebook_step": (self.codebook - before[0]).norm() / self.codebook.numel() ** 0.5,
         }
+
+
+def k_means(x: Tensor, size: int, rounds: int = 12) -> tuple[Tensor, Tensor]:
+    """Centres [size, dim] of the points x [M, dim], and the number of points of each; deterministic.
+
+    Begins with evenly spaced points. A centre without points moves to one of the points that are farthest from theirs.
+    """
+    centres = x[torch.linspace(0, len(x) - 1, size, device=x.device).round().long()].clone()
+    counts = x.new_zeros(size)
+    for _ in range(rounds):
+        squared = x.square().sum(1, keepdim=True) - 2 * (x @ centres.t()) + centres.square().sum(1)
+        distance, nearest = squared.min(1)
+        counts = x.new_zeros(size).index_add_(0, nearest, x.new_ones(len(x)))
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        empty = counts == 0
+        centres = torch.where(empty[:, None], centres, sums / counts.clamp_min(1)[:, None])
+        farthest = distance.topk(min(int(empty.sum()), len(x))).indices
+        centres[empty.nonzero()[: len(farthest), 0]] = x[farthest]
+    return centres, counts
+
+
+class ResidualQuantizer(nn.Module):
+    """Codebooks in sequence, each for what the ones before leave of the latents [B, dim, T].
+
+    Args:
+        codebooks: number of codebooks, Q.
+        size, dim, options: of each `Codebook`.
+    """
+
+    def __init__(self, codebooks: int, size: int, dim: int, **options: Any):
+        super().__init__()
+        self.codebooks = nn.ModuleList(Codebook(size, dim, **options) for _ in range(codebooks))
+
+    def encode(self, latents: Tensor, count: int | None = None) -> Tensor:
+        """Codes [B, T, count] of latents [B, dim, T], from the first `count` codebooks; all if None."""
+        rest, codes = latents.float(), []
+        for book in self.codebooks[:count]:
+            codes.append(book.encode(rest))  # type: ignore[operator]
+            rest = rest - book.decode(codes[-1])  # type: ignore[operator]
+        return torch.stack(codes, -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents [B, dim, T] of codes [B, T, count]."""
+        parts = [book.decode(c) for book, c in zip(self.codebooks, codes.unbind(-1), strict=False)]  # type: ignore[operator]
+        return torch.stack(parts).sum(0)
+
+    def forward(self, latents: Tensor, counts: Tensor) -> Quantised:
+        """Quantise latents [B, dim, T] with the first `counts` codebooks, [B] or one for all; update them in training.
+
+        All codebooks learn from all items. Codes are [B, T, Q].
+        """
+        dtype = latents.dtype
+        with torch.autocast(latents.device.type, enabled=False):
+            rest, total = latents.float(), torch.zeros_like(latents.float())
+            commit: list[Tensor] = []
+            codes: list[Tensor] = []
+            metrics: dict[str, Tensor] = {}
+            for number, book in enumerate(self.codebooks):
+                found = book(rest)
+                part = found.latents.detach()
+                used = (counts > number).expand(len(latents))[:, None, None]
+                codes.append(found.codes)
+                commit.append((used * (rest - part).square()).mean())
+                total = total + used * part
+                rest = rest - part
+                metrics |= {f"{name}_{number}": value for name, value in found.metrics.items() if name in SHOWN}
+            metrics["fit"] = rest.detach().square().sum(1).mean()
+            quantised = latents.float() + (total - latents.float()).detach() if self.training else total
+        return Quantised(torch.stack(codes, -1), quantised.to(dtype), torch.stack(commit).sum(), metrics)
+
+    @torch.no_grad()
+    def initialise_from(self, latents: Tensor) -> None:
+        """Set the codebooks to k-means centres of latents [M, dim] and of what they leave."""
+        for book in self.codebooks:
+            centres, counts = k_means(latents, book.size)  # type: ignore[arg-type]
+            book.set_codes(centres, counts / counts.mean())  # type: ignore[operator]
+            latents = latents - centres[book.nearest(latents)[0]]  # type: ignore[operator]

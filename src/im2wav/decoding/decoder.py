@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2wav.codec import AudioCodec
+from im2wav.codec import Codec
 from im2wav.decoding.compiled import CompiledLayers, compile_step
 from im2wav.decoding.decoder_layer import DecoderLayer, PlaceTable
+from im2wav.decoding.heads import DecoderHeads, TiedHead
 from im2wav.decoding.linear import (
     Compile,
     cache_dtype,
@@ -27,9 +28,10 @@ from im2wav.decoding.linear import (
     linear_maker,
     resolve_precision,
 )
+from im2wav.decoding.parallel import ParallelDecoder
 from im2wav.decoding.sampler import SamplingOptions, draw_device
 from im2wav.decoding.state import DecodeState, FusedLayers, ThreadTuner
-from im2wav.prior import Conditions, Prior
+from im2wav.prior import CodePrior, Conditions, MaskedPrior, Prior
 from im2wav.prior.transformer import Layer
 
 MAX_BATCH_SIZE = 64  # larger ones are slower on a CPU; on a GPU reading the KV cache then takes longer than the weights
@@ -61,7 +63,7 @@ class Decoder:
         self.context_length, self.codebook_size = prior.context_length, prior.codebook_size
         self.can_be_guided = prior.can_be_guided
         self.conditioner = prior.conditioner
-        self.code_embedding = prior.code_embedding.weight.float()
+        self.code_shape = prior.code_shape
         self.position_embedding = prior.position_embedding.float()
         self.sizes, self.block = prior.transformer.config, prior.transformer.block
         self.head_width = self.sizes.attention_width // self.sizes.heads
@@ -86,10 +88,8 @@ class Decoder:
                     layer.to_empty(device="meta")
                     give_back_freed_memory()
             self.fused = None if not compile or whole else self._fuse()
-            # fp32 logits: they are few bytes, and rounding them changes codes
-            self.head = linear_maker("fp32", self.device)(
-                self.code_embedding, self.code_embedding.new_zeros(self.codebook_size)
-            )
+            head = TiedHead if prior.heads is None else DecoderHeads
+            self.head: TiedHead | DecoderHeads = head(prior, linear_maker("fp32", self.device))
 
     def _fuse(self) -> FusedLayers:
         if self.compile == "triton":
@@ -112,20 +112,22 @@ class Decoder:
         options: SamplingOptions,
         prefix: Tensor | None = None,
         negative: Conditions | None = None,
+        following: Tensor | None = None,
     ) -> "DecodeState":
         """Start to draw B sequences.
 
         Args:
             conditions: of B sequences.
-            uniform: random numbers in [0, 1), one for each sequence and position, [B, n]; n <= context length.
+            uniform: random numbers in [0, 1), one for each code, [B, n] or [B, n, Q]; n <= context length.
             options: guidance, temperature, filters.
-            prefix: known codes [B, P] at the start of the sequences.
+            prefix: known codes [B, P] or [B, P, Q] at the start of the sequences.
             negative: conditions that guidance moves away from.
+            following: known codes after the n positions; an autoregressive prior does not see them.
 
         Raises:
             ValueError: n exceeds the context, the prefix is longer than n, or conditions of another shape.
         """
-        batch, length = uniform.shape
+        batch, length = uniform.shape[:2]
         given = 0 if prefix is None else prefix.shape[1]
         if length > self.context_length or given > length:
             raise ValueError(
@@ -133,7 +135,7 @@ class Decoder:
             )
         spare, self.spare = self.spare, None
         asked = (uniform.shape, options, negative is not None)
-        if spare is None or (spare.codes.shape, spare.options, spare.negative) != asked:
+        if spare is None or (spare.uniform.shape, spare.options, spare.negative) != asked:
             spare = DecodeState(self, batch, length, options, negative is not None)
         spare.decoder = self
         spare.begin(conditions, uniform, prefix, negative)
@@ -141,7 +143,7 @@ class Decoder:
 
     @torch.inference_mode()
     def score(self, conditions: Conditions, codes: Tensor) -> Tensor:
-        """Logits [B, n, K] of known codes [B, n], equal to those of `Prior.forward`, without guidance.
+        """Logits [B, n, ..., K] of known codes [B, n, ...], equal to those of `Prior.forward`, without guidance.
 
         Raises:
             ValueError: too many codes, or conditions of another shape.
@@ -149,12 +151,23 @@ class Decoder:
         uniform = torch.zeros(codes.shape, dtype=torch.float64, device=draw_device(codes.device))
         decoding = self.start(conditions, uniform, SamplingOptions(guidance_scale=1.0))
         rows = torch.arange(len(codes), device=codes.device).split(1)
-        return torch.stack([self.head(decoding.run_known(*one)[0]) for one in zip(rows, codes, strict=True)])
+        known = zip(rows, codes, strict=True)
+        return torch.cat([self.head.score(decoding.run_known(row, own), own) for row, own in known])
+
+
+def make_decoder(
+    prior: CodePrior, precision: str = "fp32", consume: bool = False, compile: Compile = False
+) -> Decoder | ParallelDecoder:
+    """The decoder of a prior, see `Decoder` and `ParallelDecoder`."""
+    if isinstance(prior, MaskedPrior):
+        return ParallelDecoder(prior, precision, consume)
+    assert isinstance(prior, Prior)
+    return Decoder(prior, precision, consume, compile)
 
 
 @torch.inference_mode()
 def sample_codes(
-    prior: Prior | Decoder,
+    prior: CodePrior | Decoder | ParallelDecoder,
     conditions: Conditions,
     uniform: Tensor,
     options: SamplingOptions,
@@ -162,7 +175,7 @@ def sample_codes(
     on_step: Callable[[int], object] | None = None,
     precision: str = "fp32",
 ) -> Tensor:
-    """Draw codes [B, n].
+    """Draw codes [B, n] or [B, n, Q].
 
     With guidance, one pass over a doubled batch gives conditional and unconditional logits.
 
@@ -175,7 +188,7 @@ def sample_codes(
     Raises:
         ValueError: see `Decoder` and `Decoder.start`.
     """
-    decoder = prior if isinstance(prior, Decoder) else Decoder(prior, precision)
+    decoder = make_decoder(prior, precision) if isinstance(prior, CodePrior) else prior
     decoding = decoder.start(conditions, uniform, options, prefix)
     decoding.steps(on_step=on_step)
     codes = decoding.codes.clone()
@@ -192,18 +205,18 @@ class Networks:
         precision, consume, compile: of the priors, see `Decoder`.
     """
 
-    codec: AudioCodec
-    low: Prior
-    up: Prior
+    codec: Codec
+    low: CodePrior
+    up: CodePrior
     precision: str = "fp32"
     consume: bool = False
     compile: Compile = False
 
     @cached_property
-    def decoders(self) -> dict[str, Decoder]:
+    def decoders(self) -> dict[str, Decoder | ParallelDecoder]:
         """The decoders of the priors by level, created at first use."""
         priors = {"low": self.low, "up": self.up}
-        return {k: Decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
+        return {k: make_decoder(prior, self.precision, self.consume, self.compile) for k, prior in priors.items()}
 
     @property
     def window(self) -> int:
@@ -259,17 +272,17 @@ def free_memory(device: torch.device) -> int | None:
     return free if limit is None or used is None else min(free, max(0, limit - used))
 
 
-def bytes_per_sequence(prior: Prior, precision: str, rows: int = 1) -> int:
+def bytes_per_sequence(prior: CodePrior, precision: str, rows: int = 1) -> int:
     """Bytes of KV cache and conditions of one sequence that takes `rows` rows of the batch."""
     sizes, block, length = prior.transformer.config, prior.transformer.block, prior.context_length
-    kept = {"row": block, "previous_row": 2 * block, "column": length}
+    kept = {"row": block, "previous_row": 2 * block, "column": length, "all": 0}
     device = prior.position_embedding.device
     per_number = cache_dtype(resolve_precision(precision, device), device).itemsize
     cached = sum(kept[str(layer.kind)] for layer in prior.transformer.layers)
     return rows * (cached * 2 * sizes.attention_width * per_number + length * sizes.width * 4)
 
 
-def batch_that_fits(priors: Sequence[Prior], precision: str, rows: int = 2, most: int = MAX_BATCH_SIZE) -> int:
+def batch_that_fits(priors: Sequence[CodePrior], precision: str, rows: int = 2, most: int = MAX_BATCH_SIZE) -> int:
     """Number of sequences that fit into free memory, 1 to `most`. Each prior keeps its KV cache between windows.
 
     Args:

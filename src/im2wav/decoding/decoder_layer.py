@@ -193,12 +193,14 @@ class DecoderLayer:
         x.add_(self.attention_out(self.attend(self.qkv(self.norm_attention(x)), cache, position)))
         return x.add_(self.mlp_out(self.mlp_in(self.norm_mlp(x))))
 
-    def prefill(self, x: Tensor, cache: LayerCache, rows: Tensor) -> Tensor:
-        """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]."""
+    def prefill(self, x: Tensor, cache: LayerCache | None = None, rows: Tensor | None = None) -> Tensor:
+        """Positions 0 to n - 1 of the sequences `rows` [b] at once, x [b, n, W] -> [b, n, W]; fills a KV cache."""
         batch = len(x)
-        qkv = self.qkv(self.norm_attention(x).flatten(0, 1)).to(cache.buffer.dtype)
+        qkv = self.qkv(self.norm_attention(x).flatten(0, 1))
+        qkv = qkv if cache is None else qkv.to(cache.buffer.dtype)
         q, k, v = rearrange(qkv, "(b t) (three h d) -> three b h t d", b=batch, three=3, h=self.heads)
-        cache.fill(torch.stack([k, v]), rows)
+        if cache is not None and rows is not None:
+            cache.fill(torch.stack([k, v]), rows)
         out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
         x = x.flatten(0, 1) + self.attention_out(out)
         return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))

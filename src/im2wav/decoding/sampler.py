@@ -23,6 +23,7 @@ class SamplingOptions:
         top_p: keep the most likely codes that together reach this probability; 0 keeps all.
         up_condition: image embedding of the up prior in audio longer than a window: the mean over the frames of the
             `window`, as in training; or of the whole `video`, in every window, as in Im2Wav.
+        passes: parallel passes for each codebook of the up level, in models that have several.
 
     Raises:
         ValueError: a value out of range, or top_k and top_p together.
@@ -34,8 +35,11 @@ class SamplingOptions:
     top_k: int = 0
     top_p: float = 0.0
     up_condition: str = "window"
+    passes: int = 2
 
     def __post_init__(self):
+        if self.passes < 1:
+            raise ValueError(f"passes={self.passes}: expected 1 or more")
         if self.up_condition not in ("window", "video"):
             raise ValueError(f"up_condition={self.up_condition}: expected window or video")
         if self.temperature <= 0:
@@ -89,20 +93,34 @@ def draw(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
 
 
+def draw_guided(logits: Tensor, uniform: Tensor, options: SamplingOptions, guided: bool, negative: bool) -> Tensor:
+    """Draw codes [B] from the logits [R, K] of conditional, with guidance unconditional, and negative rows.
+
+    Args:
+        logits: R is B, 2 B with guidance, 3 B with a negative input.
+        uniform: random numbers [B] in [0, 1), on the device that draws.
+        options: guidance, temperature, filters.
+        guided, negative: which rows there are.
+    """
+    if guided:
+        logits = guide(logits, options.guidance_scale, options.negative_scale if negative else None)
+    return draw(logits.to(uniform.device), uniform, options)
+
+
 def item_seed(seed: int, *names: object) -> int:
     """A seed for one item that depends on the run's seed and the item's names only."""
     text = "\x1f".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def uniforms(seeds: Sequence[int], length: int, stream: str, device: torch.device | None = None) -> Tensor:
-    """Random numbers in [0, 1) for each item and position, [B, length], float64.
+def uniforms(
+    seeds: Sequence[int], length: int, stream: str, device: torch.device | None = None, shape: tuple[int, ...] = ()
+) -> Tensor:
+    """Random numbers in [0, 1) for each item, position and code of a position, [B, length, *shape], float64.
 
     Each item has its own generator, so that its codes do not depend on the rest of the batch. `stream` separates the
     levels. The result is on the `draw_device` of `device`.
     """
-    rows = [
-        torch.rand(length, generator=torch.Generator().manual_seed(item_seed(seed, stream)), dtype=torch.float64)
-        for seed in seeds
-    ]
+    generators = [torch.Generator().manual_seed(item_seed(seed, stream)) for seed in seeds]
+    rows = [torch.rand(length, *shape, generator=generator, dtype=torch.float64) for generator in generators]
     return torch.stack(rows).to(draw_device(device))

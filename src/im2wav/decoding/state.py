@@ -16,7 +16,7 @@ from torch import Tensor
 
 from im2wav.decoding.decoder_layer import LayerCache, Position
 from im2wav.decoding.linear import give_back_freed_memory
-from im2wav.decoding.sampler import SamplingOptions, draw, draw_device, guide
+from im2wav.decoding.sampler import SamplingOptions, draw_device, draw_guided
 from im2wav.prior import Conditions
 from im2wav.system import num_cores
 
@@ -91,9 +91,10 @@ class DecodeState:
     """The state of B sequences while their codes are drawn. Created by `Decoder.start`.
 
     Attributes:
-        codes: [B, n]; the first `position` of them are drawn.
-        position: number of codes drawn so far.
-        uniform: [B, n], on the device that draws the codes: that of the decoder, or the CPU (`draw_device`).
+        codes: [B, n] or [B, n, Q]; the first `position` positions are drawn.
+        position: number of positions drawn so far.
+        uniform: of the shape of `codes`, on the device that draws the codes: that of the decoder, or the CPU
+            (`draw_device`).
     """
 
     def __init__(self, decoder: Decoder, batch: int, length: int, options: SamplingOptions, negative: bool = False):
@@ -104,8 +105,9 @@ class DecodeState:
         self.guided = decoder.can_be_guided and (options.guidance_scale != 1 or negative)
         self.position = 0
         rows, device, width = batch * (1 + self.guided + negative), decoder.device, decoder.sizes.width
-        self.codes = torch.zeros(batch, length, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(batch, length, dtype=torch.float64, device=draw_device(device))
+        shape = (batch, length, *decoder.code_shape)
+        self.codes = torch.zeros(shape, dtype=torch.long, device=device)
+        self.uniform = torch.zeros(shape, dtype=torch.float64, device=draw_device(device))
         self.input = torch.zeros(rows, width, device=device)
         self.condition = torch.zeros(rows, *decoder.condition_shape, device=device)  # [R, T or 1, W or 1]
         self.caches: list[LayerCache] = []
@@ -191,12 +193,12 @@ class DecodeState:
         self.go_to(given)
 
     def run_known(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """Run the known codes [p] of one item through its `rows` [r] in one pass, and fill the KV cache.
+        """Run the known codes [p] or [p, Q] of one item through its `rows` [r] in one pass, and fill the KV cache.
 
         Returns:
             Inputs of the output head, [r, p, W].
         """
-        before = self.decoder.code_embedding[codes[:-1]].expand(len(rows), -1, -1)
+        before = self.decoder.head.embed(codes[:-1]).expand(len(rows), -1, -1)
         condition = self.condition[rows, : len(codes)]
         x = torch.cat([self.input[rows, None], before], 1) + self.decoder.position_embedding[: len(codes)] + condition
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
@@ -205,7 +207,13 @@ class DecodeState:
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """Logits [R, K] at `position`: conditional, unconditional, negative. Call `feed` next; `step` does both."""
+        """Logits [R, K] of the first code at `position`: conditional, unconditional, negative.
+
+        Call `feed` next; `step` does both.
+        """
+        return self.decoder.head.first_logits(self._hidden())
+
+    def _hidden(self) -> Tensor:
         t = min(self.position, self.condition.shape[1] - 1)
         return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
 
@@ -217,21 +225,24 @@ class DecodeState:
         else:
             for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
                 x = layer.step(x, cache, position)
-        return self.decoder.head(x + condition)
+        return x + condition
 
-    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        if self.guided:
-            away = self.options.negative_scale if self.negative else None
-            logits = guide(logits, self.options.guidance_scale, away)
-        return draw(logits.to(uniform.device), uniform, self.options)
+    def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
+        """Draw the codes of a position, [B] or [B, Q], from hidden states [R, W]."""
+
+        def pick(logits: Tensor, number: int | None) -> Tensor:
+            numbers = uniform if number is None else uniform[:, number]
+            return draw_guided(logits, numbers, self.options, self.guided, self.negative)
+
+        return self.decoder.head.draw(hidden, pick)
 
     def _embed(self, codes: Tensor) -> None:
-        """Set codes [B] as the input of the next position."""
-        self.input.copy_(self.decoder.code_embedding[codes].repeat(len(self.input) // self.batch, 1))
+        """Set codes [B] or [B, Q] as the input of the next position."""
+        self.input.copy_(self.decoder.head.embed(codes).repeat(len(self.input) // self.batch, 1))
 
     @torch.inference_mode()
     def feed(self, codes: Tensor) -> None:
-        """Set the codes [B] at `position`, and advance."""
+        """Set the codes [B] or [B, Q] at `position`, and advance."""
         codes = codes.to(self.codes.device)
         self.codes[:, self.position] = codes
         self._embed(codes)
@@ -239,7 +250,7 @@ class DecodeState:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """Draw the next code of every sequence: [B]. On CUDA this does not synchronise.
+        """Draw the codes of the next position of every sequence: [B] or [B, Q]. On CUDA this does not synchronise.
 
         Raises:
             ValueError: all codes are drawn.
@@ -250,7 +261,7 @@ class DecodeState:
         if self.decoder.on_device:
             self._step_on_device()
         else:
-            self.feed(self._draw(self.logits(), self.uniform[:, t]))
+            self.feed(self._draw(self._hidden(), self.uniform[:, t]))
         self.position = t + 1
         return self.codes[:, t]
 
@@ -260,8 +271,8 @@ class DecodeState:
         condition = condition.index_select(1, place) if condition.shape[1] > 1 else condition
         learnt = self.decoder.position_embedding.index_select(0, place)
         position = self.position if self.places is None else self.places.at(place)  # fused kernels read `place`
-        logits = self._run(learnt, condition[:, 0], position)
-        codes = self._draw(logits, self.uniform.index_select(1, place)[:, 0])
+        hidden = self._run(learnt, condition[:, 0], position)
+        codes = self._draw(hidden, self.uniform.index_select(1, place)[:, 0]).to(self.codes.device)
         self.codes.index_copy_(1, place, codes[:, None])
         self._embed(codes)
         place += 1

@@ -17,7 +17,7 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import Batch, WindowDataset, collate
 from im2wav.evaluation.audio_files import AudioFileSet
 from im2wav.evaluation.figures import Plan, mean_figure
-from im2wav.evaluation.metrics import bits_per_code, code_usage, log_stft_distance, si_sdr
+from im2wav.evaluation.metrics import code_usage, log_stft_distance, si_sdr
 from im2wav.files import file_sha256, write_atomic
 from im2wav.hub import KINDS, find_weights
 from im2wav.inference.command import Build, Outputs, generate_files, read_numbers
@@ -184,7 +184,7 @@ def prior_figures(
             if prior.can_be_guided:
                 variants["none"] = conditions.null_like()
             for variant, variant_conditions in variants.items():
-                bits = bits_per_code(prior(codes[level], variant_conditions), codes[level])
+                bits = prior.item_bits(codes[level], variant_conditions).flatten(1).mean(1)
                 values[level].setdefault(variant, []).append(bits.cpu())
     figures: dict[str, dict[str, Any]] = {}
     for level, found in values.items():

@@ -3,7 +3,6 @@
 Letters: B batch, D dimension of an embedding, C classes, K groups of classes, N samples, T codes.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -92,11 +91,6 @@ def log_stft_distance(target: Tensor, output: Tensor, minimum: float = 1e-5) -> 
         ]
         distances.append((logs[0] - logs[1]).abs().mean((1, 2)))
     return torch.stack(distances).mean(0)
-
-
-def bits_per_code(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean negative log-likelihood to base 2 of codes [B, T] under logits [B, T, codebook size]: [B]."""
-    return F.cross_entropy(logits.transpose(1, 2).float(), codes, reduction="none").mean(1) / math.log(2)
 
 
 def code_usage(counts: Tensor) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import BlockDecoder, decode_wave
-from im2wav.decoding import DecodeState
+from im2wav.decoding import DecodeState, ParallelState
 from im2wav.files import wav_bytes, write_atomic
 from im2wav.inference.request import CodeBuffer, Request, Window
 from im2wav.media.mux import mux
@@ -32,7 +32,7 @@ class GeneratedAudio:
 
     Attributes:
         request: what it was generated from.
-        codes: by level [T].
+        codes: by level, [T] or [T, Q].
         waveforms: by level, samples [N] in [-1, 1] on the CPU: `up` is the result, unless a draft was not refined;
             `low` is decoded from the low codes only.
         rank: of the draft among those of its input; 0 is the best.
@@ -90,7 +90,7 @@ def write_about(path: Path, about: Mapping[str, Any]) -> None:
     write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def start_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]]) -> DecodeState:
+def start_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]]) -> DecodeState | ParallelState:
     """Start to draw windows of equal shape and sampling options in one batch.
 
     The codes before them, and for the up level the low codes, are drawn already.
@@ -107,6 +107,7 @@ def start_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]]) -> Dec
         request.sampling,
         torch.stack([buffer.codes[level][w.start : w.first] for buffer, w in batch]),
         negative,
+        torch.stack([buffer.following(level, w) for buffer, w in batch]),
     )
 
 
@@ -145,12 +146,11 @@ def guidance_gap(buffer: CodeBuffer) -> float:
         conditions = buffer.conditions("low", window, buffer.request.input).to(buffer.networks.device)
         codes = buffer.codes["low"][None, window.start : end]
         both = Conditions.cat([conditions, conditions.null_like()])
-        logits = buffer.networks.decoders["low"].score(both, codes.repeat(2, 1))
-        known = window.first - window.start
-        chosen = codes[:, known:, None].repeat(2, 1, 1)
-        bits = logits[:, known:].float().log_softmax(-1).gather(-1, chosen) / math.log(2)
+        known, twice = window.first - window.start, codes.expand(2, *codes.shape[1:])
+        logits = buffer.networks.decoders["low"].score(both, twice)[:, known:]
+        bits = logits.float().log_softmax(-1).gather(-1, twice[:, known:].unsqueeze(-1)) / math.log(2)
         total += (bits[0] - bits[1]).cpu().double().sum().item()  # on the CPU: MPS has no float64
-        count += end - window.first
+        count += bits[0].numel()
     return total / max(count, 1)
 
 

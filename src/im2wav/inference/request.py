@@ -43,7 +43,7 @@ class Request:
             by default that of VGGSound.
         sample_rate: Hz.
         negative: input that guidance moves away from, see `SamplingOptions.negative_scale`.
-        known_codes: codes by level [T] at the start of the audio.
+        known_codes: codes by level, [T] or [T, Q], at the start of the audio.
         inpaint_interval: samples (from, to) of the known codes to generate again; None for an audio continuation.
 
     Raises:
@@ -96,8 +96,9 @@ class Request:
             MediaError: a file of the input is missing.
         """
         settings: dict[str, Any] = {**asdict(self.sampling), "overlap": self.overlap}
-        if settings["up_condition"] == "window":  # audio of versions without the option stays valid
-            del settings["up_condition"]
+        for name, default in (("up_condition", "window"), ("passes", 2)):
+            if settings[name] == default:  # audio of versions without the option stays valid
+                del settings[name]
         if self.negative is not None:
             settings["negative_sha256"] = self.negative.sha256
         if self.known_codes is not None:
@@ -212,8 +213,9 @@ class CodeBuffer:
 
     Attributes:
         samples: length of the audio.
-        codes: by level, all positions [T]; 0 where not drawn yet.
-        uniform: by level, the random numbers [T] that draw the codes.
+        codes: by level, of all positions [T] or [T, Q]; 0 where not drawn yet.
+        is_known: by level, [T]: positions whose codes are known or drawn.
+        uniform: by level, the random numbers that draw the codes, of the same shape.
         plan: by level, the windows to draw; `windows`, those that are not drawn yet.
         lengths: by level, the number of codes of the audio; the context may be longer.
         rank, gap: of a draft, see `GeneratedAudio`.
@@ -231,8 +233,10 @@ class CodeBuffer:
         self.lengths = {level: -(-self.samples // hops[level]) for level in LEVELS}
         total = max(context, self.lengths["low"])
         totals = {"low": total, "up": total * ratio}
-        self.codes = {k: torch.zeros(n, dtype=torch.long, device=networks.device) for k, n in totals.items()}
-        self.uniform = {k: uniforms([request.seed], n, k, networks.device)[0] for k, n in totals.items()}
+        shapes, device = networks.codec.code_shapes, networks.device
+        self.codes = {k: torch.zeros(n, *shapes[k], dtype=torch.long, device=device) for k, n in totals.items()}
+        self.is_known = {k: torch.zeros(n, dtype=torch.bool) for k, n in totals.items()}
+        self.uniform = {k: uniforms([request.seed], n, k, device, shapes[k])[0] for k, n in totals.items()}
         hop = max(1, int((1 - request.overlap) * context))
         low = self._intervals(total)
         ends = ((a * ratio, min(b * ratio, self.lengths["up"])) for a, b in low)
@@ -242,6 +246,9 @@ class CodeBuffer:
             "up": plan_windows(total * ratio, context * ratio, hop * ratio, up),
         }
         self.windows = {level: list(plan) for level, plan in self.plan.items()}
+        for level, plan in self.plan.items():
+            for window in plan:
+                self.is_known[level][window.first : window.end] = False
 
     def _intervals(self, total: int) -> list[tuple[int, int]]:
         """Intervals of low codes to draw; stores the known codes."""
@@ -257,6 +264,7 @@ class CodeBuffer:
             if len(known[level]) < size:
                 raise ValueError(f"{len(known[level])} known codes of level {level}: expected {size}")
             self.codes[level][:size] = known[level][:size].to(self.codes[level])
+            self.is_known[level][:size] = True
         if interval is None:
             return [(count, total)]
         first, end = interval[0] // hop, -(-interval[1] // hop)
@@ -293,10 +301,16 @@ class CodeBuffer:
         return item.between(window.start * hop / rate, duration)
 
     def shape(self, level: str, window: Window) -> tuple[int, ...]:
-        """Windows of equal shape can be drawn in one batch: numbers of codes, known codes, and frames."""
+        """Windows of equal shape can be drawn in one batch: numbers of codes, codes known before and after, frames."""
         items = (item for item in (self.request.input, self.request.negative) if item is not None)
         frames = (len(self._frames(level, window, item)) for item in items)
-        return window.end - window.start, window.first - window.start, *frames
+        return window.end - window.start, window.first - window.start, len(self.following(level, window)), *frames
+
+    def following(self, level: str, window: Window) -> Tensor:
+        """The known codes [n] or [n, Q] of a window's context that follow the codes to draw, as in inpainting."""
+        end = window.start + self.networks.decoders[level].context_length
+        known = self.is_known[level][window.end : end]
+        return self.codes[level][window.end : window.end + int(known.int().cumprod(0).sum())]
 
     def ready_windows(self, level: str) -> list[Window]:
         """Windows that can be drawn now: the next one, and later ones that start without known codes (overlap=0)."""
@@ -307,3 +321,4 @@ class CodeBuffer:
         """Store the codes [n] of a window."""
         self.windows[level].remove(window)
         self.codes[level][window.first : window.end] = codes[window.first - window.end :]
+        self.is_known[level][window.first : window.end] = True

@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from im2wav.data.loader import share_memory
@@ -22,26 +23,13 @@ log = logging.getLogger(__name__)
 PIECE = 2**20  # samples that are encoded at a time
 
 
-def receptive_radius(codec: Any) -> int:
-    """Maximum distance in samples that a code depends on, over all levels."""
-    radii = []
-    for encoder in codec.encoders.values():
-        radius, jump = 0, 1
-        for conv in encoder.modules():
-            if isinstance(conv, nn.Conv1d):
-                radius += conv.dilation[0] * (conv.kernel_size[0] - 1) * jump
-                jump *= conv.stride[0]
-        radii.append(radius // 2 + jump)
-    return max(radii)
-
-
 def encode_clip(codec: Any, wav: Tensor, piece: int = PIECE) -> dict[str, Tensor]:
-    """Codes [T] by level of a whole clip [N], cut to a multiple of the hop of the low level.
+    """Codes [T] or [T, Q] by level of a whole clip [N], cut to a multiple of the hop of the low level.
 
     Long clips are encoded in pieces that overlap by more than the receptive field, so that memory stays bounded.
     """
     hop = max(codec.hop_lengths.values())
-    margin = -(-receptive_radius(codec) // hop) * hop
+    margin = -(-codec.encoder_reach // hop) * hop
     length = len(wav) // hop * hop
     piece = max(piece // hop * hop, hop)
     device = next(codec.parameters()).device
@@ -101,7 +89,8 @@ def estimate(codec: Any, clips: Clips, cache: CodesFolder) -> None:
     measured = sum(encode_all(codec, Clips(clips.folder, pairs, clips.num_samples, clips.short), 0))
     seconds = time.perf_counter() - start
     samples = int(clips.pairs.column("samples").clip(clips.num_samples).sum())
-    size = sum(samples / hop * cache.dtype.itemsize + 128 for hop in cache.hops.values())
+    per_sample = sum(prod(codec.code_shapes[level]) / hop for level, hop in cache.hops.items())
+    size = samples * per_sample * cache.dtype.itemsize + 128 * len(cache.hops) * len(clips)
     log.info(
         "would write the codes of %d clips (%.1f h of audio) to %s: about %.2f GB, %.1f minutes",
         len(clips),

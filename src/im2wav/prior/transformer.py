@@ -4,11 +4,12 @@ Shapes: B batch, T positions, K codebook size, W width. Queries, keys and values
 D. Source: Im2Wav (Sheffer & Adi, 2022), models/prior.py and models/autoregressive.py.
 
 A sequence is reshaped into rows of `block` positions: position p lies in row r = p // block and column c = p % block.
-Layers alternate between three kinds of attention:
+Layers of the official model alternate between the first three of four kinds of attention:
 
-    row           p attends to columns <= c of its row
+    row           p attends to columns <= c of its row; with one row this is causal attention
     column        p attends to rows <= r of its column
     previous_row  p attends to all of row r - 1; the output of row 0 is zero
+    all           p attends to all positions
 
 `mask` is the specification. `attend` is the fast path: scaled dot-product attention after a reshape, for which PyTorch
 has fused kernels. `im2wav.decoding.decoder_layer` computes one position at a time. Tests check that all three agree.
@@ -16,7 +17,7 @@ Source: sparse transformer (Child et al., 2019) as factored by Jukebox (Dhariwal
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,9 +29,12 @@ from torch.utils.checkpoint import checkpoint
 
 from im2wav.layers import LayerNorm, code_table, normal
 from im2wav.prior.conditioning import Conditioner, ConditioningConfig, Conditions, UpsamplerConfig
+from im2wav.prior.heads import DepthHeads
 
-Kind = Literal["row", "column", "previous_row"]
+Kind = Literal["row", "column", "previous_row", "all"]
 KINDS: tuple[Kind, ...] = ("row", "column", "previous_row")
+# kinds of attention of consecutive layers, repeated; `causal` has one row
+ATTENTION: dict[str, tuple[Kind, ...]] = {"factored": KINDS, "causal": ("row",), "bidirectional": ("all",)}
 
 
 def mask(kind: Kind, length: int, block: int, device: torch.device | None = None) -> Tensor:
@@ -41,6 +45,8 @@ def mask(kind: Kind, length: int, block: int, device: torch.device | None = None
         return (row[:, None] == row) & (column[:, None] >= column)
     if kind == "column":
         return (column[:, None] == column) & (row[:, None] >= row)
+    if kind == "all":
+        return torch.ones(length, length, dtype=torch.bool, device=device)
     return row[:, None] - 1 == row
 
 
@@ -57,6 +63,8 @@ def attend_dense(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Ten
 def attend(kind: Kind, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
     """Fast path: equal to `attend_dense`, [B, H, T, D], without the [T, T] matrix."""
     batch, _, length, _ = q.shape
+    if kind == "all":
+        return F.scaled_dot_product_attention(q, k, v)
     padding = -length % block
     if padding:  # incomplete last row: padding comes last, so that no real position attends to it
         q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
@@ -84,8 +92,9 @@ class TransformerConfig:
 
     Attributes:
         width: width of the residual stream.
-        depth: number of layers; layer d uses attention kind [row, column, previous_row][d % 3].
+        depth: number of layers.
         heads: number of attention heads.
+        attention: `factored` (as in Im2Wav), `causal` or `bidirectional`, see the kinds of attention above.
         blocks: number of rows into which factored attention divides the context.
         attention_ratio: width of the queries of all heads relative to `width`.
         mlp_ratio: hidden width of the MLP, relative to `width`.
@@ -97,6 +106,7 @@ class TransformerConfig:
     width: int = 1024
     depth: int = 48
     heads: int = 1
+    attention: str = "factored"
     blocks: int = 64
     attention_ratio: float = 0.25
     mlp_ratio: float = 1.0
@@ -139,12 +149,16 @@ class Transformer(nn.Module):
     """A stack of layers without a final norm, [B, T, W] -> [B, T, W].
 
     Raises:
-        ValueError: `blocks` does not divide the context length, or `heads` does not divide the attention width.
+        ValueError: `blocks` does not divide the context length, `heads` does not divide the attention width, or an
+            unknown kind of attention.
     """
 
     def __init__(self, config: TransformerConfig, context_length: int):
         super().__init__()
-        if context_length % config.blocks:
+        if config.attention not in ATTENTION:
+            raise ValueError(f"attention={config.attention}: expected one of {', '.join(ATTENTION)}")
+        blocks = config.blocks if config.attention == "factored" else 1
+        if context_length % blocks:
             raise ValueError(
                 f"context_length={context_length} is not divisible by blocks={config.blocks}: "
                 "change transformer.blocks or the window length (data.num_samples)"
@@ -154,8 +168,9 @@ class Transformer(nn.Module):
                 f"heads={config.heads} does not divide the attention width {config.attention_width} "
                 "(transformer.attention_ratio * transformer.width)"
             )
-        self.config, self.context_length, self.block = config, context_length, context_length // config.blocks
-        self.layers = nn.ModuleList(Layer(config, KINDS[d % 3], self.block) for d in range(config.depth))
+        self.config, self.context_length, self.block = config, context_length, context_length // blocks
+        kinds = ATTENTION[config.attention]
+        self.layers = nn.ModuleList(Layer(config, kinds[d % len(kinds)], self.block) for d in range(config.depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to complete sequences x [B, T, W] from position 0."""
@@ -165,18 +180,15 @@ class Transformer(nn.Module):
         return x
 
 
-class Prior(nn.Module):
-    """Autoregressive transformer over one level of codes.
-
-    The input at position t is the code at t - 1; at position 0 it is an embedding of the image. The position
-    embeddings of the conditions are added before and after the transformer. The output layer shares the weights of the
-    code embedding.
+class CodePrior(nn.Module):
+    """What all priors have: embeddings of codes and positions, a conditioner and a transformer.
 
     Args:
         codebook_size: number of codes K.
         context_length: number of positions T.
         transformer: options of `TransformerConfig`.
         conditioning: options of `ConditioningConfig`; `upsampler` holds options of `UpsamplerConfig`.
+        codebooks: codes of a position, Q; None for one code without a dimension of its own.
 
     Raises:
         TypeError: unknown option.
@@ -189,14 +201,15 @@ class Prior(nn.Module):
         context_length: int = 2048,
         transformer: Mapping[str, Any] | None = None,
         conditioning: Mapping[str, Any] | None = None,
+        codebooks: int | None = None,
     ):
         super().__init__()
         sizes = TransformerConfig(**(transformer or {}))
         options = dict(conditioning or {})
         if options.get("upsampler") is not None:
             options["upsampler"] = UpsamplerConfig(**options["upsampler"])
-        self.codebook_size, self.context_length = codebook_size, context_length
-        self.code_embedding = code_table(codebook_size, sizes.width, 0.02 * sizes.init_scale)
+        self.codebook_size, self.context_length, self.codebooks = codebook_size, context_length, codebooks
+        self.code_embedding = code_table(codebook_size * (codebooks or 1), sizes.width, 0.02 * sizes.init_scale)
         self.position_embedding = normal(context_length, sizes.width, std=0.01 * sizes.init_scale)
         self.conditioner = Conditioner(ConditioningConfig(**options), codebook_size, sizes.width, sizes.init_scale)
         self.transformer = Transformer(sizes, context_length)
@@ -206,8 +219,60 @@ class Prior(nn.Module):
         """Whether the prior has a null embedding, which classifier-free guidance (CFG) requires."""
         return self.conditioner.null_start is not None
 
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape of the codes of a position: () or (Q,)."""
+        return () if self.codebooks is None else (self.codebooks,)
+
+    def rows_of(self, codes: Tensor) -> Tensor:
+        """Rows of the code embedding for codes [..., Q]: each codebook has K rows; the codes themselves without Q."""
+        if self.codebooks is None:
+            return codes
+        return codes + self.codebook_size * torch.arange(codes.shape[-1], device=codes.device)
+
+    def targets(self, codes: Tensor) -> Tensor:
+        """The codes that `forward` predicts, of the codes [B, n, ...]: without known codebooks."""
+        return codes
+
+    def check_length(self, codes: Tensor) -> None:
+        """Raise ValueError if there are more codes [B, n, ...] than positions of the context, or of another shape."""
+        if codes.shape[1] > self.context_length or codes.shape[2:] != self.code_shape:
+            shape = ", ".join(["B", "n", *map(str, self.code_shape)])
+            raise ValueError(
+                f"codes of shape {list(codes.shape)}: expected [{shape}] with n <= {self.context_length} positions"
+            )
+
+    def item_bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Bits of each code that is predicted, -log2 p: [B, n, ...]."""
+        logits, targets = self(codes, conditions).float(), self.targets(codes)
+        bits = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none") / math.log(2)
+        return bits.view(targets.shape)
+
+    def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
+        """Mean bits per code, -log2 p, of codes [B, n, ...]: a scalar."""
+        return self.item_bits(codes, conditions).mean()
+
+    def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+        """The training loss: a scalar. `seeds`, one for each item, decide what is random in it besides dropout."""
+        return self.bits(codes, conditions)
+
+
+class Prior(CodePrior):
+    """Autoregressive transformer over one level of codes.
+
+    The input at position t is the code at t - 1; at position 0 it is an embedding of the image. The position
+    embeddings of the conditions are added before and after the transformer. With one code for each position, the output
+    layer shares the weights of the code embedding. With several, the codes of a position are drawn one after another by
+    small networks, `DepthHeads`; see `CodePrior` for the arguments.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        width = self.transformer.config.width
+        self.heads = None if self.codebooks is None else DepthHeads(self.codebooks, self.codebook_size, width)
+
     def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """Return logits [B, n, K] for codes [B, n]: entry t is the distribution of codes[:, t].
+        """Return logits [B, n, ..., K] for codes [B, n, ...]: entry t is the distribution of codes[:, t].
 
         `im2wav.decoding.Decoder` computes the same logits position by position with a KV cache.
 
@@ -218,16 +283,12 @@ class Prior(nn.Module):
         Raises:
             ValueError: too many codes, or incompatible conditions.
         """
+        self.check_length(codes)
         length = codes.shape[1]
-        if length > self.context_length:
-            raise ValueError(f"{length} codes, but the context has {self.context_length} positions")
         start, positions = self.conditioner(conditions, self.context_length)
         condition = start.new_zeros(1) if positions is None else positions[:, :length]
-        inputs = torch.cat([start[:, None], self.code_embedding(codes[:, :-1]).to(start.dtype)], 1)
+        before = self.code_embedding(self.rows_of(codes[:, :-1]))
+        before = before if self.codebooks is None else before.sum(2)
+        inputs = torch.cat([start[:, None], before.to(start.dtype)], 1)
         h = self.transformer(inputs + self.position_embedding[:length] + condition) + condition
-        return h @ self.code_embedding.weight.t()
-
-    def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
-        """Mean bits per code, -log2 p, of codes [B, n]: a scalar, the training loss."""
-        logits = self(codes, conditions)
-        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten()) / math.log(2)
+        return h @ self.code_embedding.weight.t() if self.heads is None else self.heads(h, codes)

@@ -1,7 +1,6 @@
 """Dashboard callback: generate audio for fixed items during training, with the EMA weights."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -20,7 +18,7 @@ from im2wav.checkpoint import Loaded, check_same_origin, load
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
-from im2wav.decoding.decoder import Decoder, sample_codes
+from im2wav.decoding import Decoder, ParallelDecoder, make_decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions, uniforms
 from im2wav.files import IMAGE_SUFFIXES
 from im2wav.hub import find_net
@@ -141,7 +139,7 @@ class Dashboard(pl.Callback):
     ) -> tuple[list[DashboardRow], dict, dict]:
         net, figures, usage, samples = module.net, {}, {}, []
         waves = {level: net.decode(net.encode(batch.wav), level) for level in LEVELS}
-        for level, book in net.codebooks.items():
+        for level, book in net.named_codebooks().items():
             probabilities = book.code_usage / book.code_usage.sum()
             figures[f"codebook/perplexity/{level}"] = torch.special.entr(probabilities).sum().exp().item()
             figures[f"codebook/dead/{level}"] = (book.code_usage < book.restart_threshold).sum().item()
@@ -162,7 +160,7 @@ class Dashboard(pl.Callback):
         if self.partner is not None:  # on the CPU, the memory-mapped weights are used without a copy
             net: Any = self.partner.net if device.type == "cpu" else deepcopy(self.partner.net).to(device)
             nets["low" if module.level == "up" else "up"] = net
-        decoders = {level: Decoder(net) for level, net in nets.items()}
+        decoders = {level: make_decoder(net) for level, net in nets.items()}
         guided = any(decoder.can_be_guided for decoder in decoders.values())
         options = self.options if guided else [SamplingOptions(1.0, self.options[0].temperature)]
         jobs = [(option, row) for option in options for row in range(len(batch.wav))]
@@ -226,7 +224,7 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
             last = found / "last.ckpt"  # folder of one run
             found = last if last.is_file() else find_net(found, OTHER[module.kind])
         loaded = load(found, OTHER[module.kind])
-        sizes = [net.codebook_size for net in (loaded.net, module.net)]
+        sizes: Any = [net.codebook_size for net in (loaded.net, module.net)]
         if sizes[0] != sizes[1]:  # the only check for files without a codec hash
             raise ValueError(f"its codebook has {sizes[0]} codes, but the {module.kind} in training has {sizes[1]}")
         pair = {own.kind: own, loaded.kind: loaded}
@@ -237,7 +235,7 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
 
 
 def _draw_columns(
-    decoders: Mapping[str, Decoder],
+    decoders: Mapping[str, Decoder | ParallelDecoder],
     conditions: Conditions,
     seeds: Sequence[int],
     options: SamplingOptions,
@@ -250,7 +248,7 @@ def _draw_columns(
 
     def draw(level: str, codes_low: Tensor | None) -> Tensor:
         decoder, level_conditions = decoders[level], replace(conditions, codes_low=codes_low)
-        uniform = uniforms(seeds, decoder.context_length, level, conditions.clip.device)
+        uniform = uniforms(seeds, decoder.context_length, level, conditions.clip.device, decoder.code_shape)
         hidden = None if is_first_process() else True
         with track_progress(desc=f"samples, {level}", unit="code", total=uniform.shape[1], hidden=hidden) as bar:
             return sample_codes(decoder, level_conditions, uniform, options, on_step=bar.update)
@@ -266,9 +264,9 @@ def _draw_columns(
 
 def _prior_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
     """Return top-1 accuracy, bits per code with and without the image, their difference, and bits by position."""
-    logits = net(codes, conditions).float()
-    bits = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none") / math.log(2)  # [B, T]
-    figures = {"samples/accuracy": (logits.argmax(-1) == codes).float().mean().item()}
+    bits = net.item_bits(codes, conditions)  # [B, T, ...]
+    logits, targets = net(codes, conditions), net.targets(codes)
+    figures = {"samples/accuracy": (logits.argmax(-1) == targets).float().mean().item()}
     figures["samples/bits"] = bits.mean().item()
     if net.can_be_guided:
         figures["samples/bits_null"] = net.bits(codes, conditions.null_like()).item()

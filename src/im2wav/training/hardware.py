@@ -229,7 +229,10 @@ def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callab
     `make` builds another copy of the run's LightningModule; it is called under `FakeTensorMode`.
     """
     item = collate([datamodule.windows["train"][(0, 0.5)]])
-    hops = datamodule.tokenizer.hop_lengths if datamodule.tokenizer is not None else {}
+    codec = datamodule.tokenizer
+    shapes = (
+        {k: (item.wav.shape[-1] // hop, *codec.code_shapes[k]) for k, hop in codec.hop_lengths.items()} if codec else {}
+    )
 
     def build(batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
         def like(x: Tensor) -> Tensor:
@@ -239,7 +242,7 @@ def training_memory(cfg: DictConfig, trainer: Any, datamodule: Any, make: Callab
         fake.log_parts = lambda *_, **__: None  # there is no trainer
         if hasattr(fake, "bandwidth"):
             fake.bandwidth = Bandwidth()
-        codes = {k: torch.zeros(batch, item.wav.shape[-1] // hop, dtype=torch.int64) for k, hop in hops.items()}
+        codes = {k: torch.zeros(batch, *shape, dtype=torch.int64) for k, shape in shapes.items()}
         dropped = torch.zeros(batch, dtype=torch.bool) if getattr(fake, "condition_dropout", 0) else None
         timing = {name: like(value) for name, value in item.timing.items()}
         inputs = Batch(like(item.wav), like(item.clip), timing, ["fake"] * batch, codes or None, dropped=dropped)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.data.windows import Batch
 from im2wav.decoding.sampler import item_seed
-from im2wav.prior import Conditions, Prior, Timing
+from im2wav.prior import CodePrior, Conditions, Timing
 from im2wav.training.module import NetModule, eager_eval_mode, training_flops
 
 
@@ -29,11 +29,11 @@ class PriorModule(NetModule):
 
     level: ClassVar[str]
     levels: ClassVar[tuple[str, ...]]  # levels of the codes that it needs
-    net: Prior
+    net: CodePrior
 
     def __init__(
         self,
-        net: Prior,
+        net: CodePrior,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         condition_dropout: float = 0.0,
@@ -98,7 +98,8 @@ class PriorModule(NetModule):
         conditions, codes = self.conditions(batch), self.codes(batch, self.level)
         if batch.dropped is not None:
             conditions = replace(conditions, null=batch.dropped)
-        loss = self.net.bits(codes, conditions)
+        seeds = [item_seed(self.seed, self.global_step, "loss", name) for name in batch.id]
+        loss = self.net.training_bits(codes, conditions, seeds)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav))
         return loss
 

@@ -144,6 +144,7 @@ def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
     codec: Any = load(cfg.codec, "vqvae").net
     expected = int(cfg.data.num_samples) // codec.hop_lengths[module.level]
     for what, given, wanted in (
+        ("number of codebooks", list(module.net.code_shape), list(codec.code_shapes[module.level])),
         ("codes.size", module.net.codebook_size, codec.codebook_size),
         ("context_length (data.num_samples / hop)", module.net.context_length, expected),
     ):

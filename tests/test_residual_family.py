@@ -1,0 +1,158 @@
+"""The family of residual codecs does what the first one does: training, generation, evaluation, cached codes."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ASSETS, TINY, command, config
+from im2wav import Im2Wav
+from im2wav.checkpoint import load_net
+from im2wav.cli import instantiate
+from im2wav.data.pairs import PairsFolder
+from im2wav.data.windows import extend_wav
+from im2wav.train import train
+
+OWL, CAT = (ASSETS / "images" / f"{name}.jpg" for name in ("owl_03", "cat_03"))
+FAMILY = ["family=residual", "size=tiny", *TINY, "data.num_samples=6400", "data.batch_size=2"]
+
+
+def residual_config(model: str, root: Path, output: Path, *overrides: str):
+    codec = f"codec={output.parent / 'vqvae' / 'last.ckpt'}"
+    arguments = [f"model={model}", f"data.root={root}", codec, *FAMILY, "trainer.max_steps=3", *overrides]
+    return config("train", *arguments, output=output)
+
+
+@pytest.fixture(scope="module")
+def run(pairs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("residual")
+    for model in ("vqvae", "low_prior", "up_prior"):
+        train(residual_config(model, pairs, folder / "base" / model, "callbacks.dashboard.every_n_steps=3"))
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return Im2Wav.from_pretrained(run, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "low_prior", "up_prior"])
+def test_a_stopped_run_resumes_to_the_same_weights(kind, pairs, run, tmp_path):
+    codec = f"codec={run / 'vqvae' / 'last.ckpt'}"
+    output = tmp_path / kind
+    train(residual_config(kind, pairs, output, codec, "trainer.max_steps=1"))
+    train(residual_config(kind, pairs, output, codec, "resume=auto"))
+    states = [torch.load(x / "last.ckpt", weights_only=True)["state_dict"] for x in (output, run / kind)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    if kind == "vqvae":
+        assert any(name.startswith("discriminator.") for name in states[0])
+
+
+def test_the_dashboard_shows_audio_of_all_models(run):
+    for kind in ("vqvae", "low_prior", "up_prior"):
+        assert (run / kind / "media" / "step_00000003" / "index.html").is_file()
+
+
+def test_streamed_audio_equals_generated_audio_longer_than_a_window(model):
+    options = {"seed": 3, "seconds": 1.0, "guidance_scale": 2.0}
+    whole = model.generate(OWL, **options)
+    assert len(whole.wav) == 16000
+    assert whole.wav.abs().max() > 0
+    assert torch.equal(torch.cat(list(model.stream(OWL, **options))), whole.wav)
+    assert torch.equal(whole.codes["up"][..., :2], whole.codes["low"])
+
+
+def test_codes_of_a_seed_do_not_depend_on_the_batch(model, tmp_path, run):
+    common = [
+        f"input={OWL}",
+        "encoder=efficientnet_lite2",
+        f"paths.runs={run.parent}",
+        "run_name=base",
+        "num_samples=3",
+    ]
+    for size in (1, 3):
+        assert command("sample", *common, f"out={tmp_path / str(size)}", f"batch_size={size}") == 0
+    for number in range(3):
+        waves = [(tmp_path / str(size) / "up" / f"owl_03_{number:02}.wav").read_bytes() for size in (1, 3)]
+        assert waves[0] == waves[1]
+    drafts = model.generate(OWL, seed=1, num_drafts=3)
+    assert drafts.rank == 0
+    assert drafts.gap is not None
+
+
+def test_continuation_keeps_the_codes_of_the_prompt(model):
+    prompt = 0.3 * torch.sin(torch.arange(3200) / 10)
+    audio = model.generate(OWL, continue_from=prompt, seconds=0.6)
+    known = model.networks.encode(prompt, pad=False)
+    assert torch.equal(audio.codes["up"][:10], known["up"])
+    assert torch.equal(audio.codes["low"][:10], known["low"])
+
+
+def test_inpainting_keeps_the_rest_and_hears_both_sides(model):
+    wav = model.generate(OWL, seed=5)
+    options = {"seed": 6, "inpaint": wav, "inpaint_interval": [0.1, 0.2]}
+    audio = model.generate(CAT, **options)
+    first, end = 5, 10  # frames of 20 ms
+    for level in ("low", "up"):
+        assert torch.equal(audio.codes[level][:first], wav.codes[level][:first])
+        assert torch.equal(audio.codes[level][end:], wav.codes[level][end:])
+    assert not torch.equal(audio.codes["up"][first:end], wav.codes["up"][first:end])
+    buffer_of = {}
+    original = type(model.networks.decoders["up"]).start
+
+    def spy(self, *arguments, **named):
+        buffer_of["following"] = arguments[5] if len(arguments) > 5 else named.get("following")
+        return original(self, *arguments, **named)
+
+    type(model.networks.decoders["up"]).start = spy
+    try:
+        model.generate(CAT, **options)
+    finally:
+        type(model.networks.decoders["up"]).start = original
+    assert torch.equal(buffer_of["following"][0].cpu(), wav.codes["up"][end:])
+
+
+def test_a_saved_model_loads_again(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    again = Im2Wav.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.sha256 == model.sha256
+    assert torch.equal(again.generate(OWL, seed=2).wav, model.generate(OWL, seed=2).wav)
+
+
+def test_cached_codes_are_those_of_whole_clips_and_priors_train_on_them(run, pairs, tmp_path):
+    codec = run / "vqvae" / "last.ckpt"
+    options = ["data.num_samples=6400", "data.num_workers=0", "device=cpu"]
+    assert command("tokenize", f"codec={codec}", f"data.root={pairs}", *options) == 0
+    net, folder = load_net(codec), PairsFolder(pairs)
+    (cache,) = (pairs / "codes").glob("*/up")
+    for pair in folder.pairs:
+        wav = extend_wav(folder.read_wav(pair), 6400, "loop")
+        whole = net.encode(wav[None, None, : len(wav) // 320 * 320])["up"][0]
+        assert np.array_equal(np.load(cache / Path(pair.clip).name), whole.numpy())
+    found = train(residual_config("up_prior", pairs, tmp_path / "up_prior", f"codec={codec}", "data.codes=cache"))
+    assert 0 < found["train/loss"] < 12
+
+
+def test_evaluate_measures_codec_and_priors(run, pairs, tmp_path):
+    codec = f"codec={run / 'vqvae' / 'last.ckpt'}"
+    assert command("evaluate", codec, f"data={pairs}", "split=train", f"out={tmp_path / 'codec'}") == 0
+    common = [f"model={run}", f"data={pairs}", f"out={tmp_path / 'model'}", "split=train", "batch_size=4"]
+    assert command("evaluate", *common) == 0
+    report = json.loads((tmp_path / "model" / "report.json").read_text())
+    assert 0 < report["priors"]["up"]["condition"]["value"] < 12, report["priors"]["up"]
+    with (tmp_path / "model" / "items.csv").open() as file:
+        assert len(list(csv.DictReader(file)))
+
+
+def test_presets_have_the_sizes_that_they_say(tmp_path):
+    totals = {}
+    for size in ("tiny", "starter"):
+        counts = []
+        for kind in ("vqvae", "low_prior", "up_prior"):
+            cfg = config("train", f"model={kind}", "family=residual", f"size={size}", output=tmp_path)
+            counts.append(sum(p.numel() for p in instantiate(cfg.model.net).parameters()))
+        totals[size] = sum(counts) / 1e6
+    assert totals["tiny"] < 0.6 and 9 < totals["starter"] < 14, totals
