@@ -159,7 +159,10 @@ def show_help(command: str, overrides: list[str]) -> None:
                 raise
             cfg = compose(command, ["model=vqvae", *overrides], return_hydra_config=True)  # model has no default
     names = [str(name) for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra/")]
-    choices = {name: str(cfg.hydra.runtime.choices[name]) for name in names if "@" not in name}
+    chosen_by_others = {"network"}  # the network of a model and a family
+    choices = {
+        name: str(cfg.hydra.runtime.choices[name]) for name in names if "@" not in name and name not in chosen_by_others
+    }
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):
         del cfg["hydra"]

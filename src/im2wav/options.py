@@ -236,7 +236,7 @@ def described_options(conf: Path) -> dict[str, tuple[str, Any, str | None]]:
             *above, name = key.split(".")
             node: Any = functools.reduce(operator.getitem, above, values)  # type: ignore[arg-type]
             described = (comment, node[name], node.get("_target_"))
-            found[f"{parts[0]}={parts[-1]}:{prefix}{key}"] = described
+            found[f"{parts[0]}={'/'.join(parts[1:])}:{prefix}{key}"] = described
             if not found.get(prefix + key, ("",))[0]:
                 found[prefix + key] = described
     return found
