@@ -119,7 +119,8 @@ def test_masks_depend_on_the_seed_of_the_item_and_the_loss_on_masked_codes_only(
     prior, seen = masked_prior(), given()
     level, known, asked = prior._masks(LENGTH, range(300))
     assert set(level.tolist()) == {2, 3, 4}
-    assert asked.any(1).all()
+    assert asked.any(1).float().mean() > 0.95
+    assert known.all(2).any(1).float().mean() > 0.2  # continuation and inpainting
     rows = torch.arange(300)
     assert known[..., :2].all()
     assert not (known[rows, :, level] & asked).any()

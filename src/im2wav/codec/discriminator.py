@@ -18,6 +18,11 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Conv2d(inputs, outputs, 3, (stride, 1), 1))
 
 
+def _item_means(x: Tensor) -> Tensor:
+    """Mean of each item, [B, ...] -> [B]: losses are means over items, so that several processes train as one."""
+    return x.flatten(1).mean(1)
+
+
 class SpectrumDiscriminator(nn.Module):
     """Audio [B, 1, N] -> features of each layer; the last one holds the scores, [B, 1, bins / 16, frames]."""
 
@@ -82,7 +87,7 @@ class Discriminator(nn.Module):
         adversarial = torch.stack([-part[-1].mean() for part in judged]).mean()
         matching = torch.stack(
             [
-                (b - a.detach()).abs().mean() / a.detach().abs().mean().clamp_min(1e-4)
+                (_item_means((b - a.detach()).abs()) / _item_means(a.detach().abs()).clamp_min(1e-4)).mean()
                 for part, other in zip(judged_real, judged, strict=True)
                 for a, b in zip(part[:-1], other[:-1], strict=True)
             ]

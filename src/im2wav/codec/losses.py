@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,11 +123,16 @@ MEL_SPECTRAL = (((2048, 512, 2048), 160), ((1024, 256, 1024), 80), ((512, 128, 5
 
 
 @lru_cache
-def mel_filters(n_fft: int, bands: int, sample_rate: int) -> Tensor:
-    """Triangular mel filters [n_fft // 2 + 1, bands] for magnitude spectra."""
-    from torchaudio.functional import melscale_fbanks
+def mel_filters(n_fft: int, bands: int, sample_rate: int) -> np.ndarray:
+    """Triangular mel filters [n_fft // 2 + 1, bands] for magnitude spectra (HTK's mel scale), float32.
 
-    return melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate)
+    An array, because a tensor made while memory is counted would be fake, and stay in the cache.
+    """
+    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)  # Hz
+    bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    rising, falling = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
+    return np.minimum(rising, falling).clip(0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class SpectralLoss:
         for level, wav in output.wav.items():
             mel, stft = [], []
             for size, bands in MEL_SPECTRAL:
-                filters = mel_filters(size[0], bands, self.sample_rate).to(target)
+                filters = torch.from_numpy(mel_filters(size[0], bands, self.sample_rate)).to(target)
                 both = [magnitude(x.float(), *size) for x in (target, wav)]
                 stft.append(self._distance(*both))
                 mel.append(self._distance(*(x.transpose(1, 2) @ filters for x in both)))

@@ -9,6 +9,7 @@ Sources: residual quantisation with quantiser dropout, Zeghidour et al. 2021 (So
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -197,8 +198,8 @@ class ResidualCodec(nn.Module):
     def counts(self, seeds: Sequence[int]) -> Tensor:
         """Number of codebooks that training items are decoded from, [B], for a seed of each (quantiser dropout)."""
         low, most = self.code_shapes["low"][0], self.code_shapes["up"][0]
-        draws = [torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist() for seed in seeds]
-        return torch.tensor([low + int(b * (most - low + 1)) if a < self.dropout else most for a, b in draws])
+        draws = [random.Random(seed) for seed in seeds]
+        return torch.tensor([d.randint(low, most) if d.random() < self.dropout else most for d in draws])
 
     def forward(self, wav: Tensor, counts: Tensor | None = None) -> CodecOutput:
         """Encode, quantise and decode audio [B, 1, N]; update the codebooks in training mode.

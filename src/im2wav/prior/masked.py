@@ -6,6 +6,7 @@ parallel decoding, Chang et al. 2022 (MaskGIT); codebook by codebook, Borsos et 
 """
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ class MaskedPrior(CodePrior):
         return torch.stack(logits, 2)
 
     def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
-        """Mean bits of masked codes of one codebook for each item: a scalar.
+        """Mean over the items of the mean bits of masked codes of one codebook: a scalar.
 
         Codebook, masked positions and a span of known positions are drawn from the seeds of the items. The fraction of
         masked positions is cos(pi u / 2) with u uniform in [0, 1).
@@ -100,33 +101,29 @@ class MaskedPrior(CodePrior):
         self.check_length(codes)
         level, known, asked = (x.to(codes.device) for x in self._masks(codes.shape[1], seeds))
         h = self.hidden(codes, known, level, self.condition(conditions, codes.shape[1]))
-        total = h.new_zeros(())
+        total = h.new_zeros(len(h))
         for number in range(self.known_codebooks, self.codebooks):
             here = asked & (level == number)[:, None]  # [B, n]; without a synchronisation, also where it is all false
             logits = F.linear(h, *self.out(number)).flatten(0, 1).float()
             bits = F.cross_entropy(logits, codes[..., number].flatten(), reduction="none")
-            total = total + (bits.view(here.shape) * here).sum()
-        return total / asked.sum() / math.log(2)
+            total = total + (bits.view(here.shape) * here).sum(1)
+        return (total / asked.sum(1).clamp_min(1)).mean() / math.log(2)
 
     def _masks(self, length: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Codebook [B], known codes [B, n, Q] and positions that are asked for [B, n], of training items."""
         levels, knowns, asked = [], [], []
         for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            level = int(torch.randint(self.known_codebooks, self.codebooks, (), generator=generator))
-            drawn, span, ratio = torch.rand(3, generator=generator).tolist()
-            order = torch.rand(length, generator=generator)
-            masked = order <= order.sort().values[max(0, math.ceil(math.cos(math.pi / 2 * ratio) * length) - 1)]
-            whole = torch.zeros(length, dtype=torch.bool)  # positions with all codes
-            if drawn < KNOWN_SPAN:
-                first = int(span * length) if drawn < KNOWN_SPAN / 2 else 0
-                whole[first : first + length // 2] = True
-                masked &= ~whole
-                masked[-1 if first + length // 2 < length else 0] = True  # at least one is asked for
-                whole &= ~masked
-            before = torch.arange(self.codebooks) < level
-            known = before.expand(length, -1) | whole[:, None]
+            draw = random.Random(seed)
+            level = draw.randrange(self.known_codebooks, self.codebooks)
+            count = max(1, math.ceil(math.cos(math.pi / 2 * draw.random()) * length))
+            masked = torch.zeros(length, dtype=torch.bool)
+            masked[draw.sample(range(length), count)] = True
+            known = (torch.arange(self.codebooks) < level).repeat(length, 1)
             known[:, level] |= ~masked
+            if draw.random() < KNOWN_SPAN:  # all codes of up to half of the positions, at the start or anywhere
+                first = draw.choice((0, draw.randrange(length)))
+                known[first : first + draw.randrange(1, length // 2 + 1)] = True
+                masked &= ~known[:, level]  # possibly none is left to be asked for
             levels.append(level)
             knowns.append(known)
             asked.append(masked)

@@ -75,7 +75,7 @@ class PriorModule(NetModule):
         """FLOPs of a training step over one window of the batch."""
         first = torch.arange(1, device=batch.wav.device)
         conditions, codes = self.conditions(batch).take(first), self.codes(batch, self.level)[:1]
-        return training_flops(self.net, lambda: self.net(codes, conditions))
+        return training_flops(self.net, lambda: self.net.training_bits(codes, conditions, [0]))
 
     def dropped(self, ids: Sequence[str]) -> Tensor:
         """Condition dropout at this step: [B] booleans, true if the image of the item is dropped.
