@@ -258,6 +258,7 @@ class DemoStages:
     """Options of the stages of the demo."""
 
     images: str | None = option(None, "folder of your own images, to generate audio for them too")
+    family: str = option("im2wav", "family of the three models", choices=("im2wav", "residual"))
     overrides: list[str] = option([], "options of all three training runs, such as ['trainer.max_steps=20']")
 
 

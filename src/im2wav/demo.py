@@ -16,6 +16,7 @@ from im2wav.cli import command, quoted, run, run_command
 log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets" / "pairs"
+EXPERIMENTS = {"im2wav": "demo", "residual": "demo_residual"}
 STAGES = ("vqvae", "low_prior", "up_prior")
 
 
@@ -26,7 +27,7 @@ def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
     sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
     commands = {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
     for stage in STAGES:
-        commands[stage] = ["train", f"experiment=demo/{stage}", "overwrite=true", *runs, *cfg.demo.overrides]
+        commands[stage] = ["train", f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}", "overwrite=true", *runs, *cfg.demo.overrides]
     for split in ("train", "valid"):
         where = [f"model={quoted(out)}", f"data={pairs}", f"split={split}", f"out={quoted(out / 'evaluation' / split)}"]
         commands[f"evaluate_{split}"] = ["evaluate", *where, "batch_size=64", "resamples_fd=2", *runs, *sampler]
