@@ -3,6 +3,7 @@
 Memory is that of a training step in bf16-mixed with AdamW and EMA, counted on fake tensors, for windows of 4.1 s.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,11 +40,25 @@ def build(cfg: Any, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
     return module, lambda: module.training_step(inputs, 0)
 
 
+def write_row(*cells: str) -> None:
+    """Write a row of a Markdown table."""
+    sys.stdout.write(f"| {' | '.join(cells)} |\n")
+
+
 def main() -> None:
     """Print the table."""
     register_resolvers()
-    print("| size | model | parameters | FLOPs of a training step, each window | memory | memory of each window |", end="")
-    print(" windows on " + ", ".join(f"{card}" for card in CARDS) + " GB |\n|" + "---|" * 7)
+    cards = ", ".join(map(str, CARDS))
+    columns = [
+        "size",
+        "model",
+        "parameters",
+        "FLOPs of a training step, each window",
+        "memory",
+        "memory of each window",
+    ]
+    write_row(*columns, f"windows that fit {cards} GB")
+    write_row(*["---"] * (len(columns) + 1))
     for size in ("tiny", "starter", "base", "large"):
         for model in ("vqvae", "low_prior", "up_prior"):
             with initialize_config_dir(CONF, version_base="1.3"):
@@ -53,10 +68,8 @@ def main() -> None:
             flops = instantiate(cfg.model).item_flops(random_batch(cfg, 1))
             found = step_memory(lambda batch, cfg=cfg: build(cfg, batch), precision="bf16-mixed")
             fits = ", ".join(str(found.largest_batch(card * 1e9) or "none") for card in CARDS)
-            print(
-                f"| {size} | {model} | {parameters / 1e6:.1f} M | {flops / 1e9:.1f} GFLOP | {found.fixed / 1e9:.2f} GB "
-                f"| {found.per_window / 1e6:.0f} MB | {fits} |"
-            )
+            sizes = [f"{parameters / 1e6:.1f} M", f"{flops / 1e9:.1f} GFLOP", f"{found.fixed / 1e9:.2f} GB"]
+            write_row(size, model, *sizes, f"{found.per_window / 1e6:.0f} MB", fits)
 
 
 if __name__ == "__main__":

@@ -162,11 +162,12 @@ def test_presets_have_the_sizes_that_they_say(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six trainings, three of them of two processes
 def test_two_processes_train_as_one_does(pairs, run, tmp_path):
     codec = f"codec={run / 'vqvae' / 'last.ckpt'}"
     for kind in ("vqvae", "low_prior", "up_prior"):
-        common = [codec, "data.global_batch_size=4", "data.batch_size=5", "callbacks.progress=null", "trainer.precision=32-true"]
-        common += ["data.windows_per_epoch=20", "trainer.max_steps=5"]
+        common = [codec, "data.global_batch_size=4", "data.batch_size=5", "callbacks.progress=null"]
+        common += ["data.windows_per_epoch=20", "trainer.max_steps=5", "trainer.precision=32-true"]
         common += [] if kind == "vqvae" else ["+model.net.conditioning.map_dropout=0"]  # drawn for each device
         train(residual_config(kind, pairs, tmp_path / "one" / kind, *common))
         call = [sys.executable, "-m", "im2wav.train", f"model={kind}", f"data.root={pairs}", *FAMILY, *common]

@@ -27,7 +27,8 @@ def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
     sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
     commands = {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
     for stage in STAGES:
-        commands[stage] = ["train", f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}", "overwrite=true", *runs, *cfg.demo.overrides]
+        experiment = f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}"
+        commands[stage] = ["train", experiment, "overwrite=true", *runs, *cfg.demo.overrides]
     for split in ("train", "valid"):
         where = [f"model={quoted(out)}", f"data={pairs}", f"split={split}", f"out={quoted(out / 'evaluation' / split)}"]
         commands[f"evaluate_{split}"] = ["evaluate", *where, "batch_size=64", "resamples_fd=2", *runs, *sampler]
