@@ -146,14 +146,14 @@ class SpectralLoss:
         mel: weight of the mean absolute difference of log mel spectra (natural logarithm).
         stft: weight of the same of log magnitudes, which see single bins.
         sample_rate: Hz.
-        floor: added to magnitudes before the logarithm.
+        least: added to magnitudes before the logarithm.
     """
 
     commit: float = 0.25
     mel: float = 1.0
     stft: float = 0.5
     sample_rate: int = 16000
-    floor: float = 1e-2
+    least: float = 1e-2
 
     def __call__(self, target: Tensor, output: CodecOutput, bandwidth: Bandwidth) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its named terms for target [B, 1, N]; `bandwidth` is not needed."""
@@ -173,4 +173,4 @@ class SpectralLoss:
         return total, {name: value.detach() for name, value in parts.items()}
 
     def _distance(self, target: Tensor, output: Tensor) -> Tensor:
-        return ((target + self.floor).log() - (output + self.floor).log()).abs().mean()
+        return ((target + self.least).log() - (output + self.least).log()).abs().mean()

@@ -23,7 +23,7 @@ WINDOW = 640  # samples: 40 ms at 16 kHz
 HOP = 160  # samples between spectra: 100 Hz
 PER_FRAME = 2  # spectra in a frame of codes
 BINS = WINDOW // 2 + 1
-FLOOR = 1e-2  # added to magnitudes before the logarithm; a full-scale sine has a magnitude of 160
+LEAST = 1e-2  # added to magnitudes before the logarithm; a full-scale sine has a magnitude of 160
 LARGEST = math.log(1e3)  # of a log magnitude
 
 
@@ -87,7 +87,7 @@ class SpectralEncoder(nn.Module):
     @staticmethod
     def features(wav: Tensor) -> Tensor:
         """Log magnitudes of the spectra of each frame, [B, PER_FRAME * BINS, T], about -1 to 1."""
-        log = (spectra(wav.float()).abs() + FLOOR).log() / math.log(1 / FLOOR)
+        log = (spectra(wav.float()).abs() + LEAST).log() / math.log(1 / LEAST)
         return log.unflatten(2, (-1, PER_FRAME)).permute(0, 3, 1, 2).flatten(1, 2)
 
     def forward(self, wav: Tensor) -> Tensor:
@@ -116,11 +116,11 @@ class SpectralDecoder(nn.Module):
         """Complex spectra [B, BINS, S] of latents [B, L, T]."""
         h = self.norm(self.blocks(self.inp(latents)).transpose(1, 2))
         log, real, imaginary = self.out(h).float().transpose(1, 2).chunk(3, 1)
-        log = (log + self.linear(latents).float()) * math.log(1 / FLOOR)
+        log = (log + self.linear(latents).float()) * math.log(1 / LEAST)
         log, real, imaginary = (
             x.unflatten(1, (PER_FRAME, BINS)).permute(0, 2, 3, 1).flatten(2) for x in (log, real, imaginary)
         )
-        magnitude = log.clamp_max(LARGEST).exp() - FLOOR
+        magnitude = log.clamp_max(LARGEST).exp() - LEAST
         scale = magnitude.clamp_min(0.0) * (real.square() + imaginary.square() + 1e-6).rsqrt()
         return torch.complex(scale * real, scale * imaginary)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from im2wav.decoding.decoder_layer import Norm
 from im2wav.decoding.linear import Linear
 from im2wav.prior import Prior
-from im2wav.prior.heads import DepthHead
+from im2wav.prior.depth import DepthHead
 
 Pick = Callable[[Tensor, int | None], Tensor]  # logits [R, K] and the codebook (None if there is one) -> codes [B]
 
@@ -42,7 +42,7 @@ class TiedHead:
 
 
 class DecoderHeads:
-    """Several codes for each position, drawn one after another; see `im2wav.prior.heads.DepthHeads`."""
+    """Several codes for each position, drawn one after another; see `im2wav.prior.depth.DepthHeads`."""
 
     def __init__(self, prior: Prior, linear: Callable[..., Linear]):
         assert prior.heads is not None

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from im2wav.layers import LayerNorm, code_table, normal
 from im2wav.prior.conditioning import Conditioner, ConditioningConfig, Conditions, UpsamplerConfig
-from im2wav.prior.heads import DepthHeads
+from im2wav.prior.depth import DepthHeads
 
 Kind = Literal["row", "column", "previous_row", "all"]
 KINDS: tuple[Kind, ...] = ("row", "column", "previous_row")
