@@ -235,7 +235,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "generated=... is required: a folder of audio files"),
+        ([], "generated=... is required: folder of generated audio files"),
         (["generated=GENERATED"], "needs reference=DIR"),
         (["generated=none", "reference=REFERENCE"], "generated=none: no such folder"),
         (

@@ -16,7 +16,7 @@ from im2wav.data import windows
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import parse_shard
-from im2wav.prepare.code_cache import encode_clip, receptive_radius
+from im2wav.prepare.code_cache import encode_clip
 from im2wav.train import train
 
 
@@ -78,7 +78,7 @@ hops = {"up": 8, "low": 32}
 def test_cached_codes_differ_from_fresh_ones_only_near_the_edges(cached, exact):
     """Within the receptive field of the window's edge some differ, beyond it none."""
     folder, size = PairsFolder(cached), 8192
-    radius, differ = receptive_radius(exact), {"up": [], "low": []}
+    radius, differ = exact.encoder_reach, {"up": [], "low": []}
     for pair in (pair for pair in folder.pairs if pair.samples > size + 64):
         wav = folder.read_wav(pair).double()
         start = (len(wav) - size) // 2 // 32 * 32

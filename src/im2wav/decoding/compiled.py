@@ -9,7 +9,7 @@ are batch-invariant. R rows of the network, W width, A width of attention.
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 4  # with 8 the loops over the weights take 2.5 times as long as with 4: worse than reading them twice
 
 Function = Callable[..., tuple[Tensor, ...]]
+
+
+class FusedLayers(Protocol):
+    """All layers of a transformer as fused kernels: `CompiledLayers` or `TritonLayers`."""
+
+    def step(self, x: Tensor, caches: Sequence[LayerCache], position: Any) -> Tensor:
+        """x [R, W] -> [R, W] at a position, a number or a tensor [1] on the device."""
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

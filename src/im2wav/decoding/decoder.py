@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from im2wav.codec import Codec
-from im2wav.decoding.compiled import CompiledLayers, compile_step
-from im2wav.decoding.decoder_layer import DecoderLayer, PlaceTable
-from im2wav.decoding.heads import DecoderHeads, TiedHead
+from im2wav.decoding.compiled import CompiledLayers, FusedLayers, compile_step
+from im2wav.decoding.decoder_layer import DecoderHeads, DecoderLayer, PlaceTable, TiedHead
 from im2wav.decoding.linear import (
     Compile,
     cache_dtype,
@@ -30,7 +29,7 @@ from im2wav.decoding.linear import (
 )
 from im2wav.decoding.parallel import ParallelDecoder
 from im2wav.decoding.sampler import SamplingOptions, draw_device
-from im2wav.decoding.state import DecodeState, FusedLayers, ThreadTuner
+from im2wav.decoding.state import DecodeState, ThreadTuner
 from im2wav.prior import CodePrior, Conditions, MaskedPrior, Prior
 from im2wav.prior.transformer import Layer
 

@@ -1,7 +1,7 @@
-"""A layer of a prior's transformer for decoding, with the KV cache of factored attention.
+"""A layer of a prior's transformer for decoding, with the KV cache of factored attention; and its output heads.
 
-Shapes: R rows of the network, W width, A width of attention, H heads, D width of a head, n positions; keys and values
-travel together as kv [2, R, H, n, D]. The kinds of attention are those of `im2wav.prior.transformer`.
+Shapes: R rows of the network, B sequences, W width, A width of attention, H heads, D width of a head, n positions, K
+codes, Q codebooks; keys and values travel together as kv [2, R, H, n, D]. The kinds of attention are those of `im2wav.prior.transformer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from im2wav.decoding.linear import Linear
+from im2wav.prior import Prior
+from im2wav.prior.depth import DepthHead
 from im2wav.prior.transformer import Kind, Layer, attend
 
 # rows of positions that a kind of attention sees; `column` sees all
@@ -204,3 +206,77 @@ class DecoderLayer:
         out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
         x = x.flatten(0, 1) + self.attention_out(out)
         return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))
+
+
+Pick = Callable[[Tensor, int | None], Tensor]  # logits [R, K] and the codebook (None if there is one) -> codes [B]
+
+
+class TiedHead:
+    """One code for each position; the output layer shares the weights of the code embedding."""
+
+    def __init__(self, prior: Prior, linear: Callable[..., Linear]):
+        self.table = prior.code_embedding.weight.float()
+        self.out = linear(self.table, self.table.new_zeros(prior.codebook_size))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes [...] -> inputs of the next position [..., W]."""
+        return self.table[codes]
+
+    def first_logits(self, h: Tensor) -> Tensor:
+        """Logits [..., K] of the first code of a position."""
+        return self.out(h)
+
+    def score(self, h: Tensor, codes: Tensor) -> Tensor:
+        """Logits of known codes [n]: h [r, n, W] -> [r, n, K]."""
+        return self.out(h)
+
+    def draw(self, h: Tensor, pick: Pick) -> Tensor:
+        """Draw the codes of a position, [B], from h [R, W]."""
+        return pick(self.out(h), None)
+
+
+class DecoderHeads:
+    """Several codes for each position, drawn one after another; see `im2wav.prior.depth.DepthHeads`."""
+
+    def __init__(self, prior: Prior, linear: Callable[..., Linear]):
+        assert prior.heads is not None
+        self.size = prior.codebook_size
+        self.tables: Sequence[Tensor] = prior.code_embedding.weight.float().split(self.size)
+        self.after: list[Tensor] = [table.get_parameter("weight").float() for table in prior.heads.embeddings]
+        self.parts: list[tuple[Norm, Linear, Linear]] = []
+        for head in prior.heads.heads:
+            assert isinstance(head, DepthHead)
+            hidden, out = (linear(layer.weight, layer.bias) for layer in (head.hidden, head.out))
+            self.parts.append((Norm(head.norm), hidden, out))
+
+    def _logits(self, number: int, h: Tensor) -> Tensor:
+        norm, hidden, out = self.parts[number]
+        return out(F.silu(hidden(norm(h))))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes [..., Q] -> inputs of the next position [..., W]."""
+        parts = [table[one] for table, one in zip(self.tables, codes.unbind(-1), strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def first_logits(self, h: Tensor) -> Tensor:
+        """Logits [..., K] of the first code of a position."""
+        return self._logits(0, h)
+
+    def score(self, h: Tensor, codes: Tensor) -> Tensor:
+        """Logits of known codes [n, Q]: h [r, n, W] -> [r, n, Q, K]."""
+        logits = []
+        for number in range(len(self.parts)):
+            logits.append(self._logits(number, h))
+            if number < len(self.after):
+                h = h + self.after[number][codes[:, number]]
+        return torch.stack(logits, 2)
+
+    def draw(self, h: Tensor, pick: Pick) -> Tensor:
+        """Draw the codes of a position, [B, Q], from h [R, W]."""
+        codes: list[Tensor] = []
+        for number in range(len(self.parts)):
+            codes.append(pick(self._logits(number, h), number))
+            if number < len(self.after):
+                chosen = self.after[number][codes[-1].to(h.device)]
+                h = h + chosen.repeat(len(h) // len(chosen), 1)
+        return torch.stack(codes, -1)

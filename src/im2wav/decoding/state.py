@@ -7,9 +7,9 @@ then with guidance B unconditional ones, then with a negative input B for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,14 +19,6 @@ from im2wav.decoding.linear import give_back_freed_memory
 from im2wav.decoding.sampler import SamplingOptions, draw_device, draw_guided
 from im2wav.prior import Conditions
 from im2wav.system import num_cores
-
-
-class FusedLayers(Protocol):
-    """All layers of a transformer as fused kernels: `CompiledLayers` or `TritonLayers`."""
-
-    def step(self, x: Tensor, caches: Sequence[LayerCache], position: Any) -> Tensor:
-        """x [R, W] -> [R, W] at a position, a number or a tensor [1] on the device."""
-
 
 if TYPE_CHECKING:
     from im2wav.decoding.decoder import Decoder
