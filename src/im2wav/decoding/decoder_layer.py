@@ -1,7 +1,8 @@
 """A layer of a prior's transformer for decoding, with the KV cache of factored attention; and its output heads.
 
 Shapes: R rows of the network, B sequences, W width, A width of attention, H heads, D width of a head, n positions, K
-codes, Q codebooks; keys and values travel together as kv [2, R, H, n, D]. The kinds of attention are those of `im2wav.prior.transformer`.
+codes, Q codebooks; keys and values travel together as kv [2, R, H, n, D]. The kinds of attention are those of
+`im2wav.prior.transformer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -95,10 +95,9 @@ class Request:
         Raises:
             MediaError: a file of the input is missing.
         """
-        settings: dict[str, Any] = {**asdict(self.sampling), "overlap": self.overlap}
-        for name, default in (("up_condition", "window"), ("passes", 2)):
-            if settings[name] == default:  # audio of versions without the option stays valid
-                del settings[name]
+        later = {"up_condition": "window", "passes": 2}  # audio of versions without these options stays valid
+        settings: dict[str, Any] = {k: v for k, v in asdict(self.sampling).items() if later.get(k) != v}
+        settings["overlap"] = self.overlap
         if self.negative is not None:
             settings["negative_sha256"] = self.negative.sha256
         if self.known_codes is not None:
@@ -214,7 +213,7 @@ class CodeBuffer:
     Attributes:
         samples: length of the audio.
         codes: by level, of all positions [T] or [T, Q]; 0 where not drawn yet.
-        is_known: by level, [T]: positions whose codes are known or drawn.
+        is_given: by level, [T]: positions whose codes are known and not drawn.
         uniform: by level, the random numbers that draw the codes, of the same shape.
         plan: by level, the windows to draw; `windows`, those that are not drawn yet.
         lengths: by level, the number of codes of the audio; the context may be longer.
@@ -235,20 +234,19 @@ class CodeBuffer:
         totals = {"low": total, "up": total * ratio}
         shapes, device = networks.codec.code_shapes, networks.device
         self.codes = {k: torch.zeros(n, *shapes[k], dtype=torch.long, device=device) for k, n in totals.items()}
-        self.is_known = {k: torch.zeros(n, dtype=torch.bool) for k, n in totals.items()}
+        self.is_given = {k: torch.zeros(n, dtype=torch.bool) for k, n in totals.items()}
         self.uniform = {k: uniforms([request.seed], n, k, device, shapes[k])[0] for k, n in totals.items()}
         hop = max(1, int((1 - request.overlap) * context))
         low = self._intervals(total)
-        ends = ((a * ratio, min(b * ratio, self.lengths["up"])) for a, b in low)
-        up = [(a, b) for a, b in ends if a < b]
+        up = [(a * ratio, min(b * ratio, self.lengths["up"])) for a, b in low]
         self.plan = {
             "low": plan_windows(total, context, hop, low),
-            "up": plan_windows(total * ratio, context * ratio, hop * ratio, up),
+            "up": plan_windows(total * ratio, context * ratio, hop * ratio, [(a, b) for a, b in up if a < b]),
         }
         self.windows = {level: list(plan) for level, plan in self.plan.items()}
         for level, plan in self.plan.items():
             for window in plan:
-                self.is_known[level][window.first : window.end] = False
+                self.is_given[level][window.first : window.end] = False
 
     def _intervals(self, total: int) -> list[tuple[int, int]]:
         """Intervals of low codes to draw; stores the known codes."""
@@ -264,7 +262,7 @@ class CodeBuffer:
             if len(known[level]) < size:
                 raise ValueError(f"{len(known[level])} known codes of level {level}: expected {size}")
             self.codes[level][:size] = known[level][:size].to(self.codes[level])
-            self.is_known[level][:size] = True
+            self.is_given[level][:size] = True
         if interval is None:
             return [(count, total)]
         first, end = interval[0] // hop, -(-interval[1] // hop)
@@ -287,9 +285,8 @@ class CodeBuffer:
         frames = self._frames(level, window, item)
         total = max(request.recording, duration)
         timing = Timing(*(torch.tensor([float(v)]) for v in (total, min(offset, total - duration), duration)))
-        low = None
-        if level == "up":
-            low = self.codes["low"][None, window.start // networks.ratio : (window.start + context) // networks.ratio]
+        covered = slice(window.start // networks.ratio, (window.start + context) // networks.ratio)
+        low = self.codes["low"][None, covered] if level == "up" else None
         return Conditions(frames[None].float(), timing, None if low is None else low.cpu())
 
     def _frames(self, level: str, window: Window, item: Input) -> Tensor:
@@ -309,7 +306,7 @@ class CodeBuffer:
     def following(self, level: str, window: Window) -> Tensor:
         """The known codes [n] or [n, Q] of a window's context that follow the codes to draw, as in inpainting."""
         end = window.start + self.networks.decoders[level].context_length
-        known = self.is_known[level][window.end : end]
+        known = self.is_given[level][window.end : end]
         return self.codes[level][window.end : window.end + int(known.int().cumprod(0).sum())]
 
     def ready_windows(self, level: str) -> list[Window]:
@@ -321,4 +318,3 @@ class CodeBuffer:
         """Store the codes [n] of a window."""
         self.windows[level].remove(window)
         self.codes[level][window.first : window.end] = codes[window.first - window.end :]
-        self.is_known[level][window.first : window.end] = True

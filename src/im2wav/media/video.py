@@ -87,9 +87,8 @@ class Timeline:
     @staticmethod
     def _read(container: Any, video: Any) -> tuple[list[tuple[int, int]] | None, list[float]]:
         """Time stamp and duration of the shown frames (None where stamps are missing), and the ends of all streams."""
-        stamps: list[tuple[int, int]] = []
+        stamps: list[tuple[Any, int]] = []
         ends: dict[int, float] = {}
-        has_all = True
         for packet in container.demux():
             if not packet.size:
                 continue
@@ -97,9 +96,8 @@ class Timeline:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
             if packet.stream_index == video.index and not packet.is_discard:
-                has_all = has_all and packet.pts is not None
-                stamps.append((packet.pts or 0, packet.duration or 0))
-        return (stamps if has_all else None), list(ends.values())
+                stamps.append((packet.pts, packet.duration or 0))
+        return (None if any(time is None for time, _ in stamps) else stamps), list(ends.values())
 
     @staticmethod
     def _decode(path: str | Path) -> list[tuple[int, int]]:
@@ -130,7 +128,6 @@ class Video:
 
     def __init__(self, path: str | Path, size: int | None = None, reader: str | None = None):
         check_file(path)
-        self.path = path
         if is_animation(path):
             self._frames: FrameSource = AnimationFrames(path)
             self.origin, self.starts, self.seconds = 0.0, self._frames.starts, self._frames.seconds
