@@ -204,7 +204,7 @@ class Inspect:
 
     out: str | None = option("${data.root}/inspect.html", "path of the HTML page; null: no page")
     cards: int = option(24, "number of pairs on the page", minimum=0)
-    listen_to: int = option(500, "number of recordings whose loudness is measured", minimum=0)
+    num_measured: int = option(500, "number of recordings whose loudness is measured", minimum=0)
     full: bool = option(False, "measure the loudness of all recordings")
     seed: int = seed_option("the random selection of pairs and recordings")
     data: Any = group()

@@ -31,8 +31,8 @@ def inspect(cfg: DictConfig) -> Survey:
 
     folder = open_folder(cfg.data.root, cfg.data.chunks)
     with_audio = np.flatnonzero(folder.pairs.column("samples") > 0)
-    measured = with_audio if cfg.full else draw_rows(with_audio, cfg.listen_to, cfg.seed)
-    splits = split_rows(folder.pairs, cfg.data.split, cfg.data.shares)
+    measured = with_audio if cfg.full else draw_rows(with_audio, cfg.num_measured, cfg.seed)
+    splits = split_rows(folder.pairs, cfg.data.split, cfg.data.split_fractions)
     found = survey(folder, splits, cfg.data.num_samples, measured)
     log.info("%s", survey_text(found))
     if cfg.out:

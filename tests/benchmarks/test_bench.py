@@ -31,7 +31,7 @@ def test_an_unknown_precision_is_rejected(capsys):
 
 
 def test_the_evaluation_is_timed(tmp_path):
-    options = ["measure=evaluate", "measure.sounds=6", "measure.seconds=1", f"out={tmp_path / 'b.json'}"]
+    options = ["measure=evaluate", "measure.num_files=6", "measure.seconds=1", f"out={tmp_path / 'b.json'}"]
     assert command("bench", *options) == 0
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["unit"] for row in rows] == ["min", "min", "GB"]
@@ -39,7 +39,7 @@ def test_the_evaluation_is_timed(tmp_path):
 
 
 def test_a_failed_evaluation_is_an_error(capsys):
-    assert command("bench", "measure=evaluate", "measure.sounds=0") == 2
+    assert command("bench", "measure=evaluate", "measure.num_files=0") == 2
     assert "the evaluation failed: error: " in capsys.readouterr().err
 
 

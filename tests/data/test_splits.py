@@ -62,14 +62,14 @@ def test_what_makes_no_sense_is_rejected(tmp_path):
     options = {"root": str(root), "num_samples": 4096}
     for more, message in (
         ({"split": "position"}, r"data\.split='position'"),
-        ({"split": "group", "shares": {"train": 0.5, "valid": 0.1, "test": 0.1}}, r"data\.shares=.*add up to 1"),
-        ({"split": "group", "shares": {"train": 1.0}}, r"data\.shares="),
+        ({"split": "group", "split_fractions": {"train": 0.5, "valid": 0.1, "test": 0.1}}, r"data\.split_fractions=.*add up to 1"),
+        ({"split": "group", "split_fractions": {"train": 1.0}}, r"data\.split_fractions="),
         ({"train_fraction": 0}, r"data\.train_fraction=0"),
         ({"train_fraction": 1e-9}, r"none of 6 pairs .*data\.train_fraction=1e-09"),
     ):
         with pytest.raises(ValueError, match=message):
             PairsDataModule(**options, **more)
-    data = PairsDataModule(**options, split="group", shares={"train": 0.5, "valid": 0.25, "test": 0.25})
+    data = PairsDataModule(**options, split="group", split_fractions={"train": 0.5, "valid": 0.25, "test": 0.25})
     assert sum(len(windows) for windows in data.windows.values()) == 6
     with (root / "manifest.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))

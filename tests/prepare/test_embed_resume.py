@@ -171,7 +171,7 @@ def test_the_same_audio_in_two_splits_stays_in_the_one_held_out(tmp_path):
     assert command("embed", *TINY_ENCODER, f"input={tmp_path}", f"out={out}") == 1
     assert [pair.id for pair in PairsFolder(out).pairs] == ["b", "c", "d"]  # twice in one split harms nobody
     (skipped,) = csv.DictReader((out / "skipped.csv").open())
-    assert (skipped["id"], skipped["reason"]) == ("a", "duplicate sound")
+    assert (skipped["id"], skipped["reason"]) == ("a", "duplicate audio")
     assert not (out / "wav" / "a.wav").exists()
     assert not (out / "clip" / "a.npy").exists()
     before = hashes(out)

@@ -62,7 +62,7 @@ def test_what_is_wrong_is_found(odd, tmp_path, capfd):
 
 
 def test_the_page_is_the_same_again_and_leaves_out_what_is_not_there(odd, tmp_path):
-    arguments = [f"data.root={odd}", "cards=3", "listen_to=2"]
+    arguments = [f"data.root={odd}", "cards=3", "num_measured=2"]
     pages = []
     for name in ("a", "b"):
         assert command("inspect", *arguments, f"out={tmp_path / name}.html") == 0

@@ -39,7 +39,7 @@ COLUMNS = {
 @pytest.mark.parametrize(("model", "partner"), COLUMNS)
 def test_the_dashboard_shows_audio_and_changes_no_loss(pairs, trained, tmp_path, model, partner):
     codec = f"codec={trained}/base/vqvae/last.ckpt"
-    quiet = ["callbacks.dashboard=null", "callbacks.facts=null"]
+    quiet = ["callbacks.dashboard=null", "callbacks.monitor=null"]
     shown = [*SHOW, f"callbacks.dashboard.partner={trained / 'base' if partner else 'null'}"]
     train(tiny_config(model, pairs, tmp_path / "quiet", codec, "trainer.max_steps=4", *quiet))
     train(tiny_config(model, pairs, tmp_path / "shown", codec, "trainer.max_steps=4", *shown))

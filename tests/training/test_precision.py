@@ -14,7 +14,7 @@ EVERYTHING = ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.
 
 def run(model: str, pairs, trained, out, *overrides: str):
     codec = f"codec={trained}/base/vqvae/last.ckpt"
-    quiet = ["callbacks.progress=null", "callbacks.facts=null", "trainer.limit_val_batches=0"]
+    quiet = ["callbacks.progress=null", "callbacks.monitor=null", "trainer.limit_val_batches=0"]
     return train(tiny_config(model, pairs, out, codec, *quiet, *overrides))
 
 

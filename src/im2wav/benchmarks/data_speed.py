@@ -190,13 +190,13 @@ def measure_loading(
     return [*rows, Row(f"growth over {growth_batches} batches", grown, "MB")]
 
 
-def measure_evaluation(sounds: int = 3600, seconds: float = 4.096) -> list[Row]:
+def measure_evaluation(num_files: int = 3600, seconds: float = 4.096) -> list[Row]:
     """Benchmark `python -m im2wav.evaluate` on as many files as ImageHear has, and as many references.
 
     The files are windows of the demo recordings; the generated ones have noise added.
 
     Args:
-        sounds: number of files in each folder.
+        num_files: number of files in each folder.
         seconds: duration of each file.
 
     Raises:
@@ -206,7 +206,7 @@ def measure_evaluation(sounds: int = 3600, seconds: float = 4.096) -> list[Row]:
     samples, generator = round(seconds * RATE), torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(sounds):
+        for number in range(num_files):
             wav = recordings[number % len(recordings)]
             start = int(torch.randint(max(1, len(wav) - samples), (), generator=generator))
             window = wav[start:].repeat(-(-samples // len(wav[start:])))[:samples]
@@ -224,7 +224,7 @@ def measure_evaluation(sounds: int = 3600, seconds: float = 4.096) -> list[Row]:
     # at least the memory of this process when it starts the child; kB, on macOS bytes
     peak = used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     return [
-        Row(f"{sounds} files of {seconds:g} s and {sounds} references", taken / 60, "min"),
+        Row(f"{num_files} files of {seconds:g} s and {num_files} references", taken / 60, "min"),
         Row("CPU time of all cores", (used.ru_utime + used.ru_stime) / 60, "min"),
         Row("peak memory", peak, "GB"),
     ]

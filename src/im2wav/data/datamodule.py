@@ -34,7 +34,7 @@ class PairsDataModule(pl.LightningDataModule):
             windows of the concatenated recordings, shifted by up to half their length. Requires `short=drop`.
         blend: mix stereo audio with a random weight in training (aug_blend of the official code), else evenly.
         windows_per_epoch: None: the number of pairs.
-        split, shares, train_fraction: see `split_rows` and `fraction_of` of `im2wav.data.manifest`.
+        split, split_fractions, train_fraction: see `split_rows` and `fraction_of` of `im2wav.data.manifest`.
         codes: `fresh`: encode each batch with the tokenizer; `cache`: read the codes written by `im2wav.tokenize`.
         num_workers: number of DataLoader workers.
         seed: of the order and of the crops.
@@ -57,7 +57,7 @@ class PairsDataModule(pl.LightningDataModule):
         blend: bool = False,
         windows_per_epoch: int | None = None,
         split: str = "column",
-        shares: Mapping[str, float] | None = None,
+        split_fractions: Mapping[str, float] | None = None,
         train_fraction: float = 1.0,
         codes: str = "fresh",
         chunks: str | None = None,
@@ -85,7 +85,7 @@ class PairsDataModule(pl.LightningDataModule):
         self._tokenizer: Any = None
         self.levels: Sequence[str] | None = None
         usable = usable_rows(self.folder.pairs, num_samples, short)
-        rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, shares).items()}
+        rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, split_fractions).items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
             name: WindowDataset(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")

@@ -21,7 +21,7 @@ COLUMNS = ("id", "label", "split", "group", "wav", "clip", "samples", "frames", 
 SPLITS = ("train", "valid", "test")
 NUMBERS = ("samples", "frames")
 REQUIRED = frozenset(COLUMNS) - {"sound", "note", "stamp"}  # earlier versions did not write these
-SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
+FRACTIONS = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ def groups(pairs: Manifest) -> list[str]:
     return [group or sound or name for group, sound, name in columns]
 
 
-def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+def split_rows(pairs: Manifest, by: str = "column", fractions: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
     """Rows of each split.
 
     Args:
         pairs: the manifest.
         by: `column`, from the manifest; or `group`, by a hash of each group, so that a split does not change with the
             order of the rows or when rows are added.
-        shares: fractions of the groups for train, valid and test, with `group`.
+        fractions: fractions of the groups for train, valid and test, with `group`.
 
     Raises:
         ValueError: unknown `by`, fractions that do not add up to 1, or an unknown split in the manifest.
@@ -157,10 +157,10 @@ def split_rows(pairs: Manifest, by: str = "column", shares: Mapping[str, float] 
         return {split: np.flatnonzero(found == split) for split in SPLITS}
     if by != "group":
         raise ValueError(f"data.split={by!r}: expected column or group")
-    shares = dict(SHARES if shares is None else shares)
-    if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"data.shares={shares}: expected fractions of {SPLITS} that add up to 1")
-    borders = np.cumsum([shares[split] for split in SPLITS])
+    fractions = dict(FRACTIONS if fractions is None else fractions)
+    if set(fractions) != set(SPLITS) or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(f"data.split_fractions={fractions}: expected fractions of {SPLITS} that add up to 1")
+    borders = np.cumsum([fractions[split] for split in SPLITS])
     positions = np.array([hash_fraction(group, "split") for group in groups(pairs)])
     number = np.minimum(np.searchsorted(borders, positions, side="right"), len(SPLITS) - 1)
     return {split: np.flatnonzero(number == i) for i, split in enumerate(SPLITS)}

@@ -88,7 +88,7 @@ class State:
         copies = [row for row in self.rows.values() if row["split"] != kept.get(row.get("sound"), row["split"])]
         for row in copies:
             detail = f"in split {row['split']}; sound {row['sound']} is also in a split that is held out from it"
-            self.skipped[row["id"]] = ("duplicate sound", detail)
+            self.skipped[row["id"]] = ("duplicate audio", detail)
             del self.rows[row["id"]]
 
 
