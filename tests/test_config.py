@@ -156,7 +156,9 @@ def test_a_key_that_no_class_of_a_group_takes_is_unknown(key, value):
 
 
 def test_optional_arguments_that_no_file_of_a_group_names_are_known():
-    cfg = config("train", "model=vqvae", "+trainer.max_time=00:01:00", "data.split_fractions.train=0.7", "paths.output=x")
+    cfg = config(
+        "train", "model=vqvae", "+trainer.max_time=00:01:00", "data.split_fractions.train=0.7", "paths.output=x"
+    )
     check_config(cfg, Path(CONF))
 
 

@@ -81,7 +81,8 @@ def test_an_unknown_part_of_the_training_benchmark_is_rejected(capsys):
     assert "expected some of throughput, memory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ways", [[""], pytest.param([", compiled", ""], marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [[""], pytest.param([", compiled", ""], marks=needs_compiler)])
 def test_every_figure_of_decoding_is_measured(tmp_path, ways):
     out = tmp_path / "d.json"
     tiny = ["measure.transformer={width:32,depth:3,blocks:8}", "measure.context={low:64,up:256}", "measure.rounds=1"]

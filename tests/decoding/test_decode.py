@@ -93,7 +93,7 @@ def test_fewer_bytes_stay_close(make, given, precision, error):
         pytest.param("int8", 0.06, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precision, error):
+def test_compiled_steps_stay_close_and_are_batch_invariant(precision, error):
     """The up prior is not guided: a sound alone is a row alone, and five are a group of four and one."""
     prior, given, codes = up_prior(), conditions(5, coarse=True), torch.randint(16, (5, 64))
     decoder = Decoder(prior, precision, compile=True)
@@ -107,7 +107,7 @@ def test_compiled_steps_stay_close_and_a_row_is_the_same_in_any_company(precisio
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_rounds_a_sequence_alike_in_any_company_and_on_any_thread(kind, threads):
+def test_attention_is_batch_invariant_whatever_the_number_of_threads(kind, threads):
     """Heads as wide as real ones: narrow ones do not show it."""
     torch.manual_seed(0)
     q, kv = torch.randn(9, 2, 64, 128), torch.randn(2, 9, 2, 64, 128)

@@ -82,7 +82,10 @@ def test_killed_at_any_moment_it_ends_byte_for_byte_as_if_it_had_not_been(source
     assert hashes(out) == hashes(unbroken)
 
 
-@pytest.mark.parametrize(("number", "code", "devices"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)])
+@pytest.mark.parametrize(
+    ("number", "code", "devices"),
+    [(signal.SIGTERM, 143, 1), pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_it_within_seconds_and_the_next_run_does_the_rest(
     source, unbroken, tmp_path, number, code, devices
 ):

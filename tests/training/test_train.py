@@ -29,7 +29,10 @@ OVERFIT = {
 }
 
 
-@pytest.mark.parametrize("model", ["vqvae", "low_prior", "up_prior"])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param("vqvae", marks=pytest.mark.slow), "low_prior", pytest.param("up_prior", marks=pytest.mark.slow)],
+)
 def test_each_model_overfits_a_batch(pairs, trained, tmp_path, model):
     cfg = tiny_config(
         model,

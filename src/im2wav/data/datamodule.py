@@ -85,7 +85,9 @@ class PairsDataModule(pl.LightningDataModule):
         self._tokenizer: Any = None
         self.levels: Sequence[str] | None = None
         usable = usable_rows(self.folder.pairs, num_samples, short)
-        rows = {name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, split_fractions).items()}
+        rows = {
+            name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, split_fractions).items()
+        }
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
             name: WindowDataset(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")

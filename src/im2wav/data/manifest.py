@@ -138,7 +138,9 @@ def groups(pairs: Manifest) -> list[str]:
     return [group or sound or name for group, sound, name in columns]
 
 
-def split_rows(pairs: Manifest, by: str = "column", fractions: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+def split_rows(
+    pairs: Manifest, by: str = "column", fractions: Mapping[str, float] | None = None
+) -> dict[str, np.ndarray]:
     """Rows of each split.
 
     Args:
