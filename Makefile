@@ -27,7 +27,7 @@ $(VENV)/.ok: pyproject.toml constraints.txt .ci/cpu_torch.py
 	$(PYTHON) .ci/cpu_torch.py
 	touch $@
 
-demo: setup ## train three small models on the shipped pairs and write runs/demo/index.html (about 10 minutes on 2 CPU cores)
+demo: setup ## train three small models on the shipped pairs and write runs/demo/index.html (about 5 minutes on 2 CPU cores)
 	$(PYTHON) -m im2wav.demo $(ARGS)
 
 test: setup ## run the tests (needs 2 CPU cores, no GPU)

@@ -8,7 +8,8 @@ from conftest import ASSETS, command
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # seven commands, a process each
-def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
+@pytest.mark.parametrize(("family", "samples"), [("residual", 6400), ("im2wav", 8192)])
+def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd, family, samples):
     """The real demo with two training steps: tests the pipeline, not the quality."""
     own = tmp_path / "own"
     own.mkdir()
@@ -16,12 +17,12 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     short = (
         "trainer.max_steps=2",
         "data.batch_size=2",
-        "data.num_samples=8192",
+        f"data.num_samples={samples}",
         "model.scheduler.steps=1",
         "trainer.log_every_n_steps=1",
     )
     overrides = f"demo.overrides={list(short)}"
-    assert command("demo", f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", overrides) == 0
+    assert command("demo", f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", f"demo.family={family}", overrides) == 0
     out = tmp_path / "runs" / "demo"
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["sounds"] == 42
@@ -31,7 +32,7 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
         assert 0 <= figures[name] <= 1
     for split in ("train", "valid"):
         for stage in ("low_prior", "up_prior"):
-            assert all(0 < bits < 12 for bits in figures["bits_per_code"][split][stage].values())
+            assert all(0 < bits < 20 for bits in figures["bits_per_code"][split][stage].values())
     page = (out / "index.html").read_text()
     assert page.count("<audio") == 3 * (42 + 4) + 2
     assert "my owl" in page

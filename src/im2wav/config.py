@@ -258,7 +258,7 @@ class DemoStages:
     """Options of the stages of the demo."""
 
     images: str | None = option(None, "folder of your own images, to generate audio for them too")
-    family: str = option("im2wav", "family of the three models", choices=("im2wav", "residual"))
+    family: str = option("residual", "family of the three models", choices=("residual", "im2wav"))
     overrides: list[str] = option([], "options of all three training runs, such as ['trainer.max_steps=20']")
 
 
@@ -266,7 +266,7 @@ class DemoStages:
 class Demo:
     """Run everything end to end on the shipped pairs: embed, train three small models, evaluate, and write a page.
 
-    The page is runs/demo/index.html. The demo takes about 10 minutes on two CPU cores.
+    The page is runs/demo/index.html. The demo takes about 5 minutes on two CPU cores.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (

@@ -53,12 +53,14 @@ def measure_quality(
         items: number of pairs.
 
     Raises:
-        ValueError: a missing checkpoint or folder.
+        ValueError: a missing checkpoint or folder, or a model of another family than im2wav.
     """
     priors: dict[str, Any] = {
         name: load(path, KINDS[name]).net.to(device) for name, path in find_weights(Path(run)).items()
     }
     codec = priors.pop("codec")
+    if any(prior.code_shape for prior in priors.values()):
+        raise ValueError(f"measure.run={run} is a model of family=residual: expected one of family=im2wav")
     samples = priors["low"].context_length * codec.hop_lengths["low"]
     windows = PairsDataModule(pairs, int(samples), crop="start").windows[split]
     batch = collate([windows[(i, 0.0)] for i in range(min(items, len(windows.pairs)))])
