@@ -22,7 +22,8 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd, family, sample
         "trainer.log_every_n_steps=1",
     )
     overrides = f"demo.overrides={list(short)}"
-    assert command("demo", f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", f"demo.family={family}", overrides) == 0
+    options = [f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", f"demo.family={family}", overrides]
+    assert command("demo", *options) == 0
     out = tmp_path / "runs" / "demo"
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["sounds"] == 42
