@@ -7,13 +7,13 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from im2wav.config import COMMANDS, register_schemas
 from im2wav.config_inference import MODES
@@ -240,6 +240,26 @@ def run_command(name: str, *arguments: str) -> None:
             raise
     if process.returncode:
         raise ValueError(f"`python -m im2wav.{name} {' '.join(arguments)}` failed; see above")
+
+
+def compose_checked(name: str, options: Sequence[str]) -> DictConfig:
+    """Compose and check the config of a command with these options.
+
+    Raises:
+        ValueError: an option that the command does not have or that is out of range.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    is_ready = GlobalHydra.instance().is_initialized()  # by `hydra.main`, with the same folder
+    try:
+        with nullcontext() if is_ready else initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose(name, rewrite(name, list(options)))
+    except HydraException as error:
+        raise ValueError(f"{name}: {one_line(error, name)}") from error
+    check_config(cfg, Path(CONF))
+    return cfg
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:

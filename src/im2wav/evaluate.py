@@ -1,42 +1,20 @@
 """`python -m im2wav.evaluate generated=DIR reference=DIR` (or a model, a codec, ImageHear): metrics with intervals."""
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from im2wav.cli import CONF, command, instantiate, one_line, rewrite, run
-from im2wav.options import check_config
-
-
-def sample_config(options: Sequence[str]) -> DictConfig:
-    """Compose and check the config of `sample` with these options.
-
-    Raises:
-        ValueError: an option that `sample` does not have or that is out of range.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    is_ready = GlobalHydra.instance().is_initialized()  # by `hydra.main`, with the same folder
-    try:
-        with nullcontext() if is_ready else initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("sample", rewrite("sample", list(options)))
-    except HydraException as error:
-        raise ValueError(f"sample: {one_line(error, 'sample')}") from error
-    check_config(cfg, Path(CONF))
-    return cfg
+from im2wav.cli import command, compose_checked, instantiate, run
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate audio, a model or a codec; see `evaluate_audio`."""
     from im2wav.evaluation.scoring import evaluate_audio
 
-    return evaluate_audio(cfg, sample_config, instantiate)
+    return evaluate_audio(cfg, partial(compose_checked, "sample"), instantiate)
 
 
 def _evaluate_job(cfg: DictConfig) -> None:

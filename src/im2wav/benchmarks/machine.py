@@ -1,11 +1,20 @@
-"""Rows of the benchmark table; the limits of this machine: matmul throughput and memory bandwidth."""
+"""Benchmarks: running one, rows of its table; the limits of this machine: matmul throughput, memory bandwidth."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from im2wav.decoding.linear import pick_device
+from im2wav.files import json_bytes, write_atomic
 from im2wav.training.monitor import best_time, matmul_peak
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,22 @@ def measure_machine(device: str = "cpu", precisions: Sequence[str] = ("fp32", "b
     """Benchmark matmul throughput and memory bandwidth."""
     rows = [Row(f"matmul, {p}", matmul_peak(p, device) / 1e9, "GFLOP/s") for p in precisions]
     return [*rows, Row("memory read", read_bandwidth(device) / 1e9, "GB/s")]
+
+
+def run_benchmark(cfg: DictConfig, instantiate: Callable[..., Any]) -> list[Row]:
+    """Run the benchmark of a config of `im2wav.bench`, print its table and, if `out` is set, write it as JSON."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    cfg.device = pick_device(cfg.device, mps=False)
+    if cfg.device.startswith("cuda"):
+        device = torch.cuda.get_device_name(cfg.device)
+    else:
+        device = f"{torch.get_num_threads()} CPU threads"
+    log.info("%s; torch %s, Python %s", device, torch.__version__, platform.python_version())
+    rows: list[Row] = instantiate(cfg.measure)
+    log.info("%s", format_rows(rows))
+    if cfg.out:
+        facts = {"device": device, "torch": torch.__version__, "measure": OmegaConf.to_container(cfg.measure)}
+        results = [{**asdict(row), "ratio": row.ratio} for row in rows]
+        write_atomic(Path(cfg.out), json_bytes({**facts, "rows": results}))
+    return rows

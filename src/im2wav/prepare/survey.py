@@ -1,16 +1,18 @@
 """The `inspect` command: statistics of a pairs folder, what looks wrong in it, and a page of examples."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 from PIL import Image
 
-from im2wav.data.manifest import Manifest, groups
-from im2wav.data.pairs import PairsFolder
-from im2wav.files import IMAGE_SUFFIXES
+from im2wav.data.manifest import Manifest, groups, split_rows
+from im2wav.data.pairs import PairsFolder, open_folder
+from im2wav.files import IMAGE_SUFFIXES, write_atomic
 from im2wav.media.reading import MediaError, read_image
 from im2wav.media.video import read_frames
 from im2wav.report import Card, Cards, Plot, Table, inline_audio, inline_image, render_page
@@ -18,6 +20,8 @@ from im2wav.report.page import Rows, as_text
 from im2wav.report.plots import plot_counts, plot_histograms
 from im2wav.system import track_progress
 from im2wav.tables import read_table
+
+log = logging.getLogger(__name__)
 
 QUANTILES = {"minimum": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "maximum": 1.0}
 CLIPPED, SILENT = 0.999, -60.0  # full scale is 1; dB
@@ -239,3 +243,22 @@ def survey_page(folder: PairsFolder, found: Survey, examples: np.ndarray) -> byt
             *others,
         ],
     )
+
+
+def run_survey(cfg: DictConfig) -> Survey:
+    """Compute the statistics of a pairs folder, print them and write the page.
+
+    Raises:
+        ValueError: there are no pairs, a split is invalid, or the page cannot be written.
+    """
+    folder = open_folder(cfg.data.root, cfg.data.chunks)
+    with_audio = np.flatnonzero(folder.pairs.column("samples") > 0)
+    measured = with_audio if cfg.full else draw_rows(with_audio, cfg.num_measured, cfg.seed)
+    splits = split_rows(folder.pairs, cfg.data.split, cfg.data.split_fractions)
+    found = survey(folder, splits, cfg.data.num_samples, measured)
+    log.info("%s", survey_text(found))
+    if cfg.out:
+        examples = draw_rows(np.arange(len(folder.pairs)), cfg.cards, cfg.seed)
+        write_atomic(Path(cfg.out), survey_page(folder, found, examples))
+        log.info("\npage: %s", Path(cfg.out).resolve())
+    return found
