@@ -244,13 +244,15 @@ class CodePrior(nn.Module):
 
     def item_bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Bits of each code that is predicted, -log2 p: [B, n, ...]."""
-        logits, targets = self(codes, conditions).float(), self.targets(codes)
-        bits = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none") / math.log(2)
-        return bits.view(targets.shape)
+        return self._bits(codes, conditions, "none").view(self.targets(codes).shape)
 
     def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Mean bits per code, -log2 p, of codes [B, n, ...]: a scalar."""
-        return self.item_bits(codes, conditions).mean()
+        return self._bits(codes, conditions, "mean")
+
+    def _bits(self, codes: Tensor, conditions: Conditions, reduction: str) -> Tensor:
+        logits, targets = self(codes, conditions).flatten(0, -2).float(), self.targets(codes).flatten()
+        return F.cross_entropy(logits, targets, reduction=reduction) / math.log(2)
 
     def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         """The training loss: a scalar. `seeds`, one for each item, decide what is random in it besides dropout."""
