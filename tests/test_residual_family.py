@@ -12,7 +12,7 @@ import torch
 
 from conftest import ASSETS, TINY, command, config, logged_values
 from im2wav import Im2Wav
-from im2wav.checkpoint import load_net
+from im2wav.checkpoint import load, load_net, save
 from im2wav.cli import instantiate
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import extend_wav
@@ -177,3 +177,13 @@ def test_two_processes_train_as_one_does(pairs, run, tmp_path):
         one, two = (torch.tensor(logged_values(tmp_path / name / kind)) for name in ("one", "two"))
         assert len(one) == 5
         torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+
+
+def test_a_run_that_begins_with_weights_keeps_them(run, pairs, tmp_path):
+    path = save(load(run / "vqvae" / "last.ckpt"), tmp_path / "vqvae.safetensors")
+    still = ["trainer.max_steps=1", "model.optimizer.lr=0", "model.net.codebook.decay=1.0", "callbacks.ema=null"]
+    still += ["model.net.codebook.restart_threshold=0", f"ckpt_path={path}"]
+    train(residual_config("vqvae", pairs, tmp_path / "vqvae", *still))
+    weights = [load_net(file).state_dict() for file in (path, tmp_path / "vqvae" / "last.ckpt")]
+    for name in ("encoder.linear.weight", "decoder.linear.weight"):
+        assert torch.equal(weights[0][name], weights[1][name])

@@ -61,9 +61,15 @@ class VQVAE(NetModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.bandwidth is None:
             self.bandwidth = Bandwidth.measure(data.training_windows())
-        if stage == "fit" and isinstance(self.net, ResidualCodec) and self.resumed_config is None:
+        if stage == "fit" and isinstance(self.net, ResidualCodec) and not self._has_weights:
             log.info("initialising the codec from training audio")
             self.net.initialise_from(list(data.training_windows()))
+
+    @property
+    def _has_weights(self) -> bool:
+        """Whether the weights are those of a checkpoint that is loaded later, or of a file that was loaded before."""
+        books = self.net.named_codebooks().values()
+        return self.resumed_config is not None or all(bool(book.initialised) for book in books)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `bandwidth`, so that a resumed run uses the same losses."""
