@@ -29,6 +29,14 @@ class Quantised:
     metrics: dict[str, Tensor]  # scalars without gradient
 
 
+def nearest_rows(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest of rows [size, dim] to each of x [M, dim], and its squared distance: ([M], [M])."""
+    columns = rows.t()
+    distance = x.square().sum(1, keepdim=True) - 2 * (x @ columns) + columns.square().sum(0, keepdim=True)
+    least, nearest = distance.min(1)
+    return nearest, least
+
+
 class Codebook(nn.Module):
     """`size` code vectors of dimension `dim`, stored in buffers and updated by the EMA of the latents assigned to them.
 
@@ -82,10 +90,7 @@ class Codebook(nn.Module):
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""
-        book = self.codebook.t()
-        distance = x.square().sum(1, keepdim=True) - 2 * (x @ book) + book.square().sum(0, keepdim=True)
-        least, codes = distance.min(1)
-        return codes, least
+        return nearest_rows(x, self.codebook)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Return the codes [B, T] nearest to latents [B, dim, T]."""
@@ -200,8 +205,7 @@ def k_means(x: Tensor, size: int, rounds: int = 12) -> tuple[Tensor, Tensor]:
     centres = x[torch.linspace(0, len(x) - 1, size, device=x.device).round().long()].clone()
     counts = x.new_zeros(size)
     for _ in range(rounds):
-        squared = x.square().sum(1, keepdim=True) - 2 * (x @ centres.t()) + centres.square().sum(1)
-        distance, nearest = squared.min(1)
+        nearest, distance = nearest_rows(x, centres)
         counts = x.new_zeros(size).index_add_(0, nearest, x.new_ones(len(x)))
         sums = torch.zeros_like(centres).index_add_(0, nearest, x)
         empty = counts == 0

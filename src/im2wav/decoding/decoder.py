@@ -18,12 +18,11 @@ from torch import Tensor
 
 from im2wav.codec import Codec
 from im2wav.decoding.compiled import CompiledLayers, FusedLayers, compile_step
-from im2wav.decoding.decoder_layer import DecoderHeads, DecoderLayer, PlaceTable, TiedHead
+from im2wav.decoding.decoder_layer import DecoderHeads, PlaceTable, TiedHead, decoder_layers
 from im2wav.decoding.linear import (
     Compile,
     cache_dtype,
     check_compile,
-    give_back_freed_memory,
     linear_maker,
     resolve_precision,
 )
@@ -31,7 +30,6 @@ from im2wav.decoding.parallel import ParallelDecoder
 from im2wav.decoding.sampler import SamplingOptions, draw_device
 from im2wav.decoding.state import DecodeState, ThreadTuner
 from im2wav.prior import CodePrior, Conditions, MaskedPrior, Prior
-from im2wav.prior.transformer import Layer
 
 MAX_BATCH_SIZE = 64  # larger ones are slower on a CPU; on a GPU reading the KV cache then takes longer than the weights
 FRACTION_OF_FREE = 0.6  # the rest is for activations, waveforms and other processes
@@ -79,13 +77,7 @@ class Decoder:
         )  # kernels have a fixed number
         with torch.inference_mode():
             linear = linear_maker(self.precision, self.device, packed=not compile)
-            self.layers: list[DecoderLayer] = []
-            for layer in prior.transformer.layers:
-                assert isinstance(layer, Layer)
-                self.layers.append(DecoderLayer(layer, linear))
-                if consume:
-                    layer.to_empty(device="meta")
-                    give_back_freed_memory()
+            self.layers = decoder_layers(prior, linear, consume)
             self.fused = None if not compile or whole else self._fuse()
             head = TiedHead if prior.heads is None else DecoderHeads
             self.head: TiedHead | DecoderHeads = head(prior, linear_maker("fp32", self.device))

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from im2wav.decoding.linear import Linear
-from im2wav.prior import Prior
+from im2wav.decoding.linear import Linear, give_back_freed_memory
+from im2wav.prior import CodePrior, Prior
 from im2wav.prior.depth import DepthHead
 from im2wav.prior.transformer import Kind, Layer, attend
 
@@ -207,6 +207,18 @@ class DecoderLayer:
         out = rearrange(attend(self.kind, q, k, v, self.block), "b h t d -> (b t) (h d)")
         x = x.flatten(0, 1) + self.attention_out(out)
         return (x + self.mlp_out(self.mlp_in(self.norm_mlp(x)))).unflatten(0, (batch, -1))
+
+
+def decoder_layers(prior: CodePrior, linear: Callable[..., Linear], consume: bool) -> list[DecoderLayer]:
+    """The layers of a prior for decoding; `consume` frees the prior's own weights layer by layer."""
+    layers: list[DecoderLayer] = []
+    for layer in prior.transformer.layers:
+        assert isinstance(layer, Layer)
+        layers.append(DecoderLayer(layer, linear))
+        if consume:
+            layer.to_empty(device="meta")
+            give_back_freed_memory()
+    return layers
 
 
 Pick = Callable[[Tensor, int | None], Tensor]  # logits [R, K] and the codebook (None if there is one) -> codes [B]

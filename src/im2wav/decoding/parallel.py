@@ -14,11 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from im2wav.decoding.decoder_layer import DecoderLayer, Norm
-from im2wav.decoding.linear import give_back_freed_memory, linear_maker, resolve_precision
+from im2wav.decoding.decoder_layer import Norm, decoder_layers
+from im2wav.decoding.linear import linear_maker, resolve_precision
 from im2wav.decoding.sampler import SamplingOptions, draw_device, draw_guided
 from im2wav.prior import Conditions, MaskedPrior
-from im2wav.prior.transformer import Layer
 
 
 class ParallelDecoder:
@@ -39,13 +38,7 @@ class ParallelDecoder:
         self.code_shape, self.can_be_guided = prior.code_shape, prior.can_be_guided
         with torch.inference_mode():
             linear, exact = linear_maker(self.precision, self.device), linear_maker("fp32", self.device)
-            self.layers: list[DecoderLayer] = []
-            for layer in prior.transformer.layers:
-                assert isinstance(layer, Layer)
-                self.layers.append(DecoderLayer(layer, linear))
-                if consume:
-                    layer.to_empty(device="meta")
-                    give_back_freed_memory()
+            self.layers = decoder_layers(prior, linear, consume)
             self.norm = Norm(prior.norm)
             levels = range(prior.known_codebooks, len(prior.out_bias))
             self.outs = {level: exact(*prior.out(level)) for level in levels}

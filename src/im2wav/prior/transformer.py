@@ -244,15 +244,19 @@ class CodePrior(nn.Module):
 
     def item_bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Bits of each code that is predicted, -log2 p: [B, n, ...]."""
-        return self._bits(codes, conditions, "none").view(self.targets(codes).shape)
+        return self.code_bits(self(codes, conditions), codes)
+
+    def code_bits(self, logits: Tensor, codes: Tensor) -> Tensor:
+        """Bits of each code that is predicted, given the logits of `forward` for codes [B, n, ...]."""
+        return self._bits(logits, codes, "none").view(self.targets(codes).shape)
 
     def bits(self, codes: Tensor, conditions: Conditions) -> Tensor:
         """Mean bits per code, -log2 p, of codes [B, n, ...]: a scalar."""
-        return self._bits(codes, conditions, "mean")
+        return self._bits(self(codes, conditions), codes, "mean")
 
-    def _bits(self, codes: Tensor, conditions: Conditions, reduction: str) -> Tensor:
-        logits, targets = self(codes, conditions).flatten(0, -2).float(), self.targets(codes).flatten()
-        return F.cross_entropy(logits, targets, reduction=reduction) / math.log(2)
+    def _bits(self, logits: Tensor, codes: Tensor, reduction: str) -> Tensor:
+        targets = self.targets(codes).flatten()
+        return F.cross_entropy(logits.flatten(0, -2).float(), targets, reduction=reduction) / math.log(2)
 
     def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         """The training loss: a scalar. `seeds`, one for each item, decide what is random in it besides dropout."""

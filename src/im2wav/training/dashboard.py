@@ -264,8 +264,8 @@ def _draw_columns(
 
 def _prior_metrics(net: Any, codes: Tensor, conditions: Conditions) -> dict[str, float]:
     """Return top-1 accuracy, bits per code with and without the image, their difference, and bits by position."""
-    bits = net.item_bits(codes, conditions)  # [B, T, ...]
     logits, targets = net(codes, conditions), net.targets(codes)
+    bits = net.code_bits(logits, codes)  # [B, T, ...]
     figures = {"samples/accuracy": (logits.argmax(-1) == targets).float().mean().item()}
     figures["samples/bits"] = bits.mean().item()
     if net.can_be_guided:
