@@ -1,12 +1,17 @@
 """Benchmarks give ratios to limits measured in the same run."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import command, needs_compiler, write_mp4
+from helpers import low_prior
+from im2wav.benchmarks.baselines import PeerDecoder
 from im2wav.benchmarks.machine import Row, format_rows
+from im2wav.prior.transformer import TransformerConfig
 
 
 def test_the_table_names_figure_limit_and_ratio():
@@ -87,7 +92,7 @@ def test_every_figure_of_decoding_is_measured(tmp_path, ways):
     out = tmp_path / "d.json"
     tiny = ["measure.transformer={width:32,depth:3,blocks:8}", "measure.context={low:64,up:256}", "measure.rounds=1"]
     tiny.append(f"measure.compile={[bool(way) for way in ways]}")
-    tiny += ["measure.precisions=[fp32]", "measure.whole=true", "device=cpu"]
+    tiny += ["measure.precisions=[fp32]", "measure.whole=true", "measure.peer=true", "device=cpu"]
     assert command("bench", "measure=decode", *tiny, f"out={out}") == 0
     rows = json.loads(out.read_text())["rows"]
     names = [row["name"] for row in rows]
@@ -96,13 +101,31 @@ def test_every_figure_of_decoding_is_measured(tmp_path, ways):
         names
     )
     assert {"batch 1, fp32", "batch 8, fp32", "0.128 s of audio, batch 1"} <= set(names)
+    assert sum(row["limit_name"] == "transformers, MusicGen's decoder" for row in rows) == 2
     assert all(row["value"] > 0 for row in rows)
+
+
+def test_the_comparison_with_transformers_names_the_extra(monkeypatch):
+    """`bench measure=decode measure.peer=true` without the library."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"measure.peer=true needs .* pip install 'im2wav\[bench\]'"):
+        PeerDecoder(low_prior().transformer.config, 16, 64, 2, "fp32")
+
+
+def test_the_decoder_of_transformers_has_as_many_weights():
+    """And it decodes: its KV cache grows by a code with each step, and begins again at the end."""
+    config = TransformerConfig()
+    shape = (4 * config.attention_width + 2 * int(config.mlp_ratio * config.width)) * config.width
+    peer = PeerDecoder(replace(config, depth=4), 16, 3, 2, "bf16")
+    assert peer.weights == pytest.approx(4 * shape, rel=0.01)
+    for expected in (1, 2, 3, 1):
+        peer.step()
+        assert peer.cache.get_seq_length() == expected
 
 
 def test_the_official_way_draws_the_same_logits():
     """Two passes and growing caches are a fair reference only if they compute the same."""
-    from helpers import low_prior
-    from im2wav.benchmarks.decoding_speed import ConcatenatedKVCache
+    from im2wav.benchmarks.baselines import ConcatenatedKVCache
     from im2wav.prior import Conditions
 
     prior, codes = low_prior(frames=False, timing=False), torch.randint(16, (1, 64))

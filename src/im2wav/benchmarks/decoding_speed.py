@@ -13,15 +13,12 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from im2wav.benchmarks.baselines import PEER_DTYPES, OfficialDecoder, PeerDecoder
 from im2wav.benchmarks.machine import Row, read_bandwidth
 from im2wav.checkpoint import Loaded, load_net, save
 from im2wav.decoding import Decoder, DecodeState, SamplingOptions
-from im2wav.decoding.sampler import draw
 from im2wav.prior import Conditions, Prior, Timing
-from im2wav.prior.transformer import Layer, quick_gelu
 from im2wav.training.monitor import best_time, synchronise
 
 CONDITIONING: dict[str, dict[str, Any]] = {
@@ -29,67 +26,6 @@ CONDITIONING: dict[str, dict[str, Any]] = {
     "up": {"upsampler": {}},
 }
 CONTEXT = {"low": 2048, "up": 8192}
-
-
-class ConcatenatedKVCache:
-    """A sequence with its growing KV cache, in the official Im2Wav code: the baseline of this benchmark.
-
-    The network runs at batch 1 with torch linear layers. The KV cache grows by concatenation and is cut to the
-    positions that the attention kind needs. Source: the published code (Sheffer & Adi, 2022), and Jukebox below it.
-    """
-
-    def __init__(self, prior: Prior, condition: Tensor):
-        self.prior, self.condition, self.position = prior, condition, 0
-        self.kept: list[tuple[Tensor, Tensor] | None] = [None] * prior.transformer.config.depth
-
-    def _attend(self, index: int, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        row, column = divmod(self.position, layer.block)
-        old = self.kept[index]
-        if old is not None:
-            k, v = torch.cat([old[0], k], 1), torch.cat([old[1], v], 1)
-        need = {"row": column + 1, "previous_row": layer.block + column + 1, "column": self.position + 1}[layer.kind]
-        k, v = k[:, -need:], v[:, -need:]
-        self.kept[index] = k, v
-        if layer.kind == "previous_row":
-            if not row:
-                return torch.zeros_like(q)
-            k, v = k[:, : layer.block], v[:, : layer.block]
-        elif layer.kind == "column":
-            k, v = k[:, column :: layer.block], v[:, column :: layer.block]
-        weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(-1)
-        return weights @ v
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits [1, K] of the next code, given the embedding x [1, W] of the previous code."""
-        prior, config = self.prior, self.prior.transformer.config
-        x = (x + prior.position_embedding[self.position] + self.condition)[:, None]
-        for index, layer in enumerate(prior.transformer.layers):
-            assert isinstance(layer, Layer)
-            q, k, v = layer.qkv(layer.norm_attention(x)).unflatten(2, (3, config.heads, -1)).transpose(1, 3).unbind(2)
-            a = self._attend(index, layer, *(part.flatten(0, 1) for part in (q, k, v)))
-            a = layer.attention_out(a.unflatten(0, (1, -1)).transpose(1, 2).flatten(2))
-            x = x + a + layer.mlp_out(quick_gelu(layer.mlp_in(layer.norm_mlp(x + a))))
-        self.position += 1
-        return F.linear(x[:, 0] + self.condition, prior.code_embedding.weight)
-
-
-class OfficialDecoder:
-    """Sample codes of one item: a conditional and, with guidance, an unconditional pass."""
-
-    def __init__(self, prior: Prior):
-        self.prior, self.options = prior, SamplingOptions()
-        zero = torch.zeros(1, prior.transformer.config.width, device=prior.position_embedding.device)
-        self.sequences = [ConcatenatedKVCache(prior, zero) for _ in range(2 if prior.can_be_guided else 1)]
-        self.input, self.uniform = zero, torch.full((1,), 0.5, dtype=torch.float64, device=zero.device)
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        """Sample the next code."""
-        logits, *null = [sequence.logits(self.input) for sequence in self.sequences]
-        if null:
-            scale = self.options.guidance_scale
-            logits = scale * logits + (1 - scale) * null[0]
-        self.input = self.prior.code_embedding(draw(logits, self.uniform, self.options))
 
 
 def _random_prior(level: str, device: str, transformer: Mapping[str, Any], context: Mapping[str, int]) -> Prior:
@@ -121,7 +57,7 @@ def _bytes_per_code(decoder: Decoder, rows: int) -> float:
     return weights * per_weight + decoder.codebook_size * width * 4 + cached * decoder.cache_dtype.itemsize
 
 
-def _step_time(drawing: DecodeState | OfficialDecoder, device: str, count: int) -> float:
+def _step_time(drawing: DecodeState | OfficialDecoder | PeerDecoder, device: str, count: int) -> float:
     """Seconds per code: the fastest of `count` on a CPU; on a GPU, which runs asynchronously, the mean of 32 * `count`.
 
     A state near its end restarts: the content of the KV cache does not affect the time.
@@ -164,6 +100,21 @@ def _measure_level(
         limit = _bytes_per_code(decoder, 2 if prior.can_be_guided else 1) / bandwidth
         note = f"at {bandwidth / 1e9:.1f} GB/s"
         rows.append(Row(label, seconds * 1e3, "ms", limit * 1e3, "weights and KV cache read once", note))
+    return rows
+
+
+def _measure_peer(prior: Prior, precisions: Sequence[str], compile: bool, rounds: int) -> list[Row]:
+    """Time per code beside a decoder of the `transformers` library with as many weights; in turn, at batch 1."""
+    rows: list[Row] = []
+    guided = prior.can_be_guided
+    for precision in [p for p in precisions if p in PEER_DTYPES]:
+        peer = PeerDecoder(prior.transformer.config, prior.codebook_size, prior.context_length, 1 + guided, precision)
+        ours = _start_decoding(Decoder(prior, precision, compile=compile), prior)
+        times = [[_step_time(way, "cpu", 8) for way in (ours, peer)] for _ in range(rounds)]
+        fastest, theirs = (min(column) * 1e3 for column in zip(*times, strict=True))
+        name = f"{'guided' if guided else 'unguided'} code, {precision}{', compiled' if compile else ''}"
+        note = f"{theirs / fastest:.2f} times as fast; {peer.weights / 1e6:.0f} M weights"
+        rows.append(Row(name, fastest, "ms", theirs, "transformers, MusicGen's decoder", note))
     return rows
 
 
@@ -263,6 +214,7 @@ def measure_decoding(
     batches: Sequence[int] = (1, 8),
     first_code: bool = True,
     whole: bool = False,
+    peer: bool = False,
     transformer: Mapping[str, Any] | None = None,
     context: Mapping[str, int] | None = None,
 ) -> list[Row]:
@@ -277,6 +229,7 @@ def measure_decoding(
         batches: batch sizes for codes per second; the first is 1.
         first_code: also measure memory and the time to the first code in a new process; CPUs only.
         whole: also sample complete windows of both levels, which takes minutes on a CPU.
+        peer: also measure a decoder of the `transformers` library with as many weights; CPUs only.
         transformer: options of the transformer; None: official.
         context: context length by level; None: official.
     """
@@ -289,6 +242,8 @@ def measure_decoding(
         rows += _measure_level(level, prior, precisions, compile, device, rounds)
         decoder = Decoder(prior, precisions[-1] if device == "cpu" else "auto", compile=any(compile))
         rows.append(_measure_by_position(decoder, prior, device))
+        if peer and device == "cpu":
+            rows += _measure_peer(prior, precisions, any(compile), rounds)
         if level == "low":
             rows += _measure_by_batch(Decoder(prior, "auto"), prior, batches, device)
             for p in precisions if first_code and device == "cpu" else ():

@@ -123,14 +123,24 @@ class LayerCache:
             return column, 0, column + 1
         return first + column, self.block - first, self.block  # the other of the two rows
 
+    def store(self, kv: Tensor, position: int) -> tuple[Tensor, Tensor, int]:
+        """Write kv [2, R, H, 1, D] at `position`.
+
+        Returns:
+            Keys and values [R, H, n, D] of the row or column that it attends to, and how many of the n it sees.
+        """
+        place, first, count = self.places(position)
+        self.buffer.narrow(3, place, 1).copy_(kv)
+        keys, values = self.buffer.narrow(3, first, self.rows if self.kind == "column" else self.block).unbind(0)
+        return keys, values, count
+
     def attend(self, q: Tensor, kv: Tensor, position: int) -> Tensor:
         """Write kv [2, R, H, 1, D] at `position` and let q [R, H, 1, D] attend: [R, H, 1, D].
 
         Not the fused kernel: on a CPU it is not batch-invariant.
         """
-        place, first, count = self.places(position)
-        self.buffer.narrow(3, place, 1).copy_(kv)
-        keys, values = self.buffer.narrow(3, first, count).unbind(0)
+        keys, values, count = self.store(kv, position)
+        keys, values = keys[:, :, :count], values[:, :, :count]
         return (q @ keys.mT).mul_(q.shape[-1] ** -0.5).softmax(-1) @ values
 
     def attend_at(self, q: Tensor, kv: Tensor, place: Place) -> Tensor:

@@ -1,14 +1,21 @@
 """Linear layers for decoding, where few rows at a time make reading the weights nearly all of the work.
 
-On a CPU, speed differs a lot between the kernels of torch (docs/speed.md): a plain fp32 `F.linear` of two rows takes
-twice as long as that of one. Weights packed by oneDNN are the fastest in fp32 and bf16. They are also batch-invariant:
-each row of a result is the same to the last bit for every batch, so an item's codes do not depend on its batch.
+On a CPU, speed differs a lot between the kernels of torch and between CPUs (docs/speed.md), so the kernel of each shape
+is chosen by a measurement. Only batch-invariant kernels are allowed: each row of a result is the same to the last bit
+for every batch, so that an item's codes do not depend on its batch.
 """
 
 import contextlib
 import ctypes
 import importlib.util
+import os
+import platform
+import re
+import tempfile
+import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -26,6 +33,9 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # number of rows that oneDNN chooses its layout of the weights for; a layout for one row is not batch-invariant
 PACKED_FOR_ROWS = 32
+# A measurement of kernels takes more weights than the cache of a CPU holds, and ignores differences that may be noise.
+# Layers with fewer weights than MEASURED_FROM are not measured: their time is that of the call.
+MEASURED_FROM, MEASURED_BYTES, MEASURED_ROUNDS, CLEARLY_FASTER = 1 << 16, 64 << 20, 5, 1.1
 
 PlainWeights = tuple[Tensor, Tensor, Tensor]  # weight [out, in], its scale [out], bias [out]
 
@@ -198,6 +208,74 @@ def packs_weights(dtype: torch.dtype) -> bool:
         return False
 
 
+def _is_batch_invariant(linear: Linear, x: Tensor) -> bool:
+    """Whether rows of x [N, in] give the same bits alone and in batches."""
+    whole = linear(x)
+    return all(
+        torch.equal(linear(x[first : first + n].contiguous()), whole[first : first + n])
+        for n in (1, 2, 3, 4, 8, 16)
+        for first in range(0, len(x), n)
+    )
+
+
+def _measured_kernel(shape: tuple[int, int], dtype: torch.dtype) -> type[PackedLinear] | type[PlainLinear]:
+    """The faster kernel for two rows, one item with guidance: `PackedLinear` unless the other is clearly faster."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    generator = torch.Generator().manual_seed(0)  # not the global one: it belongs to the program
+    count = max(2, min(16, MEASURED_BYTES // size))
+    weights = torch.randn(count, *shape, generator=generator).unbind(0)
+    x, bias = torch.randn(PACKED_FOR_ROWS, shape[1], generator=generator), torch.zeros(shape[0])
+    seconds = {}
+    for kind in (PackedLinear, PlainLinear):
+        linears = [kind(weight, bias, False, dtype) for weight in weights]
+        if kind is PlainLinear and not _is_batch_invariant(linears[0], x):
+            continue
+        rounds = []
+        for _ in range(MEASURED_ROUNDS):
+            start = time.perf_counter()
+            for linear in linears:
+                linear(x[:2])
+            rounds.append(time.perf_counter() - start)
+        seconds[kind] = min(rounds)
+    if PlainLinear in seconds and CLEARLY_FASTER * seconds[PlainLinear] < seconds[PackedLinear]:
+        return PlainLinear
+    return PackedLinear
+
+
+def _machine_name() -> str:
+    """CPU, its instructions and the version of torch: what the rounding and the speed of kernels depend on."""
+    with contextlib.suppress(OSError, AttributeError):
+        match = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return f"{match[1]} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"  # type: ignore[index]
+    return f"{platform.processor() or platform.machine()} torch {torch.__version__}"
+
+
+@cache
+def fastest_kernel(shape: tuple[int, int], dtype: torch.dtype) -> type[PackedLinear] | type[PlainLinear]:
+    """The kernel for weights of a shape [out, in] on this CPU, measured once on a machine.
+
+    Kernels round differently, so the choice is remembered in a file: the same seed gives the same codes in every run,
+    and processes that start together agree. `PackedLinear`, which needs `packs_weights`, without a folder to write to.
+    """
+    if shape[0] * shape[1] < MEASURED_FROM:
+        return PackedLinear
+    kinds = {kind.__name__: kind for kind in (PackedLinear, PlainLinear)}
+    folder = Path(os.environ.get("IM2WAV_CACHE") or Path("~/.cache/im2wav").expanduser()) / "kernels"
+    name = re.sub(r"[^\w.-]+", "_", f"{_machine_name()} {dtype} {shape[0]}x{shape[1]}")
+    path = folder / name
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".writing-") as file:
+                file.write(_measured_kernel(shape, dtype).__name__)
+                file.flush()
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    os.link(file.name, path)
+        return kinds.get(path.read_text(), PackedLinear)
+    except OSError:
+        return PackedLinear
+
+
 def linear_maker(precision: Precision, device: torch.device, packed: bool = True) -> Callable[..., Linear]:
     """A function (weight [out, in], bias [out], silu) -> Linear.
 
@@ -209,5 +287,10 @@ def linear_maker(precision: Precision, device: torch.device, packed: bool = True
     if precision == "int8":
         return Int8Linear
     dtype = DTYPES[precision]
-    kind = PackedLinear if packed and device.type == "cpu" and packs_weights(dtype) else PlainLinear
-    return lambda weight, bias, silu=False: kind(weight, bias, silu, dtype)
+    packed = packed and device.type == "cpu" and packs_weights(dtype)
+
+    def make(weight: Tensor, bias: Tensor, silu: bool = False) -> Linear:
+        kind = fastest_kernel((weight.shape[0], weight.shape[1]), dtype) if packed else PlainLinear
+        return kind(weight, bias, silu, dtype)
+
+    return make
