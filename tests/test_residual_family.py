@@ -16,6 +16,8 @@ from im2wav.checkpoint import load, load_net, save
 from im2wav.cli import instantiate
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import extend_wav
+from im2wav.decoding import SamplingOptions, make_decoder
+from im2wav.prior import Conditions, Timing
 from im2wav.train import train
 
 OWL, CAT = (ASSETS / "images" / f"{name}.jpg" for name in ("owl_03", "cat_03"))
@@ -187,3 +189,30 @@ def test_a_run_that_begins_with_weights_keeps_them(run, pairs, tmp_path):
     weights = [load_net(file).state_dict() for file in (path, tmp_path / "vqvae" / "last.ckpt")]
     for name in ("encoder.linear.weight", "decoder.linear.weight"):
         assert torch.equal(weights[0][name], weights[1][name])
+
+
+@pytest.mark.parametrize("level", ["low", "up"])
+def test_steps_and_the_uncached_network_give_the_same_logits(run, level):
+    """`Prior.forward` and `MaskedPrior.forward` are the specification; guidance adds the unconditional logits."""
+    prior = load_net(run / f"{level}_prior" / "last.ckpt", f"{level}_prior")
+    codes = torch.randint(0, prior.codebook_size, (2, prior.context_length, *prior.code_shape))
+    timing = Timing(torch.full((2,), 16000.0), torch.zeros(2), torch.full((2,), 6400.0))
+    conditions = Conditions(torch.randn(2, 1, 1280), timing, codes[..., :2] if level == "up" else None)
+    logits = make_decoder(prior).step_logits(conditions, codes, SamplingOptions(guidance_scale=2.0))
+    assert len(logits) == (4 if prior.can_be_guided else 2)
+    with torch.no_grad():
+        assert torch.allclose(logits[:2], prior(codes, conditions), atol=1e-4)
+        if prior.can_be_guided:
+            assert torch.allclose(logits[2:], prior(codes, conditions.null_like()), atol=1e-4)
+
+
+def test_the_quality_of_lower_precisions_is_measured(run, pairs, tmp_path):
+    out = tmp_path / "quality.json"
+    assert command("bench", "measure=quality", f"measure.run={run}", f"measure.pairs={pairs}", f"out={out}") == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    for level in ("low", "up"):
+        exact = rows[f"{level}, fp32"]["value"]
+        assert 0 < exact < 20
+        for precision in ("bf16", "int8"):
+            assert rows[f"{level}, {precision}"]["value"] == pytest.approx(exact, abs=0.1)
+            assert rows[f"{level}, {precision}: greedy codes"]["value"] > 50

@@ -1,35 +1,31 @@
 """Quality of lower precisions: bits per code and greedy codes compared with fp32."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from im2wav.benchmarks.machine import Row
 from im2wav.checkpoint import load
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.windows import collate
-from im2wav.decoding import Decoder, SamplingOptions
+from im2wav.decoding import SamplingOptions, make_decoder
 from im2wav.decoding.sampler import guide
 from im2wav.hub import KINDS, find_weights
-from im2wav.prior import Conditions, Timing
+from im2wav.prior import CodePrior, Conditions, Timing
 
 
 @torch.inference_mode()
-def _bits_and_greedy_codes(decoder: Decoder, conditions: Conditions, codes: Tensor) -> tuple[float, Tensor]:
-    """Bits per code of given codes [B, n], and the greedy guided code [B, n] at each position."""
+def _bits_and_greedy_codes(
+    prior: CodePrior, conditions: Conditions, codes: Tensor, precision: str, compile: bool = False
+) -> tuple[float, Tensor]:
+    """Bits per code of given codes [B, n, ...], and the greedy guided code at each place."""
     options = SamplingOptions()
-    state, steps = decoder.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), options), []
-    for t in range(codes.shape[1]):
-        steps.append(state.logits())
-        state.feed(codes[:, t])
-    logits = torch.stack(steps, 1)  # [B or 2B, n, K]
-    bits = F.cross_entropy(logits[: len(codes)].flatten(0, 1).float(), codes.flatten()).item() / math.log(2)
-    return bits, (guide(logits, options.guidance_scale) if decoder.can_be_guided else logits).argmax(2)
+    logits = make_decoder(prior, precision, compile=compile).step_logits(conditions, codes, options)
+    bits = prior.code_bits(logits[: len(codes)], codes).mean().item()
+    return bits, (guide(logits, options.guidance_scale) if prior.can_be_guided else logits).argmax(-1)
 
 
 def measure_quality(
@@ -53,14 +49,12 @@ def measure_quality(
         items: number of pairs.
 
     Raises:
-        ValueError: a missing checkpoint or folder, or a model of another family than im2wav.
+        ValueError: a missing checkpoint or folder.
     """
     priors: dict[str, Any] = {
         name: load(path, KINDS[name]).net.to(device) for name, path in find_weights(Path(run)).items()
     }
     codec = priors.pop("codec")
-    if any(prior.code_shape for prior in priors.values()):
-        raise ValueError(f"measure.run={run} is a model of family=residual: expected one of family=im2wav")
     samples = priors["low"].context_length * codec.hop_lengths["low"]
     windows = PairsDataModule(pairs, int(samples), crop="start").windows[split]
     batch = collate([windows[(i, 0.0)] for i in range(min(items, len(windows.pairs)))])
@@ -70,10 +64,10 @@ def measure_quality(
     rows: list[Row] = []
     for level, prior in priors.items():
         given = Conditions(batch.clip.to(device), timing, codes["low"] if level == "up" else None)
-        bits, greedy = _bits_and_greedy_codes(Decoder(prior, "fp32"), given, codes[level])
+        bits, greedy = _bits_and_greedy_codes(prior, given, codes[level], "fp32")
         rows.append(Row(f"{level}, fp32", bits, "bits per code", note=f"{codes[level].numel()} real codes"))
         for p in precisions:
-            value, guesses = _bits_and_greedy_codes(Decoder(prior, p, compile=compile), given, codes[level])
+            value, guesses = _bits_and_greedy_codes(prior, given, codes[level], p, compile)
             agree = (guesses == greedy).float().mean().item()
             p = f"{p}, compiled" if compile else p
             rows.append(Row(f"{level}, {p}", value, "bits per code", bits, "fp32", note=f"{value - bits:+.5f} bits"))

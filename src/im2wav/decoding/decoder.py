@@ -145,6 +145,27 @@ class Decoder:
         known = zip(rows, codes, strict=True)
         return torch.cat([self.head.score(decoding.run_known(row, own), own) for row, own in known])
 
+    @torch.inference_mode()
+    def step_logits(self, conditions: Conditions, codes: Tensor, options: SamplingOptions) -> Tensor:
+        """Logits of known codes [B, n, ...] by the steps that draw codes: [R, n, ..., K], see `score`.
+
+        Raises:
+            ValueError: see `start`.
+        """
+        uniform = torch.zeros(codes.shape, dtype=torch.float64, device=draw_device(codes.device))
+        state, steps = self.start(conditions, uniform, options), []
+        for known in codes.unbind(1):
+            found: list[Tensor] = []
+
+            def pick(logits: Tensor, number: int | None, known: Tensor = known, found: list = found) -> Tensor:
+                found.append(logits)
+                return known if number is None else known[:, number]
+
+            self.head.draw(state.hidden(), pick)
+            state.feed(known)
+            steps.append(torch.stack(found, 1) if self.code_shape else found[0])
+        return torch.stack(steps, 1)
+
 
 def make_decoder(
     prior: CodePrior, precision: str = "fp32", consume: bool = False, compile: Compile = False

@@ -57,6 +57,21 @@ class ParallelDecoder:
         raise NotImplementedError
 
     @torch.inference_mode()
+    def step_logits(self, conditions: Conditions, codes: Tensor, options: SamplingOptions) -> Tensor:
+        """Logits of known codes [B, T, Q], each codebook given those before it: [R, T, Q - known, K].
+
+        Raises:
+            ValueError: see `start`.
+        """
+        state = self.start(conditions, torch.zeros(codes.shape, dtype=torch.float64), options)
+        books = torch.arange(codes.shape[2], device=codes.device).expand(codes.shape[1:])
+        items = [
+            torch.stack([self.logits(own, books < level, level, rows) for level in self.outs], 2)
+            for own, rows in zip(codes, state.conditions, strict=True)
+        ]
+        return torch.stack(items, 1).flatten(0, 1)
+
+    @torch.inference_mode()
     def start(
         self,
         conditions: Conditions,
@@ -88,6 +103,7 @@ class ParallelState:
     Attributes:
         codes: [B, n, Q].
         position: number of positions that `steps` has returned.
+        conditions: what is added to the inputs of each sequence, [R, T, W].
     """
 
     def __init__(
@@ -124,7 +140,7 @@ class ParallelState:
             if known is not None:
                 end = start + known.shape[1]
                 self._codes[:, start:end, low:], self._known[start:end] = known[..., low:].to(self._codes), True
-        self._conditions = [self._rows(conditions, negative, item) for item in range(batch)]
+        self.conditions = [self._rows(conditions, negative, item) for item in range(batch)]
         self._drawn = given == length
 
     def _rows(self, conditions: Conditions, negative: Conditions | None, item: int) -> Tensor:
@@ -182,7 +198,7 @@ class ParallelState:
         bounds = [round(len(order) * (1 - _missing(k, passes))) for k in (number, number + 1)]
         known = self._known.clone()
         known[places, level] = (order < bounds[0]).to(known.device)
-        here = self.decoder.logits(self._codes[item], known, level, self._conditions[item])[:, places]
+        here = self.decoder.logits(self._codes[item], known, level, self.conditions[item])[:, places]
         drawn = draw_guided(here.flatten(0, 1), uniform, self.options, self.guided, self.negative)
         new = ((order >= bounds[0]) & (order < bounds[1])).to(known.device)
         codes = self._codes[item, places, level]

@@ -199,13 +199,11 @@ class DecodeState:
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """Logits [R, K] of the first code at `position`: conditional, unconditional, negative.
+        """Logits [R, K] of the first code at `position`: conditional, unconditional, negative. Call `feed` next."""
+        return self.decoder.head.first_logits(self.hidden())
 
-        Call `feed` next; `step` does both.
-        """
-        return self.decoder.head.first_logits(self._hidden())
-
-    def _hidden(self) -> Tensor:
+    def hidden(self) -> Tensor:
+        """Hidden states [R, W] at `position`, from which the output head draws its codes."""
         t = min(self.position, self.condition.shape[1] - 1)
         return self._run(self.decoder.position_embedding[self.position], self.condition[:, t], self.position)
 
@@ -253,7 +251,7 @@ class DecodeState:
         if self.decoder.on_device:
             self._step_on_device()
         else:
-            self.feed(self._draw(self._hidden(), self.uniform[:, t]))
+            self.feed(self._draw(self.hidden(), self.uniform[:, t]))
         self.position = t + 1
         return self.codes[:, t]
 
