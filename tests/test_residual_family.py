@@ -216,3 +216,29 @@ def test_the_quality_of_lower_precisions_is_measured(run, pairs, tmp_path):
         for precision in ("bf16", "int8"):
             assert rows[f"{level}, {precision}"]["value"] == pytest.approx(exact, abs=0.1)
             assert rows[f"{level}, {precision}: greedy codes"]["value"] > 50
+
+
+def test_a_model_says_how_its_codes_are_drawn(pairs, run, tmp_path):
+    """What was configured in training holds where nothing is given: API, command, saved model; given values win."""
+    assert Im2Wav.from_pretrained(run, device="cpu").sampling({}) == SamplingOptions(guidance_scale=2.0)  # the family's
+    output = tmp_path / "other" / "low_prior"
+    other = ["model.sampling.guidance_scale=1.5", "+model.sampling.temperature=0.7", "model.sampling.passes=1"]
+    train(residual_config("low_prior", pairs, output, f"codec={run / 'vqvae' / 'last.ckpt'}", *other))
+    for name in ("vqvae", "up_prior"):
+        (tmp_path / "other" / name).symlink_to(run / name)
+    model = Im2Wav.from_pretrained(tmp_path / "other", device="cpu")
+    assert model.sampling({"temperature": 0.9}) == SamplingOptions(1.5, temperature=0.9, passes=1)
+    model.save_pretrained(tmp_path / "saved")
+    assert Im2Wav.from_pretrained(tmp_path / "saved", device="cpu").sampling({}) == SamplingOptions(
+        1.5, temperature=0.7, passes=1
+    )
+    out = tmp_path / "out"
+    where = [f"input={OWL}", f"pretrained={tmp_path / 'saved'}", "encoder=efficientnet_lite2", f"out={out}"]
+    assert command("sample", *where, "device=cpu", "sampler.passes=3") == 0
+    settings = json.loads((out / "up" / "owl_03_00.json").read_text())["identity"]["settings"]
+    assert (settings["guidance_scale"], settings["temperature"], settings["passes"]) == (1.5, 0.7, 3)
+
+
+def test_unknown_recommendations_are_rejected(pairs, run, tmp_path):
+    with pytest.raises(Exception, match="sampling options colour: expected some of guidance_scale"):
+        train(residual_config("up_prior", pairs, run / "x", "+model.sampling.colour=1"))

@@ -36,6 +36,7 @@ class Loaded:
     data: Mapping[str, Any] = field(default_factory=dict)  # identity of the training data
     codec_sha256: str | None = None  # hash of the codec of a prior
     bandwidth: Mapping[str, float] | None = None  # loss normalisation of a codec
+    sampling: Mapping[str, Any] | None = None  # how codes of a prior are drawn where nothing is said
 
 
 def net_sha256(net: nn.Module) -> str:
@@ -69,17 +70,16 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
     with torch.device("meta"):
         net = build(**config)
     net.load_state_dict(state, assign=True)
-    about = {k: about.get(k) for k in ("data", "codec_sha256", "bandwidth")}
-    return Loaded(
-        net.eval().requires_grad_(False), found, config, about["data"] or {}, about["codec_sha256"], about["bandwidth"]
-    )
+    rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling")}
+    return Loaded(net.eval().requires_grad_(False), found, config, about.get("data") or {}, **rest)
 
 
 def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     prefix = "net."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    return {**checkpoint, "config": checkpoint["config"]["net"]}, state
+    config = checkpoint["config"]
+    return {**checkpoint, "config": config["net"], "sampling": config.get("sampling")}, state
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,6 +114,7 @@ def save(loaded: Loaded, path: Path) -> Path:
         "data": dict(loaded.data),
         "codec_sha256": loaded.codec_sha256,
         "bandwidth": loaded.bandwidth,
+        "sampling": loaded.sampling,
     }
     state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
     try:

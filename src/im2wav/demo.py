@@ -24,7 +24,7 @@ def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
     """Return the command and the arguments of each stage."""
     runs, pairs = [f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"], quoted(out / "pairs")
     encoder = f"encoder={cfg.encoder.name}"
-    sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
+    sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if v is not None and k != "_target_"]
     commands = {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
     for stage in STAGES:
         experiment = f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}"

@@ -1,8 +1,9 @@
 """Guidance, filters, and drawing codes from logits [..., K]."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,17 @@ class SamplingOptions:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: expected top_k >= 0 and top_p between 0 and 1")
         if self.top_k and self.top_p:
             raise ValueError(f"top_k={self.top_k} and top_p={self.top_p}: use one of them, and 0 for the other")
+
+    def updated(self, values: Mapping[str, Any]) -> "SamplingOptions":
+        """The same with other values, of which None keep what is here.
+
+        Raises:
+            ValueError: an unknown name, or a value out of range.
+        """
+        names = {f.name for f in fields(self)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(f"sampling options {', '.join(unknown)}: expected some of {', '.join(sorted(names))}")
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
 def guide(logits: Tensor, scale: float, negative_scale: float | None = None) -> Tensor:

@@ -54,7 +54,7 @@ def generate_audio(
         ValueError: generation failed, or the folder contains audio of another model or other options.
     """
     files = model_files(cfg)
-    options = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if not k.startswith("_")]
+    options = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if v is not None and k != "_target_"]
     options += [f"seed={cfg.seed}", *cfg.sample]
     state = {"files": {name: file_sha256(path) for name, path in files.items()}, "options": options}
     settings, text = out / "settings.json", json.dumps(state, indent=1, sort_keys=True) + "\n"

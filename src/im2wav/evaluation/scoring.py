@@ -87,7 +87,7 @@ def protocol(cfg: Any, reading: Reading) -> dict[str, Any]:
     if cfg.mode == "imagehear":
         facts["per_class"] = cfg.per_class
     if cfg.get("model_dir"):
-        facts["sampler"] = {k: v for k, v in cfg.sampler.items() if not k.startswith("_")}
+        facts["sampler"] = {k: v for k, v in cfg.sampler.items() if v is not None and k != "_target_"}
     return {
         **facts,
         "sample_rate": reading.rate,

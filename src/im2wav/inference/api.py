@@ -136,6 +136,14 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         hashes: dict[str, str | None] = {name: net_sha256(x.net) for name, x in self.loaded.items()}
         return {**hashes, "encoder": self.info.weights_sha256}
 
+    def sampling(self, given: Mapping[str, Any]) -> SamplingOptions:
+        """How codes are drawn: as given, otherwise as the low prior recommends, otherwise as in Im2Wav.
+
+        Raises:
+            ValueError: an unknown name, or a value out of range.
+        """
+        return SamplingOptions().updated(self.loaded["low"].sampling or {}).updated(given)
+
     @property
     def sample_rate(self) -> int:
         """Hz."""
@@ -207,7 +215,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         **options: Any,
     ) -> Request:
         known = {f.name for f in fields(SamplingOptions)}
-        sampling = SamplingOptions(**{k: v for k, v in options.items() if k in known})
+        sampling = self.sampling({k: v for k, v in options.items() if k in known})
         rest = {k: v for k, v in options.items() if k not in known}
         return make_request(self, one_input(image, video, timeline, text), sampling, **rest)
 

@@ -1,6 +1,6 @@
 """LightningModules of the priors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from im2wav.data.windows import Batch
-from im2wav.decoding.sampler import item_seed
+from im2wav.decoding.sampler import SamplingOptions, item_seed
 from im2wav.prior import CodePrior, Conditions, Timing
 from im2wav.training.module import NetModule, eager_eval_mode, training_flops
 
@@ -22,9 +22,11 @@ class PriorModule(NetModule):
         net: prior to train.
         optimizer, scheduler, options: see `NetModule`.
         condition_dropout: probability of replacing the image embedding by the null embedding; > 0 for guidance.
+        sampling: values of `SamplingOptions` for generation with this prior where none are given; checkpoints keep
+            those of the low prior.
 
     Raises:
-        ValueError: condition dropout without a null embedding, or the reverse.
+        ValueError: condition dropout without a null embedding, or the reverse; or an unknown value in `sampling`.
     """
 
     level: ClassVar[str]
@@ -37,9 +39,11 @@ class PriorModule(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         condition_dropout: float = 0.0,
+        sampling: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         super().__init__(net, optimizer, scheduler, **options)
+        SamplingOptions().updated(sampling or {})
         if not 0 <= condition_dropout <= 1 or bool(condition_dropout) != net.can_be_guided:
             raise ValueError(
                 f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: must be "
