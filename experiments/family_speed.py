@@ -42,8 +42,7 @@ def main() -> None:
             nets[model] = instantiate(cfg.model.net).eval()
     codec, samples = nets["vqvae"], int(cfg.data.num_samples)
     wav = torch.randn(1, 1, samples) * 0.1
-    if hasattr(codec, "initialise_from"):
-        codec.initialise_from([torch.randn(1, samples) * 0.1 for _ in range(8)])
+    codec.initialise_from([torch.randn(1, samples) * 0.1 for _ in range(8)])
     timing = Timing(torch.tensor([160000.0]), torch.zeros(1), torch.tensor([float(samples)]))
     seconds = {}
     seconds["encode"], codes = timed(lambda: codec.encode(wav))

@@ -4,11 +4,11 @@ Level `up` is fine (hop length 8 in the official model), level `low` is coarse (
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,30 +82,40 @@ class Reach(NamedTuple):
     after: int
 
 
-class Codec(Protocol):
-    """What all codecs have; see `AudioCodec` for the methods.
+class Codec(nn.Module):
+    """What all codecs have; `AudioCodec` describes the methods."""
 
-    Attributes:
-        hop_lengths: samples for each position, by level.
-        code_shapes: shape of the codes of a position, by level: () or (codebooks,).
-        codebook_size: number of codes.
-    """
-
-    hop_lengths: dict[str, int]
-    code_shapes: dict[str, tuple[int, ...]]
+    hop_lengths: dict[str, int]  # samples for each position, by level
+    code_shapes: dict[str, tuple[int, ...]]  # shape of the codes of a position, by level: () or (codebooks,)
     codebook_size: int
+    code_dim: int  # dimension of a code vector
 
     def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
         """Audio [B, 1, N] -> codes by level."""
+        raise NotImplementedError
 
     def decode(self, codes: Tensor | Mapping[str, Tensor], level: str) -> Tensor:
         """Codes of a level -> audio [B, 1, N]."""
+        raise NotImplementedError
 
     def reach(self, level: str) -> Reach:
         """Receptive field of the decoder."""
+        raise NotImplementedError
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters."""
+    def regions(self) -> list[nn.Module]:
+        """Parts that can be compiled and sharded."""
+        raise NotImplementedError
+
+    def named_codebooks(self) -> dict[str, Codebook]:
+        """The codebooks by name."""
+        raise NotImplementedError
+
+    def initialise_from(self, windows: Iterable[Tensor]) -> None:
+        """Initialise from training audio, windows [1, N]. By default codebooks do so with the first batch instead."""
+
+    def training_output(self, wav: Tensor, seeds: Sequence[int]) -> CodecOutput:
+        """The forward pass of a training step on wav [B, 1, N]; the seeds of the items decide what is random in it."""
+        return self(wav)
 
 
 def check_wav(wav: Tensor, hop: int) -> None:
@@ -129,7 +139,7 @@ def check_levels(levels: Sequence[str]) -> None:
             raise ValueError(f"level={level!r}: expected one of {LEVELS}")
 
 
-class AudioCodec(nn.Module):
+class AudioCodec(Codec):
     """VQ-VAE with two levels. Each level has its own encoder, codebook and decoder.
 
     Args:

@@ -8,16 +8,19 @@ Sources: residual quantisation with quantiser dropout, Zeghidour et al. 2021 (So
 2023 (Vocos); ConvNeXt blocks, Liu et al. 2022.
 """
 
+import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2wav.codec.codec import LEVELS, CodecOutput, Reach, check_levels, check_wav, exact_fp32, measured_reach
+from im2wav.codec.codec import LEVELS, Codec, CodecOutput, Reach, check_levels, check_wav, exact_fp32, measured_reach
 from im2wav.codec.quantizer import Codebook, ResidualQuantizer
+
+log = logging.getLogger(__name__)
 
 WINDOW = 640  # samples: 40 ms at 16 kHz
 HOP = 160  # samples between spectra: 100 Hz
@@ -129,7 +132,7 @@ class SpectralDecoder(nn.Module):
         return waveform(self.spectrum(latents))
 
 
-class ResidualCodec(nn.Module):
+class ResidualCodec(Codec):
     """Codec with a residual quantiser at 50 frames a second (16 kHz). It has the interface of `AudioCodec`.
 
     Args:
@@ -247,16 +250,21 @@ class ResidualCodec(nn.Module):
         kernels = [m.kernel_size[0] for m in self.encoder.modules() if isinstance(m, nn.Conv1d)]
         return sum(kernel // 2 for kernel in kernels) * self.hop_lengths["low"] + WINDOW
 
+    def training_output(self, wav: Tensor, seeds: Sequence[int]) -> CodecOutput:
+        """The forward pass of a training step, with quantiser dropout."""
+        return self(wav, self.counts(seeds))
+
     @torch.no_grad()
-    def initialise_from(self, wavs: Sequence[Tensor]) -> None:
+    def initialise_from(self, windows: Iterable[Tensor]) -> None:
         """Initialise from training audio, windows [1, N]: a codec of log magnitudes without gradients.
 
         The linear maps become the principal components (PCA) of the log magnitudes and their inverse, the codebooks the
         k-means centres of what the codebooks before leave. Deterministic, so that all processes of a training agree.
         """
+        log.info("initialising the codec from training audio")
         weights = bin_weights().repeat(PER_FRAME)
         features = (
-            torch.cat([self.encoder.features(wav[None].float()) for wav in wavs], 2)[0].t() * weights
+            torch.cat([self.encoder.features(wav[None].float()) for wav in windows], 2)[0].t() * weights
         )  # [M, bins]
         mean = features.mean(0)
         components = torch.linalg.eigh(((features - mean).t() @ (features - mean)).double()).eigenvectors

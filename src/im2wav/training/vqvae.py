@@ -1,6 +1,5 @@
 """LightningModule of the codec."""
 
-import logging
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
@@ -9,21 +8,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from im2wav.codec import LEVELS, AudioCodec, CodecOutput, ResidualCodec
+from im2wav.codec import LEVELS, Codec, CodecOutput
 from im2wav.codec.discriminator import Discriminator
 from im2wav.codec.losses import Bandwidth, CodecLoss, SpectralLoss, spectral_convergence
 from im2wav.data.windows import Batch
 from im2wav.decoding.sampler import item_seed
 from im2wav.training.module import NetModule, eager_eval_mode, training_flops
 
-log = logging.getLogger(__name__)
-
 
 class VQVAE(NetModule):
     """Train a codec. Losses are normalised by statistics of the training audio (`Bandwidth`).
 
     Args:
-        net: codec to train; a `ResidualCodec` is initialised from the training audio.
+        net: codec to train.
         loss: the loss function.
         optimizer, scheduler, options: see `NetModule`.
         bandwidth: l1, l2 and spec; None: measure them on the training audio.
@@ -33,11 +30,11 @@ class VQVAE(NetModule):
     """
 
     kind = "vqvae"
-    net: AudioCodec | ResidualCodec
+    net: Codec
 
     def __init__(
         self,
-        net: AudioCodec | ResidualCodec,
+        net: Codec,
         loss: CodecLoss | SpectralLoss,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -61,9 +58,8 @@ class VQVAE(NetModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.bandwidth is None:
             self.bandwidth = Bandwidth.measure(data.training_windows())
-        if stage == "fit" and isinstance(self.net, ResidualCodec) and not self._has_weights:
-            log.info("initialising the codec from training audio")
-            self.net.initialise_from(list(data.training_windows()))
+        if stage == "fit" and not self._has_weights:
+            self.net.initialise_from(data.training_windows())
 
     @property
     def _has_weights(self) -> bool:
@@ -95,9 +91,9 @@ class VQVAE(NetModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], CodecOutput]:
         """Return the total loss, its terms and the codec output."""
-        if self.training and isinstance(self.net, ResidualCodec):
-            counts = self.net.counts([item_seed(self.seed, self.global_step, "codebooks", name) for name in batch.id])
-            output = self.net(batch.wav, counts)
+        if self.training:
+            seeds = [item_seed(self.seed, self.global_step, "codebooks", name) for name in batch.id]
+            output = self.net.training_output(batch.wav, seeds)
         else:
             output = self.net(batch.wav)
         total, parts = self.objective(batch.wav, output, self.bandwidth)  # type: ignore[arg-type]
