@@ -222,7 +222,12 @@ def test_a_model_says_how_its_codes_are_drawn(pairs, run, tmp_path):
     """What was configured in training holds where nothing is given: API, command, saved model; given values win."""
     assert Im2Wav.from_pretrained(run, device="cpu").sampling({}) == SamplingOptions(guidance_scale=2.0)  # the family's
     output = tmp_path / "other" / "low_prior"
-    other = ["model.sampling.guidance_scale=1.5", "+model.sampling.temperature=0.7", "model.sampling.passes=1"]
+    other = [
+        "model.early_positions=8",
+        "model.sampling.guidance_scale=1.5",
+        "+model.sampling.temperature=0.7",
+        "model.sampling.passes=1",
+    ]
     train(residual_config("low_prior", pairs, output, f"codec={run / 'vqvae' / 'last.ckpt'}", *other))
     for name in ("vqvae", "up_prior"):
         (tmp_path / "other" / name).symlink_to(run / name)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import conditions, sharpened
+from helpers import conditions, low_prior, sharpened
 from im2wav.decoding import SamplingOptions, make_decoder, sample_codes
 from im2wav.decoding.sampler import uniforms
 from im2wav.prior import Conditions, MaskedPrior, Prior
@@ -160,3 +160,25 @@ def test_sizes_that_cannot_be_are_refused():
             MaskedPrior(**{"codebooks": 5, "transformer": {**TRANSFORMER, "attention": "bidirectional"}, **options})
     with pytest.raises(ValueError, match="expected"):
         depth_prior()(torch.zeros(1, LENGTH, 2, dtype=torch.long), conditions(1))
+
+
+@pytest.mark.parametrize("make", [low_prior, depth_prior, masked_prior])
+def test_weights_of_positions_weigh_their_loss(make):
+    """All alike is the mean; a position of weight 0 gives no gradient to its target, the others share the loss."""
+    prior = make()
+    length, seeds = prior.context_length, [1]
+    shape = (1, length, *prior.code_shape)
+    codes, seen = torch.randint(16, shape), conditions(1)
+    if prior.code_shape and len(prior.targets(codes[0, 0])) < shape[-1]:
+        seen = replace(seen, codes_low=codes[..., :2])
+    plain = prior.training_bits(codes, seen, seeds)
+    torch.testing.assert_close(prior.training_bits(codes, seen, seeds, torch.full((length,), 3.0)), plain)
+    first, rest = torch.zeros(length), torch.ones(length)
+    first[: length // 2], rest[: length // 2] = 1, 0
+    heavy = prior.training_bits(codes, seen, seeds, rest + 6 * first)
+    low, high = sorted(prior.training_bits(codes, seen, seeds, w).item() for w in (first, rest))
+    assert low <= heavy.item() <= high
+    if not isinstance(prior, MaskedPrior):  # it has each item's own number of masked positions
+        bits = prior.item_bits(codes, seen).flatten(2).mean(2) if prior.code_shape else prior.item_bits(codes, seen)
+        expected = (bits * (rest + 6 * first)).sum(1).mean() / (rest + 6 * first).sum()
+        torch.testing.assert_close(heavy, expected)

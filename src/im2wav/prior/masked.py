@@ -92,7 +92,9 @@ class MaskedPrior(CodePrior):
             logits.append(F.linear(h, *self.out(level)))
         return torch.stack(logits, 2)
 
-    def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+    def training_bits(
+        self, codes: Tensor, conditions: Conditions, seeds: Sequence[int], weights: Tensor | None = None
+    ) -> Tensor:
         """Mean over the items of the mean bits of masked codes of one codebook: a scalar.
 
         Codebook, masked positions and a span of known positions are drawn from the seeds of the items. The fraction of
@@ -102,12 +104,13 @@ class MaskedPrior(CodePrior):
         level, known, asked = (x.to(codes.device) for x in self._masks(codes.shape[1], seeds))
         h = self.hidden(codes, known, level, self.condition(conditions, codes.shape[1]))
         total = h.new_zeros(len(h))
+        weights = h.new_ones(codes.shape[1]) if weights is None else weights
         for number in range(self.known_codebooks, self.codebooks):
             here = asked & (level == number)[:, None]  # [B, n]; without a synchronisation, also where it is all false
             logits = F.linear(h, *self.out(number)).flatten(0, 1).float()
             bits = F.cross_entropy(logits, codes[..., number].flatten(), reduction="none")
-            total = total + (bits.view(here.shape) * here).sum(1)
-        return (total / asked.sum(1).clamp_min(1)).mean() / math.log(2)
+            total = total + (bits.view(here.shape) * here * weights).sum(1)
+        return (total / (asked * weights).sum(1).clamp_min(1)).mean() / math.log(2)
 
     def _masks(self, length: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Codebook [B], known codes [B, n, Q] and positions that are asked for [B, n], of training items."""

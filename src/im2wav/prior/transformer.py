@@ -258,9 +258,20 @@ class CodePrior(nn.Module):
         targets = self.targets(codes).flatten()
         return F.cross_entropy(logits.flatten(0, -2).float(), targets, reduction=reduction) / math.log(2)
 
-    def training_bits(self, codes: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
-        """The training loss: a scalar. `seeds`, one for each item, decide what is random in it besides dropout."""
-        return self.bits(codes, conditions)
+    def training_bits(
+        self, codes: Tensor, conditions: Conditions, seeds: Sequence[int], weights: Tensor | None = None
+    ) -> Tensor:
+        """The training loss: a scalar.
+
+        Args:
+            codes, conditions: see `forward`.
+            seeds: of the items; they decide what is random in the loss besides dropout.
+            weights: of the positions, [n]; None: all alike.
+        """
+        if weights is None:
+            return self.bits(codes, conditions)
+        bits = self.item_bits(codes, conditions).view(len(codes), len(weights), -1).mean(2)
+        return (bits * weights).sum(1).mean() / weights.sum()
 
 
 class Prior(CodePrior):

@@ -22,11 +22,14 @@ class PriorModule(NetModule):
         net: prior to train.
         optimizer, scheduler, options: see `NetModule`.
         condition_dropout: probability of replacing the image embedding by the null embedding; > 0 for guidance.
+        early_positions, early_weight: weight of the loss at the first positions of a window, where no codes before
+            say what is heard and the image matters most; all others have weight 1.
         sampling: values of `SamplingOptions` for generation with this prior where none are given; checkpoints keep
             those of the low prior.
 
     Raises:
-        ValueError: condition dropout without a null embedding, or the reverse; or an unknown value in `sampling`.
+        ValueError: condition dropout without a null embedding, or the reverse; an option out of range; or an unknown
+            value in `sampling`.
     """
 
     level: ClassVar[str]
@@ -39,6 +42,8 @@ class PriorModule(NetModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         condition_dropout: float = 0.0,
+        early_positions: int = 0,
+        early_weight: float = 6.0,
         sampling: Mapping[str, Any] | None = None,
         **options: Any,
     ):
@@ -49,7 +54,12 @@ class PriorModule(NetModule):
                 f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: must be "
                 "> 0 and <= 1 (0.5 in Im2Wav) with guidance=true, or 0 with guidance=false"
             )
+        if early_positions < 0 or early_weight <= 0:
+            raise ValueError(
+                f"early_positions={early_positions}, early_weight={early_weight}: expected 0 or more, and more than 0"
+            )
         self.condition_dropout = condition_dropout
+        self.early_positions, self.early_weight = early_positions, early_weight
         self.codec_sha256: str | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -103,7 +113,11 @@ class PriorModule(NetModule):
         if batch.dropped is not None:
             conditions = replace(conditions, null=batch.dropped)
         seeds = [item_seed(self.seed, self.global_step, "loss", name) for name in batch.id]
-        loss = self.net.training_bits(codes, conditions, seeds)
+        weights = None
+        if self.early_positions:
+            weights = torch.ones(codes.shape[1], device=codes.device)
+            weights[: self.early_positions] = self.early_weight
+        loss = self.net.training_bits(codes, conditions, seeds, weights)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav))
         return loss
 
