@@ -26,8 +26,8 @@ def test_every_row_comes_before_any_twice_and_the_seed_decides():
     again = KeyStream(5, 12, seed=3)
     assert [again[i] for i in reversed(range(24))] == keys[::-1]
     assert [KeyStream(5, 12, seed=4)[i] for i in range(24)] != keys
-    assert [tuple(KeyStream(3, 3, 0, shuffle=False, place=0.5)[i]) for i in range(3)] == [
-        (i, 0.5, 0.5) for i in range(3)
+    assert [KeyStream(3, 3, 0, shuffle=False, place=0.5)[i] for i in range(3)] == [
+        (i, 0.5, 0.5, None) for i in range(3)
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from im2wav.data.label_pairing import Augmentation, TrainingImages
 from im2wav.data.loader import BatchDataset, BatchPartition, KeyStream, WindowLoader
 from im2wav.data.manifest import fraction_of, split_rows
 from im2wav.data.pairs import ShardsFolder, open_folder
@@ -35,6 +36,9 @@ class PairsDataModule(pl.LightningDataModule):
         blend: mix stereo audio with a random weight in training (aug_blend of the official code), else evenly.
         windows_per_epoch: None: the number of pairs.
         split, split_fractions, train_fraction: see `split_rows` and `fraction_of` of `im2wav.data.manifest`.
+        pairing: `file`: a training window has the image of its own pair; `label`: of any training pair with its label,
+            and labels occur equally often.
+        augmentation: options of `Augmentation`, random changes of the embeddings of training windows.
         codes: `fresh`: encode each batch with the tokenizer; `cache`: read the codes written by `im2wav.tokenize`.
         num_workers: number of DataLoader workers.
         seed: of the order and of the crops.
@@ -59,6 +63,8 @@ class PairsDataModule(pl.LightningDataModule):
         split: str = "column",
         split_fractions: Mapping[str, float] | None = None,
         train_fraction: float = 1.0,
+        pairing: str = "file",
+        augmentation: Mapping[str, float] | None = None,
         codes: str = "fresh",
         chunks: str | None = None,
         num_workers: int = 0,
@@ -70,6 +76,8 @@ class PairsDataModule(pl.LightningDataModule):
                 raise ValueError(f"data.{name}={value!r}: expected one of {CHOICES[name]}")
         if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
             raise ValueError(f"data.batch_size={batch_size}: must be >= 1, or auto")
+        if crop == "official" and pairing == "label":
+            raise ValueError("data.pairing=label with data.crop=official: use data.crop=random, whose rows are pairs")
         if crop == "official" and short != "drop":
             raise ValueError(f"data.crop=official with data.short={short}: the official crop requires data.short=drop")
         self.folder = open_folder(root, chunks)
@@ -85,14 +93,18 @@ class PairsDataModule(pl.LightningDataModule):
         self._tokenizer: Any = None
         self.levels: Sequence[str] | None = None
         usable = usable_rows(self.folder.pairs, num_samples, short)
-        rows = {
-            name: rows[usable[rows]] for name, rows in split_rows(self.folder.pairs, split, split_fractions).items()
-        }
+        split_into = split_rows(self.folder.pairs, split, split_fractions)
+        rows = {name: rows[usable[rows]] for name, rows in split_into.items()}
         rows["train"] = fraction_of(self.folder.pairs, rows["train"], train_fraction)
         self.windows = {
             name: WindowDataset(self.folder, self.folder.pairs.take(taken), num_samples, short, crop == "official")
             for name, taken in rows.items()
         }
+        changes = Augmentation(**(augmentation or {}))
+        images = self.folder.pairs.take(split_into["train"])
+        self.windows["train"].images = TrainingImages(self.folder, images, pairing, changes)
+        self.draws_images = pairing == "label" or changes != Augmentation()
+        self.labels = list(self.windows["train"].pairs.strings("label")) if pairing == "label" else None
         if not len(self.windows["train"]):
             raise ValueError(
                 f"{Path(root) / 'manifest.csv'}: none of {len(usable)} pairs is usable for training "
@@ -128,7 +140,10 @@ class PairsDataModule(pl.LightningDataModule):
             length = (self.windows_per_epoch or rows) // partition.global_batch_size * partition.global_batch_size
             length = max(length, partition.global_batch_size)
         place = 0.0 if self.crop == "start" else None if shuffle else 0.5
-        keys = KeyStream(rows, length, self.seed, shuffle, place, self.blend and shuffle)
+        labels = self.labels if shuffle else None
+        keys = KeyStream(
+            rows, length, self.seed, shuffle, place, self.blend and shuffle, labels, self.draws_images and shuffle
+        )
         return WindowLoader(
             BatchDataset(windows, keys, partition, ends=not shuffle),
             resumed=self._restore_progress if shuffle and self.trainer else None,

@@ -9,7 +9,7 @@ replays nothing.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from im2wav.data.label_pairing import balanced_order
 from im2wav.data.windows import Batch, Key, WindowDataset, collate
 from im2wav.system import hold_signals, leave_signals_to_parent
 
@@ -38,16 +39,27 @@ class KeyStream:
         shuffle: whether the rows are in random order.
         place: position of all windows; None: random.
         blend: whether the weight of the left channel is random, not 0.5.
+        labels: of the rows; labels then occur equally often, instead of rows. None: rows do.
+        images: whether images are drawn, from a seed of each key.
     """
 
     def __init__(
-        self, rows: int, length: int, seed: int, shuffle: bool = True, place: float | None = None, blend: bool = False
+        self,
+        rows: int,
+        length: int,
+        seed: int,
+        shuffle: bool = True,
+        place: float | None = None,
+        blend: bool = False,
+        labels: Sequence[str] | None = None,
+        images: bool = False,
     ):
         self.rows, self.length, self.seed = rows, length, seed
         self.shuffle, self.place, self.blend = shuffle, place, blend
-        self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
+        self.labels, self.images = labels, images
+        self._epoch: tuple[int, Tensor, Tensor, Tensor, Tensor] | None = None
 
-    def _draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._epoch is None or self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             orders, places = [], []
@@ -59,14 +71,18 @@ class KeyStream:
             mixes = torch.full((self.length,), 0.5, dtype=torch.float64)
             if self.blend:  # sampled last, so that rows and positions do not depend on `blend`
                 mixes = torch.rand(self.length, generator=generator, dtype=torch.float64)
-            self._epoch = epoch, torch.cat(orders), torch.cat(places), mixes
+            rows = torch.cat(orders)
+            if self.labels is not None:
+                rows = balanced_order(self.labels, self.length, generator)
+            images = torch.randint(2**62, (self.length,), generator=generator)
+            self._epoch = epoch, rows, torch.cat(places), mixes, images
         return self._epoch[1:]
 
     def __getitem__(self, number: int) -> Key:
         epoch, index = divmod(number, self.length)
-        rows, places, mixes = self._draw(epoch)
+        rows, places, mixes, images = self._draw(epoch)
         place = places[index].item() if self.place is None else self.place
-        return Key(int(rows[index]), place, mixes[index].item())
+        return Key(int(rows[index]), place, mixes[index].item(), int(images[index]) if self.images else None)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from im2wav.data.label_pairing import TrainingImages
 from im2wav.data.manifest import Manifest, Pair
 from im2wav.data.pairs import PairsFolder
 from im2wav.files import json_bytes, npy_bytes, path_inside, state_sha256, write_atomic
@@ -44,6 +45,7 @@ class Key(NamedTuple):
     row: int
     place: float  # relative position in the recording, in [0, 1)
     mix: float = 0.5  # weight of the left channel of stereo audio
+    image: int | None = None  # seed of a training image, see `TrainingImages`; None: the pair's own, unchanged
 
 
 def concatenated_crop(item: int, shift: int, ends: Sequence[int], length: int) -> tuple[int, int]:
@@ -189,12 +191,14 @@ class WindowDataset(Dataset):
 
     Attributes:
         codes: cached codes; if set, windows contain codes and start at code boundaries.
+        images: draws the images of keys that have a seed for it.
     """
 
     def __init__(self, folder: PairsFolder, pairs: Manifest, num_samples: int, short: str, concatenated: bool = False):
         self.folder, self.pairs, self.num_samples, self.short = folder, pairs, num_samples, short
         self.ends = np.cumsum(pairs.column("samples")) if concatenated else None
         self.codes: CodesFolder | None = None
+        self.images: TrainingImages | None = None
 
     def __len__(self) -> int:
         if self.ends is not None and len(self.ends):
@@ -219,12 +223,14 @@ class WindowDataset(Dataset):
         pair, _ = self.locate(key.row, key.place)
         return f"{pair.id!r} ({self.folder.wav_path(pair)}, {self.folder.clip_path(pair)})"
 
-    def __getitem__(self, key: tuple[int, float] | tuple[int, float, float]) -> Batch:
-        row, place, mix = Key(*key)
+    def __getitem__(self, key: tuple[int, float] | Key) -> Batch:
+        row, place, mix, image = Key(*key)
         pair, offset = self.locate(row, place)
         wav = self.folder.read_wav(pair, offset, min(pair.samples, self.num_samples), mix)
         wav = extend_wav(wav, self.num_samples, self.short)
         clip = self.folder.read_clip(pair, self._frames(pair, offset))
+        if image is not None and self.images is not None:
+            clip = self.images.embedding(pair.label, clip, image)
         times = {"total": max(pair.samples, self.num_samples), "offset": offset, "duration": self.num_samples}
         timing = {name: torch.tensor(float(value)) for name, value in times.items()}
         codes = self.codes.read(pair, offset, self.num_samples) if self.codes else None
