@@ -61,8 +61,8 @@ class Discriminator(nn.Module):
         self,
         n_ffts: Sequence[int] = (1024, 256),
         channels: int = 12,
-        adversarial: float = 0.1,
-        matching: float = 0.2,
+        adversarial: float = 0.2,
+        matching: float = 0.5,
         start_step: int = 0,
     ):
         super().__init__()

@@ -22,8 +22,8 @@ class PriorModule(NetModule):
         net: prior to train.
         optimizer, scheduler, options: see `NetModule`.
         condition_dropout: probability of replacing the image embedding by the null embedding; > 0 for guidance.
-        early_positions, early_weight: weight of the loss at the first positions of a window, where no codes before
-            say what is heard and the image matters most; all others have weight 1.
+        early_positions, early_weight: weight of the loss at the first positions of a window, before which there are
+            few codes, so that the image matters most; all others have weight 1.
         sampling: values of `SamplingOptions` for generation with this prior where none are given; checkpoints keep
             those of the low prior.
 
