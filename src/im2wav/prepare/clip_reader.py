@@ -66,10 +66,12 @@ class ClipReader:
     chunk: int = 32  # number of frames in memory at a time
 
     def __call__(self, source: Source) -> Iterator[np.ndarray | End]:
-        """Arrays of squares uint8 [n, 3, S, S], then `Decoded`; or `Failed` at any time."""
+        """Arrays of squares uint8 [n, 3, S, S], none of audio alone, then `Decoded`; or `Failed` at any time."""
         try:
             if source.video:
                 yield from self._video(source)
+            elif source.is_audio:
+                yield self._audio(source, None)
             else:
                 square = self.crop(media.read_image(source.path))
                 end = self._audio(source, None)

@@ -58,7 +58,8 @@ def pack_frames(
 class Unpacker:
     """Collects the embeddings of each clip until it ends; the inverse of `pack_frames`.
 
-    `finish` is called with each clip, how it ended, and its embeddings float16 [F, D], None where it failed.
+    `finish` is called with each clip, how it ended, and its embeddings float16 [F, D], None where it failed or has no
+    image.
     """
 
     def __init__(self, finish: Finish):
@@ -73,7 +74,7 @@ class Unpacker:
             start += count
         for clip, end in batch.ends:
             parts = self.parts.pop(clip, [])
-            self.finish(clip, end, np.concatenate(parts) if isinstance(end, Decoded) else None)
+            self.finish(clip, end, np.concatenate(parts) if parts and isinstance(end, Decoded) else None)
 
 
 class PackedFrames(IterableDataset):

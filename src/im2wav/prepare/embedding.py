@@ -24,9 +24,10 @@ from im2wav.distributed import interruptible, predict_trainer
 from im2wav.files import npy_bytes, parse_shard
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import RESAMPLER
-from im2wav.prepare.clip_reader import ClipReader, End, Failed
+from im2wav.prepare.clip_reader import ClipReader, Decoded, End, Failed
 from im2wav.prepare.embedder import Embedder, PackedFrames
 from im2wav.prepare.journal import Journal, State
+from im2wav.prepare.pseudo_embeddings import PseudoEmbeddings, check_labels, read_classes
 from im2wav.prepare.sources import Source, Sources
 from im2wav.report.page import format_duration
 from im2wav.system import num_cores, report_progress, track_progress
@@ -103,12 +104,16 @@ def build_predict_trainer(cfg: DictConfig, build: Build, **overrides: Any) -> pl
     return predict_trainer(cfg.trainer, build, **quiet, **overrides)
 
 
-def write_pair(journal: Journal, source: Source, end: End, embeddings: np.ndarray | None) -> None:
-    """Write a pair whose embeddings are float16 [F, D], or why there is none.
+def write_pair(
+    journal: Journal, source: Source, end: End, embeddings: np.ndarray | None, pseudo: PseudoEmbeddings | None = None
+) -> None:
+    """Write a pair whose embeddings are float16 [F, D] (of audio alone made by `pseudo`), or why there is none.
 
     Raises:
         ValueError: the folder cannot be written.
     """
+    if embeddings is None and pseudo is not None and isinstance(end, Decoded) and source.is_audio:
+        embeddings = pseudo(source.label, source.id).half().numpy()
     if isinstance(end, Failed) or embeddings is None:
         journal.add({"id": source.id, **vars(end)})
         return
@@ -131,6 +136,9 @@ def embed_sources(
     device, rank = trainer.strategy.root_device.type, trainer.global_rank
     mine = {number: source for number, source in todo.items() if number % trainer.world_size == rank}
     limits = (cfg.silence, cfg.loudness, cfg.min_seconds, cfg.min_frame_change)
+    pseudo = None
+    if encoder.pseudo_embeddings and any(source.is_audio for source in mine.values()):
+        pseudo = PseudoEmbeddings(encoder, read_classes(encoder.pseudo_embeddings))
     reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, *limits)
     num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
@@ -138,7 +146,7 @@ def embed_sources(
     with track_progress(desc="embed", unit="item", total=len(mine), hidden=True if rank else None) as bar:
 
         def finish(number: int, end: End, embeddings: np.ndarray | None) -> None:
-            write_pair(journal, mine[number], end, embeddings)
+            write_pair(journal, mine[number], end, embeddings, pseudo)
             bar.update()
 
         model = Embedder(encoder, finish, journal.release, cfg.threads or num_cores(), partial(bar.update, 0))
@@ -225,6 +233,8 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
     sources, out = build(cfg.source), Path(cfg.out)
     for line in sources.ignored:
         log.info(line)
+    if cfg.encoder.get("pseudo_embeddings"):
+        check_labels(sources, read_classes(cfg.encoder.pseudo_embeddings), cfg.encoder.pseudo_embeddings)
     check_dataset(out, dataset_info(sources, cfg))
     state, mine = State.read(out), sources[shard::num_shards]
     todo = find_todo(mine, state, out, cfg.retry_skipped, cfg.compare == "hash")

@@ -25,7 +25,10 @@ CLIP_SECONDS = 10  # of VGGSound
 
 @dataclass(frozen=True)
 class Source:
-    """Source files of a pair: an image or a video, and optionally an audio file. Paths are strings to save memory."""
+    """Source files of a pair: an image or a video, and optionally an audio file; or an audio file alone, with a label.
+
+    Paths are strings to save memory.
+    """
 
     id: str
     image: str = ""
@@ -38,13 +41,18 @@ class Source:
 
     @property
     def path(self) -> str:
-        """The image or the video."""
-        return self.video or self.image
+        """The image or the video, or the audio file that is alone."""
+        return self.video or self.image or self.audio
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether it is an audio file alone."""
+        return not (self.video or self.image)
 
     def read_stamp(self, by_hash: bool = False) -> str:
         """Sizes and modification times of the files (or, by_hash, hashes); empty if one is missing."""
         stamps = []
-        for path in filter(None, (self.path, self.audio)):
+        for path in filter(None, (self.video or self.image, self.audio)):
             try:
                 status = os.stat(path)
                 last = file_sha256(Path(path))[:16] if by_hash else str(status.st_mtime_ns)
@@ -79,11 +87,16 @@ class Sources(list[Source]):
             path_inside("wav", source.id, f"{source.path}: id")
 
 
-def find_sources(given: str | Path, name: str = "pairs") -> Sources:
+def find_sources(given: str | Path, name: str = "pairs", audio_alone: object = None) -> Sources:
     """Sources of a folder or a manifest.
 
     In a folder without a manifest.csv, each video and each image is a source; an audio file of the same name belongs
     to it, and its subfolder is its label.
+
+    Args:
+        given: the folder or the manifest.
+        name: of the data set.
+        audio_alone: if true, or any text, audio files without an image or video are sources too.
 
     Raises:
         ValueError: the folder does not exist or has nothing to embed, or two sources have the same id.
@@ -92,9 +105,9 @@ def find_sources(given: str | Path, name: str = "pairs") -> Sources:
     manifest = given / "manifest.csv" if given.is_dir() else given
     ignored: list[str] = []
     if manifest.suffix == ".csv" and manifest.is_file():
-        sources = list(_manifest_sources(manifest))
+        sources = list(_manifest_sources(manifest, bool(audio_alone)))
     elif given.is_dir():
-        sources, ignored = _folder_sources(given)
+        sources, ignored = _folder_sources(given, bool(audio_alone))
     else:
         raise ValueError(f"input={given} does not exist: expected a folder or a manifest.csv")
     if not sources:
@@ -166,28 +179,33 @@ def _vggsound_names(youtube: str, start: int) -> tuple[str, ...]:
     return (f"{youtube}_{start:06d}", f"{youtube}_{start * 1000}_{(start + CLIP_SECONDS) * 1000}", f"{youtube}_{start}")
 
 
-def _folder_sources(folder: Path) -> tuple[list[Source], list[str]]:
+def _folder_sources(folder: Path, audio_alone: bool) -> tuple[list[Source], list[str]]:
     """The sources of a folder, and lines that tell what is ignored."""
-    found = MediaFolder(folder)
+    found = MediaFolder(folder, audio_alone)
     names = item_names([path for path, _, _ in found.items], folder)
     long = {path for name, (path, _, _) in zip(names, found.items, strict=True) if len(name.encode()) > LONGEST_NAME}
     found.ignored += [(path, f"its name is longer than {LONGEST_NAME} bytes") for path in sorted(long)]
     sources = [
-        Source(name, audio=str(audio or ""), label="/".join(path.parent.relative_to(folder).parts), **{kind: str(path)})
+        Source(
+            name,
+            **{"audio": str(audio or ""), kind: str(path)},
+            label="/".join(path.parent.relative_to(folder).parts),
+        )
         for name, (path, kind, audio) in zip(names, found.items, strict=True)
         if path not in long
     ]
     return sources, found.describe_ignored()
 
 
-def _manifest_sources(manifest: Path) -> Iterator[Source]:
+def _manifest_sources(manifest: Path, audio_alone: bool) -> Iterator[Source]:
     """The sources of a manifest that a user wrote. Its files may be anywhere; its ids become names of files."""
     for line, row in read_rows(manifest, {"id"}):
         where, split = f"{manifest}, line {line}:", row.get("split", "").lower()
         path_inside("wav", row["id"], f"{where} id")
         paths = {k: str(find_path(manifest.parent / row[k])) for k in ("image", "video", "audio") if row.get(k)}
-        if not paths.keys() & {"image", "video"}:
-            raise ValueError(f"{where} {row['id']!r} names neither an image nor a video")
+        if not paths.keys() & {"image", "video"} and not (audio_alone and "audio" in paths):
+            hint = "; audio alone needs encoder.pseudo_embeddings=FILE" if "audio" in paths else ""
+            raise ValueError(f"{where} {row['id']!r} names neither an image nor a video{hint}")
         if split and split not in SPLITS:
             raise ValueError(f"{where} {row['id']!r} has split={row['split']!r}; expected one of {SPLITS}")
         texts = {k: row[k] for k in ("label", "group") if row.get(k)}
