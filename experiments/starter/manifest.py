@@ -1,0 +1,58 @@
+"""List recordings for `im2wav.embed`, split by group.
+
+    python experiments/starter/manifest.py data/starter/manifest.csv FOLDER ...
+
+A folder has audio files and sources.csv, which says `file`, `class` and `group` of each (and its author and licence). A
+group, the original recording, is in one split only. Files whose class is not in classes.yaml are listed and left out.
+"""
+
+import argparse
+import csv
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+VALID, TEST = 6, 14  # per cent of the groups in the validation split, and up to which in the test split
+COLUMNS = ("id", "audio", "label", "group", "split")
+
+
+def split_of(group: str) -> str:
+    """Split of a group, by its hash."""
+    place = int(hashlib.sha256(group.encode()).hexdigest(), 16) % 100
+    return "valid" if place < VALID else "test" if place < TEST else "train"
+
+
+def main() -> None:
+    """Write the manifest, and the number of recordings of each class to the terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="manifest.csv to write")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders with sources.csv")
+    options = parser.parse_args()
+    known = set(OmegaConf.load(Path(__file__).with_name("classes.yaml")))
+    rows, left_out = [], Counter()
+    for folder in options.folders:
+        with (folder / "sources.csv").open(newline="", encoding="utf-8") as file:
+            for source in csv.DictReader(file):
+                if source["class"] not in known:
+                    left_out[source["class"]] += 1
+                    continue
+                name = source["file"].rpartition(".")[0].replace("/", "_")
+                audio = str((folder / source["file"]).resolve())
+                fields = (name, audio, source["class"], source["group"], split_of(source["group"]))
+                rows.append(dict(zip(COLUMNS, fields, strict=True)))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    counts = Counter(row["label"] for row in rows)
+    sys.stdout.write(f"{len(rows)} recordings: {', '.join(f'{name} {n}' for name, n in counts.most_common())}\n")
+    if left_out:
+        sys.stdout.write(f"left out, as their class is not in classes.yaml: {dict(left_out)}\n")
+
+
+if __name__ == "__main__":
+    main()
