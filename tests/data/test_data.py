@@ -9,14 +9,10 @@ import torch
 from conftest import tone, write_mp4, write_wav
 from helpers import RATE, make_pairs
 from im2wav.data.datamodule import PairsDataModule
-from im2wav.data.manifest import COLUMNS
-from im2wav.data.pairs import DatasetInfo, PairsFolder
-from im2wav.files import npy_bytes, table_bytes, wav_bytes, write_atomic
+from im2wav.data.pairs import PairsFolder
+from im2wav.files import write_atomic
 from im2wav.media import reading as media
 from im2wav.media.video import read_frames
-
-
-
 
 
 def test_frames_belong_to_the_window_by_time(tmp_path):

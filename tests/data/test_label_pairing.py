@@ -48,7 +48,9 @@ def drawn(root, count=240, **options):
 def test_labels_occur_equally_often_with_all_of_their_images(root):
     items = drawn(root, pairing="label")
     assert Counter(label for label, _ in items) == {"cat": 80, "dog": 80, "owl": 80}
-    images = {label: {int(clip[0].argmax()) for name, clip in items if name == label} for label in ("cat", "dog", "owl")}
+    images = {
+        label: {int(clip[0].argmax()) for name, clip in items if name == label} for label in ("cat", "dog", "owl")
+    }
     assert images == {"cat": {0, 1, 2, 3, 4, 8}, "dog": {5, 6}, "owl": {7}}
 
 
@@ -117,6 +119,6 @@ def test_wrong_options_are_named(root):
         PairsDataModule(str(root), 1600, 4, pairing="label", crop="official", short="drop")
     path = root / "manifest.csv"
     path.write_text(path.read_text().replace("owl", ""))
-    with pytest.raises(ValueError, match="1 training pairs have no label, which data.pairing=label"):
+    with pytest.raises(ValueError, match=r"1 training pairs have no label, which data\.pairing=label"):
         PairsDataModule(str(root), 1600, 4, pairing="label")
     assert TrainingImages(module.folder, module.folder.pairs, "file", Augmentation(noise=0.1)).rows == {}

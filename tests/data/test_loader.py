@@ -1,6 +1,5 @@
 """The same windows in the same steps, whatever the devices, the workers, or where a run was stopped."""
 
-import csv
 import json
 import os
 import signal
@@ -8,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from conftest import TINY, TINY_NET, command, tiny_config
+from conftest import command, tiny_config
+from helpers import STEADY, losses, make_pairs
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.loader import BatchPartition, KeyStream
 from im2wav.train import train
-from helpers import STEADY, losses, make_pairs
 
 
 def test_every_row_comes_before_any_twice_and_the_seed_decides():
@@ -133,8 +132,6 @@ def test_training_names_what_a_dead_worker_was_reading(pairs, tmp_path, monkeypa
 
 
 # a codec whose restarts draw nothing at random, so that what is compared is what the data decides
-
-
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -87,7 +87,10 @@ def test_a_bad_manifest_is_rejected(tmp_path):
         ("", "lacks the columns"),
         ("id,label\n", "lacks the columns"),
         ("id,label,split,group,wav,clip,samples,frames,source\na,b\n", "a row of 2 fields, expected 9"),
-        ("id,label,split,group,wav,clip,samples,frames,source\na,,,,,,many,1,\n", "line 2: samples=many: expected a whole number"),
+        (
+            "id,label,split,group,wav,clip,samples,frames,source\na,,,,,,many,1,\n",
+            "line 2: samples=many: expected a whole number",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 
+from helpers import make_pairs
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.manifest import COLUMNS, Manifest, fraction_of, split_rows
 from im2wav.files import table_bytes
-from helpers import make_pairs
 
 
 def manifest(path, rows) -> Manifest:
@@ -62,7 +62,10 @@ def test_what_makes_no_sense_is_rejected(tmp_path):
     options = {"root": str(root), "num_samples": 4096}
     for more, message in (
         ({"split": "position"}, r"data\.split='position'"),
-        ({"split": "group", "split_fractions": {"train": 0.5, "valid": 0.1, "test": 0.1}}, r"data\.split_fractions=.*add up to 1"),
+        (
+            {"split": "group", "split_fractions": {"train": 0.5, "valid": 0.1, "test": 0.1}},
+            r"data\.split_fractions=.*add up to 1",
+        ),
         ({"split": "group", "split_fractions": {"train": 1.0}}, r"data\.split_fractions="),
         ({"train_fraction": 0}, r"data\.train_fraction=0"),
         ({"train_fraction": 1e-9}, r"none of 6 pairs .*data\.train_fraction=1e-09"),

@@ -7,6 +7,7 @@ A pairs folder:
     wav/ID.wav      16 kHz mono PCM16; absent if there is only an image
     clip/ID.npy     image embeddings, float16 [F, D], unit norm; F = 1 for a photo
     skipped.csv     sources that could not be used: id, reason, detail
+    classes.safetensors    directions of labels among the embeddings; with `encoder.pseudo_embeddings` only
 
 `fps` in dataset.json is null where every item is a photo.
 
@@ -32,12 +33,15 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from im2wav.data.manifest import Manifest, Pair
 from im2wav.files import json_bytes, path_inside, write_atomic
 
 FORMAT = 1
+CLASSES_FILE = "classes.safetensors"
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,23 @@ class PairsFolder:
         self.root = Path(root)
         self.info = DatasetInfo.read(self.root)
         self.pairs = Manifest.read(self.root / "manifest.csv")
+
+    def class_directions(self) -> dict[str, Tensor]:
+        """Arguments of `ClassScores.set_directions` for the labels of this folder.
+
+        Raises:
+            ValueError: the folder has none, or they cannot be read.
+        """
+        path = self.root / CLASSES_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing, which class scores as a condition need: run `python -m im2wav.embed` with "
+                "encoder.pseudo_embeddings=FILE, or set model.net.conditioning.classes=0"
+            )
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; remove it and embed again") from error
 
     def wav_path(self, pair: Pair) -> Path:
         """The audio of a pair; raises ValueError where the manifest names a file outside the folder."""

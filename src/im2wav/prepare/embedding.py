@@ -126,8 +126,19 @@ def write_pair(
     journal.add(vars(pair))  # at last, so that the files that it names exist
 
 
+def make_pseudo_embeddings(encoder: ImageEncoder) -> PseudoEmbeddings | None:
+    """What makes embeddings for audio alone, if the encoder has a file of classes."""
+    path = encoder.pseudo_embeddings
+    return PseudoEmbeddings(encoder, read_classes(path)) if path else None
+
+
 def embed_sources(
-    todo: dict[int, Source], cfg: DictConfig, encoder: ImageEncoder, journal: Journal, trainer: pl.Trainer
+    todo: dict[int, Source],
+    cfg: DictConfig,
+    encoder: ImageEncoder,
+    journal: Journal,
+    trainer: pl.Trainer,
+    pseudo: PseudoEmbeddings | None,
 ) -> float:
     """Embed sources, divided among the devices; returns the seconds since the first batch.
 
@@ -136,9 +147,6 @@ def embed_sources(
     device, rank = trainer.strategy.root_device.type, trainer.global_rank
     mine = {number: source for number, source in todo.items() if number % trainer.world_size == rank}
     limits = (cfg.silence, cfg.loudness, cfg.min_seconds, cfg.min_frame_change)
-    pseudo = None
-    if encoder.pseudo_embeddings and any(source.is_audio for source in mine.values()):
-        pseudo = PseudoEmbeddings(encoder, read_classes(encoder.pseudo_embeddings))
     reader = ClipReader(encoder.crop, encoder.size, cfg.fps, SAMPLE_RATE, *limits)
     num_workers = cfg.num_workers if cfg.num_workers is not None else max(1, num_cores() // trainer.num_devices)
     batch_size = cfg.batch_size or (8 if device == "cpu" else 256)
@@ -180,7 +188,9 @@ def dry_run(total: int, todo: dict[int, Source], cfg: DictConfig, build: Build) 
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder))
         trainer = build_predict_trainer(cfg, build, devices=1, num_nodes=1, strategy="auto")
-        seconds = embed_sources(chosen, cfg, build(cfg.encoder), journal, trainer) / len(chosen)
+        encoder = build(cfg.encoder)
+        pseudo = make_pseudo_embeddings(encoder)
+        seconds = embed_sources(chosen, cfg, encoder, journal, trainer, pseudo) / len(chosen)
         state = journal.fold({})
         size = sum(file.stat().st_size for file in Path(folder).glob("*/*")) / len(chosen)
     for name, (reason, detail) in sorted(state.skipped.items()):
@@ -247,10 +257,12 @@ def embed_pairs(cfg: DictConfig, build: Build) -> float:
         info = dataset_info(sources, cfg, encoder)
         check_dataset(out, info)
         trainer = build_predict_trainer(cfg, build)
-        journal = Journal(out)
+        journal, pseudo = Journal(out), make_pseudo_embeddings(encoder)
         info.write(out, journal.part)
+        if pseudo is not None and not trainer.global_rank:
+            pseudo.write(out)
         with report_progress(lambda: _progress(todo, out)):
-            embed_sources(todo, cfg, encoder, journal, trainer)
+            embed_sources(todo, cfg, encoder, journal, trainer, pseudo)
         if trainer.global_rank:
             return 0.0
     pruned = gone if cfg.prune else []

@@ -5,14 +5,19 @@ real images, moved into the direction of its class, with the deviation of a real
 The part of the deviation that says which of the classes the real image is of is left out.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from safetensors.torch import save
 from torch import Tensor
 
+from im2wav.data.pairs import CLASSES_FILE
+from im2wav.files import write_atomic
 from im2wav.media.encoder import ImageEncoder
 from im2wav.media.reading import read_image
 from im2wav.prepare.sources import Source, demo_sources
@@ -76,6 +81,20 @@ class PseudoEmbeddings:
         self.mean, deviations = real.mean(0), real - real.mean(0)
         self.deviations = deviations - deviations @ basis @ basis.t()
         self.directions = {label: torch.stack([found[key] for key in some]) for label, some in classes.items()}
+
+    def write(self, folder: Path) -> None:
+        """Write the directions of all labels to a pairs folder, for priors with class scores as a condition.
+
+        Raises:
+            ValueError: the folder cannot be written.
+        """
+        counts = torch.tensor([len(rows) for rows in self.directions.values()])
+        tensors = {
+            "directions": torch.cat(list(self.directions.values())),
+            "mean": self.mean,
+            "label_of_row": torch.arange(len(counts)).repeat_interleave(counts),
+        }
+        write_atomic(folder / CLASSES_FILE, save(tensors, {"labels": json.dumps(list(self.directions))}))
 
     def __call__(self, label: str, name: str) -> Tensor:
         """An embedding of unit norm, [1, D], for the source `name` of a label."""

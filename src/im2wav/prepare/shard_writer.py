@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from im2wav.data.manifest import COLUMNS, Manifest, Pair
-from im2wav.data.pairs import PairsFolder, import_litdata
+from im2wav.data.pairs import CLASSES_FILE, PairsFolder, import_litdata
 from im2wav.files import table_bytes, write_atomic
 from im2wav.system import report_progress, track_progress
 
@@ -90,6 +90,8 @@ def _write_tables(folder: PairsFolder, pairs: Manifest, out: Path, chunk_mb: flo
             raise ValueError(f"out={out} contains shards of {other}: choose another folder, or remove it")
         write_atomic(path, content)
     folder.info.write(out)
+    if (folder.root / CLASSES_FILE).is_file():
+        write_atomic(out / CLASSES_FILE, (folder.root / CLASSES_FILE).read_bytes())
 
 
 def _progress(chunks: Iterable[Path], out: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from im2wav.layers import LayerNorm, UpsampleStack, code_table, normal
+from im2wav.prior.class_scores import ClassScores
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ class ConditioningConfig:
         frames: add the embedding of the frame shown at each position (low prior); otherwise only the mean over the
             frames is used, as the start of the sequence.
         timing: add embeddings of the recording's length, and of the absolute and relative position in it (low prior).
+        embedding: condition on the image embedding itself; false: on the class scores only.
+        classes: number of labels whose scores, read from the image embedding by fixed directions, are a condition; they
+            do not drift in training as a learnt reading does. 0: none.
+        class_rows: number of these directions; a label has one or more.
         guidance: learn null (unconditional) embeddings, which classifier-free guidance (CFG) requires.
         upsampler: condition on coarse codes (up prior).
         timing_bins: number of entries of a timing table.
@@ -117,6 +122,9 @@ class ConditioningConfig:
     map_dropout: float = 0.1
     frames: bool = False
     timing: bool = False
+    embedding: bool = True
+    classes: int = 0
+    class_rows: int = 0
     guidance: bool = False
     upsampler: UpsamplerConfig | None = None
     timing_bins: int = 64
@@ -217,9 +225,16 @@ class Conditioner(nn.Module):
         super().__init__()
         self.config = config
         std = 0.01 * init_scale
+        if not (config.embedding or config.classes):
+            raise ValueError("conditioning.embedding=false needs conditioning.classes, the number of labels")
         maps = (config.clip_dim, config.map_width, width, config.map_dropout)
-        self.start_map = ClipMap(*maps)
-        self.frame_map = ClipMap(*maps) if config.frames else None
+        self.start_map = ClipMap(*maps) if config.embedding else None
+        self.frame_map = ClipMap(*maps) if config.embedding and config.frames else None
+        self.class_scores = None
+        if config.classes:
+            self.class_scores = ClassScores(config.classes, config.class_rows, config.clip_dim)
+            self.class_start = nn.Linear(config.classes, width)
+            self.class_frame = nn.Linear(config.classes, width) if config.frames else None
         self.timing = TimingTables(config, width, std) if config.timing else None
         self.upsampler = (
             CodeUpsampler(config.upsampler, codebook_size, width, 0.02 * init_scale) if config.upsampler else None
@@ -249,6 +264,19 @@ class Conditioner(nn.Module):
                 "this prior has no null embedding (conditioning.guidance=false): guidance is not available"
             )
 
+    def _embed_images(self, clip: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Image embeddings [B, F, D] -> start [B, W] and, if frames are a condition, frames [B, F, W]."""
+        starts, frames = [], []
+        if self.start_map is not None:
+            scaled = clip.to(next(self.start_map.parameters())) * self.config.clip_scale
+            starts.append(self.start_map(scaled.mean(1)))
+            frames += [] if self.frame_map is None else [self.frame_map(scaled)]
+        if self.class_scores is not None:
+            scores = self.class_scores(clip).to(self.class_start.weight.dtype)
+            starts.append(self.class_start(scores.mean(1)))
+            frames += [] if self.class_frame is None else [self.class_frame(scores)]
+        return sum(starts[1:], starts[0]), sum(frames[1:], frames[0]) if frames else None
+
     def forward(self, conditions: Conditions, length: int) -> tuple[Tensor, Tensor | None]:
         """Return the start embedding [B, W] and the position embeddings [B, length, W] or None.
 
@@ -256,17 +284,15 @@ class Conditioner(nn.Module):
             ValueError: required conditions are missing, or their shapes do not match.
         """
         self._check(conditions, length)
-        clip = conditions.clip.to(next(self.start_map.parameters())) * self.config.clip_scale
+        start, frames = self._embed_images(conditions.clip)
         null = conditions.is_null
-        start = self.start_map(clip.mean(1))
         if self.null_start is not None:
             start = torch.where(null[:, None], self.null_start.to(start), start)
         parts = []
-        if self.frame_map is not None:
-            frames = self.frame_map(clip)
+        if frames is not None:
             if self.null_frame is not None:
                 frames = torch.where(null[:, None, None], self.null_frame.to(frames), frames)
-            parts.append(frames[:, frame_of_position(length, clip.shape[1], clip.device)])
+            parts.append(frames[:, frame_of_position(length, frames.shape[1], frames.device)])
         if self.timing is not None and conditions.timing is not None:
             parts.append(self.timing(conditions.timing, length))
         if self.upsampler is not None and conditions.codes_low is not None:

@@ -62,6 +62,16 @@ class PriorModule(NetModule):
         self.early_positions, self.early_weight = early_positions, early_weight
         self.codec_sha256: str | None = None
 
+    def setup(self, stage: str) -> None:
+        """Set the directions of class scores to those of the data, unless they were loaded.
+
+        Raises:
+            ValueError: the data have none, or other classes.
+        """
+        scores = self.net.conditioner.class_scores
+        if scores is not None and not scores.directions.any() and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            scores.set_directions(**self.trainer.datamodule.folder.class_directions())  # type: ignore[attr-defined]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the hash of the codec of this prior."""
         super().on_save_checkpoint(checkpoint)
