@@ -9,6 +9,7 @@ import torch
 
 from conftest import ASSETS, command, tone, write_wav
 from im2wav.data.pairs import PairsFolder
+from im2wav.evaluation.evaluation_inputs import from_pairs
 from im2wav.media.encoder import ImageEncoder, build_encoder
 
 CLASSES = {"cat": [281, 282, 283, 284, 285], "train/steam": [820], "frog": [30, 31, 32]}
@@ -123,3 +124,10 @@ def test_encoders_of_texts_take_texts():
 def test_directions_differ_from_each_other():
     directions = build_encoder("efficientnet_lite2").class_directions([281, 30, 820])
     assert np.abs((directions @ directions.t()).numpy() - np.eye(3)).max() < 0.5
+
+
+def test_evaluation_of_a_model_says_that_there_are_no_photos(folder):
+    embed(folder)
+    with pytest.raises(ValueError, match="12 of 12 pairs are audio alone and have no photo"):
+        from_pairs(PairsFolder(folder / "pairs"), "train")
+    assert not from_pairs(PairsFolder(folder / "pairs"), "train", needs_images=False).images

@@ -9,7 +9,7 @@ from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import imagehear
 from im2wav.evaluation.audio_files import SHORTEST, AudioFile, AudioFileSet, find_audio_files, format_names, match
 from im2wav.evaluation.evaluated_model import MakeConfig, generate_audio
-from im2wav.files import item_names, same_name
+from im2wav.files import AUDIO_SUFFIXES, item_names, same_name
 from im2wav.inference.command import Build
 from im2wav.media.reading import MediaFolder
 from im2wav.tables import read_rows
@@ -68,7 +68,13 @@ def from_pairs(folder: PairsFolder, split: str, needs_images: bool = True) -> In
     if not pairs:
         splits = sorted({pair.split for pair in folder.pairs})
         raise ValueError(f"data={folder.root} with split={split}: no pair has audio; its splits are {splits}, or all")
-    images = {pair.id: Path(pair.source) for pair in pairs}
+    images = {pair.id: Path(pair.source) for pair in pairs if Path(pair.source).suffix.lower() not in AUDIO_SUFFIXES}
+    if needs_images and len(images) < len(pairs):
+        raise ValueError(
+            f"data={folder.root} with split={split}: {len(pairs) - len(images)} of {len(pairs)} pairs are audio alone "
+            f"and have no photo. Generate from their embeddings, `im2wav.sample input={folder.root}`, and evaluate "
+            "generated=DIR reference=DIR labels=FILE"
+        )
     lost = [str(path) for path in images.values() if not path.is_file()]
     if not needs_images:
         images = {name: path for name, path in images.items() if path.is_file()}
