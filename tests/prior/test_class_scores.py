@@ -1,10 +1,12 @@
 """Scores of labels as a condition of a prior: read by fixed directions, the same in training and in generation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import TINY, command, config
+from conftest import TINY, TINY_NET, command, config
 from helpers import conditions
 from im2wav.checkpoint import load_net
 from im2wav.data.pairs import CLASSES_FILE
@@ -51,8 +53,6 @@ def test_a_prior_sees_the_scores(embedding):
     codes, given = torch.randint(16, (3, 64)), conditions(3)
     clip = torch.zeros(3, 1, 6)
     clip[0, 0, 0] = clip[1, 0, 1] = clip[2, 0, 2] = 1  # the first two show label 0
-    from dataclasses import replace
-
     logits = prior(codes[:1].repeat(3, 1), replace(given, clip=clip))
     assert torch.allclose(logits[0], logits[1], atol=1e-6) != embedding
     assert (logits[0] - logits[2]).abs().max() > 1e-4
@@ -63,7 +63,7 @@ def test_training_takes_the_directions_of_the_data_and_checkpoints_keep_them(pai
     given = [f"codec={trained / 'base' / 'vqvae' / 'last.ckpt'}", f"data.root={pairs}", *TINY, "trainer.max_steps=2"]
     given += ["model.net.conditioning.classes=2", "model.net.conditioning.class_rows=3"]
     given += ["model.net.conditioning.embedding=false"]
-    arguments = ["model=low_prior", *given]
+    arguments = ["model=low_prior", *TINY_NET["low_prior"], *given]
     assert command("train", *arguments, f"paths.runs={tmp_path / 'a'}") == 2
     assert f"{CLASSES_FILE} is missing" in capfd.readouterr().err
     directions = torch.nn.functional.normalize(torch.randn(3, 1280), dim=1)

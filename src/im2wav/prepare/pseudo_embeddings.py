@@ -73,10 +73,10 @@ class PseudoEmbeddings:
     """
 
     def __init__(self, encoder: ImageEncoder, classes: Classes):
-        images = [read_image(source.path) for source in demo_sources()]
-        real = torch.cat([encoder.encode(images[start : start + 8]) for start in range(0, len(images), 8)])
         keys = list(dict.fromkeys(key for some in classes.values() for key in some))
         found = dict(zip(keys, encoder.class_directions(keys).cpu(), strict=True))
+        images = [read_image(source.path) for source in demo_sources()]
+        real = torch.cat([encoder.encode(images[start : start + 8]) for start in range(0, len(images), 8)])
         basis = torch.linalg.qr(torch.stack(list(found.values())).t()).Q  # [D, directions]
         self.mean, deviations = real.mean(0), real - real.mean(0)
         self.deviations = deviations - deviations @ basis @ basis.t()
