@@ -22,9 +22,11 @@ STAGES = ("vqvae", "low_prior", "up_prior")
 
 def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
     """Return the command and the arguments of each stage."""
+    from im2wav.decoding.sampler import given_sampling  # imports torch
+
     runs, pairs = [f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"], quoted(out / "pairs")
     encoder = f"encoder={cfg.encoder.name}"
-    sampler = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if v is not None and k != "_target_"]
+    sampler = [f"sampler.{k}={v}" for k, v in given_sampling(cfg.sampler).items()]
     commands = {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
     for stage in STAGES:
         experiment = f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}"

@@ -90,6 +90,11 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def cache_folder() -> Path:
+    """Folder of what is kept between runs: IM2WAV_CACHE, or ~/.cache/im2wav."""
+    return Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav")
+
+
 def json_bytes(value: object) -> bytes:
     """A value as the bytes of an indented JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,7 +1,6 @@
 """Model folders, local or on the Hub: three networks as safetensors, and config.json with the image encoder."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from im2wav.checkpoint import Loaded, load, save
 from im2wav.data.pairs import DatasetInfo
-from im2wav.files import write_atomic
+from im2wav.files import cache_folder, write_atomic
 from im2wav.network import check_hub, first_line, is_reachable
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
@@ -56,7 +55,7 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
     if name == "official":
         from im2wav.official import fetch
 
-        return fetch(cache or Path(os.environ.get("IM2WAV_CACHE") or Path.home() / ".cache" / "im2wav"))
+        return fetch(cache or cache_folder())
     if Path(name).is_dir():
         return Path(name)
     where = {key: hub[key] for key in ("revision", "cache_dir") if key in hub}

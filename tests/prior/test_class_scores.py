@@ -17,14 +17,9 @@ from im2wav.train import train
 SIZES = {"width": 16, "depth": 2, "heads": 2, "blocks": 8, "init_scale": 2.0}
 
 
-def scores(classes=3):
-    net = ClassScores(classes, 4, 6)
-    net.set_directions(torch.eye(6)[:4], torch.full((6,), 0.1), torch.tensor([0, 0, 1, 2])[:4])
-    return net
-
-
 def test_the_largest_direction_of_a_label_counts():
-    net = scores()
+    net = ClassScores(3, 4, 6)
+    net.set_directions(torch.eye(6)[:4], torch.full((6,), 0.1), torch.tensor([0, 0, 1, 2]))
     clip = torch.nn.functional.normalize(0.1 + 0.4 * torch.eye(6)[:4], dim=1)
     found = net(clip)
     assert found.argmax(1).tolist() == [0, 0, 1, 2]

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from im2wav.decoding import SamplingOptions
+from im2wav.decoding.linear import DTYPES
 from im2wav.decoding.sampler import draw
 from im2wav.prior import Prior
 from im2wav.prior.transformer import Layer, TransformerConfig, quick_gelu
-
-PEER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ConcatenatedKVCache:
@@ -110,7 +109,7 @@ class PeerDecoder:
         }
         torch.manual_seed(0)
         net = MusicgenForCausalLM(MusicgenDecoderConfig(**sizes))
-        self.net = net.eval().to(PEER_DTYPES[precision])
+        self.net = net.eval().to(DTYPES[precision])
         layers: nn.Module = self.net.model.decoder.layers
         self.weights = sum(p.numel() for name, p in layers.named_parameters() if "encoder_attn" not in name)
         self.codes, self.length = torch.zeros(rows, 1, dtype=torch.long), length

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from im2wav.benchmarks.baselines import PEER_DTYPES, OfficialDecoder, PeerDecoder
+from im2wav.benchmarks.baselines import OfficialDecoder, PeerDecoder
 from im2wav.benchmarks.machine import Row, read_bandwidth
 from im2wav.checkpoint import Loaded, load_net, save
 from im2wav.decoding import Decoder, DecodeState, SamplingOptions
+from im2wav.decoding.linear import DTYPES
 from im2wav.prior import Conditions, Prior, Timing
 from im2wav.training.monitor import best_time, synchronise
 
@@ -107,7 +108,7 @@ def _measure_peer(prior: Prior, precisions: Sequence[str], compile: bool, rounds
     """Time per code beside a decoder of the `transformers` library with as many weights; in turn, at batch 1."""
     rows: list[Row] = []
     guided = prior.can_be_guided
-    for precision in [p for p in precisions if p in PEER_DTYPES]:
+    for precision in [p for p in precisions if p in DTYPES]:
         peer = PeerDecoder(prior.transformer.config, prior.codebook_size, prior.context_length, 1 + guided, precision)
         ours = _start_decoding(Decoder(prior, precision, compile=compile), prior)
         times = [[_step_time(way, "cpu", 8) for way in (ours, peer)] for _ in range(rounds)]

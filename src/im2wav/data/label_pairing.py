@@ -5,7 +5,6 @@ recording belongs to which photo. Embeddings are vectors of unit norm, so images
 mixing: Zhang et al. 2018 (mixup).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -102,9 +101,8 @@ class TrainingImages:
 
 def balanced_order(labels: Sequence[str], length: int, generator: torch.Generator) -> Tensor:
     """`length` rows in random order in which all labels occur equally often, and the rows of a label too."""
-    names = sorted(Counter(labels))
-    numbers = {name: number for number, name in enumerate(names)}
-    of_row = torch.tensor([numbers[label] for label in labels])
+    names, numbers = np.unique(labels, return_inverse=True)
+    of_row = torch.from_numpy(numbers)
     rounds = -(-length // len(names))
     drawn = torch.cat([torch.randperm(len(names), generator=generator) for _ in range(rounds)])[:length]
     order = torch.empty(length, dtype=torch.long)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from im2wav.files import cache_folder
+
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Compile = bool | str  # False, True or "triton"
 # by device type; the first one is the default of `auto` (on CUDA see `resolve_precision`)
@@ -260,7 +262,7 @@ def fastest_kernel(shape: tuple[int, int], dtype: torch.dtype) -> type[PackedLin
     if shape[0] * shape[1] < MEASURED_FROM:
         return PackedLinear
     kinds = {kind.__name__: kind for kind in (PackedLinear, PlainLinear)}
-    folder = Path(os.environ.get("IM2WAV_CACHE") or Path("~/.cache/im2wav").expanduser()) / "kernels"
+    folder = cache_folder() / "kernels"
     name = re.sub(r"[^\w.-]+", "_", f"{_machine_name()} {dtype} {shape[0]}x{shape[1]}")
     path = folder / name
     try:

@@ -64,6 +64,11 @@ class SamplingOptions:
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
+def given_sampling(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the config group `sampler` that are set; null leaves a value to the model."""
+    return {name: value for name, value in sampler.items() if value is not None and name != "_target_"}
+
+
 def guide(logits: Tensor, scale: float, negative_scale: float | None = None) -> Tensor:
     """Classifier-free guidance: conditional and unconditional logits [2B, ...] -> [B, ...].
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from im2wav.checkpoint import check_same_origin, load
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import Batch, WindowDataset, collate
+from im2wav.decoding.sampler import given_sampling
 from im2wav.evaluation.audio_files import AudioFileSet
 from im2wav.evaluation.figures import Plan, mean_figure
 from im2wav.evaluation.metrics import code_usage, log_stft_distance, si_sdr
@@ -54,7 +55,7 @@ def generate_audio(
         ValueError: generation failed, or the folder contains audio of another model or other options.
     """
     files = model_files(cfg)
-    options = [f"sampler.{k}={v}" for k, v in cfg.sampler.items() if v is not None and k != "_target_"]
+    options = [f"sampler.{k}={v}" for k, v in given_sampling(cfg.sampler).items()]
     options += [f"seed={cfg.seed}", *cfg.sample]
     state = {"files": {name: file_sha256(path) for name, path in files.items()}, "options": options}
     settings, text = out / "settings.json", json.dumps(state, indent=1, sort_keys=True) + "\n"

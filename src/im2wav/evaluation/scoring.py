@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from im2wav.decoding.linear import pick_device
+from im2wav.decoding.sampler import given_sampling
 from im2wav.evaluation import summary
 from im2wav.evaluation.audio_files import AudioFileSet, Judged, Reading, choose_rate, judge
 from im2wav.evaluation.embedding_networks import Vggish, Wav2Clip, embed_images
@@ -87,7 +88,7 @@ def protocol(cfg: Any, reading: Reading) -> dict[str, Any]:
     if cfg.mode == "imagehear":
         facts["per_class"] = cfg.per_class
     if cfg.get("model_dir"):
-        facts["sampler"] = {k: v for k, v in cfg.sampler.items() if v is not None and k != "_target_"}
+        facts["sampler"] = given_sampling(cfg.sampler)
     return {
         **facts,
         "sample_rate": reading.rate,

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from im2wav.checkpoint import load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
-from im2wav.decoding.sampler import SamplingOptions, item_seed
+from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
 from im2wav.files import path_inside, table_bytes, write_atomic
 from im2wav.hub import KINDS, find_folder, find_weights
 from im2wav.inference.api import Im2Wav, Runner, make_batches
@@ -246,7 +246,7 @@ def generate_files(
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
     """
-    given = {name: value for name, value in cfg.sampler.items() if not str(name).startswith("_")}
+    given = given_sampling(cfg.sampler)
     SamplingOptions().updated(given)  # rejects wrong values before anything is loaded
     outputs = Outputs(Path(cfg.out), cfg.format, bool(cfg.mux), cfg.overwrite)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
