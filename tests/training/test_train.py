@@ -7,8 +7,9 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from conftest import TINY, TINY_NET, command, config, logged_values, tiny_config
-from im2wav.checkpoint import load, load_net, net_sha256
+from im2wav.checkpoint import load, load_net, net_sha256, save
 from im2wav.train import train
+from im2wav.training.module import find_parts
 from im2wav.training.optimizer import warmup
 
 OVERFIT = {
@@ -109,6 +110,7 @@ def test_a_bare_train_lists_the_models(capfd):
         (["codec=RUNS/vqvae/last.ckpt", "model.early_weight=0"], "early_positions=0, early_weight=0: expected"),
         (["codec=RUNS/vqvae/last.ckpt", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
         (["codec=RUNS/vqvae/last.ckpt", "+model.net.transformer.colour=red"], "colour"),
+        (["codec=RUNS/vqvae/last.ckpt", "model.freeze=[encoder]"], "has no part 'encoder': expected code_embedding"),
         (["ckpt_path=none.ckpt"], "ckpt_path=none.ckpt"),
         (["codec=RUNS/vqvae/last.ckpt", "data.root=nowhere"], "im2wav.embed"),
     ],
@@ -264,6 +266,34 @@ def test_weight_decay_spares_norms_biases_and_embeddings(pairs, tmp_path):
         (everything,) = parameter_groups(module, decay_everything=True)
         assert len(everything["params"]) == len(names)
         assert "weight_decay" not in everything
+
+
+@pytest.mark.parametrize(
+    ("model", "frozen"),
+    [("vqvae", ("encoders", "codebooks")), ("low_prior", ("transformer.layers.0", "code_embedding"))],
+)
+def test_frozen_parts_stay_as_they_are(pairs, trained, tmp_path, model, frozen):
+    start = load(trained / "base" / model / "last.ckpt")
+    save(start, tmp_path / "start.safetensors")
+    options = [f"ckpt_path={tmp_path / 'start.safetensors'}", f"model.freeze=[{','.join(frozen)}]"]
+    options += [
+        f"codec={trained}/base/vqvae/last.ckpt",
+        "trainer.max_steps=3",
+        "+trainer.val_check_interval=1",
+    ]  # which changes to eval mode
+    train(tiny_config(model, pairs, tmp_path / "run", *options))
+    after = load(tmp_path / "run" / "last.ckpt").net.state_dict()
+    equal = {name: torch.equal(value, after[name]) for name, value in start.net.state_dict().items()}
+    kept = {name for name in equal if name.startswith(frozen)}
+    assert {name for name in kept if not equal[name]} == set()
+    assert not any(equal[name] for name in equal.keys() - kept if name.endswith(("weight", "bias")))
+
+
+def test_a_network_without_anything_to_train_is_rejected():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    assert find_parts(net, ()) == []
+    with pytest.raises(ValueError, match="nothing of the network is left to train"):
+        find_parts(net, ["0"])
 
 
 def test_condition_dropout_depends_on_seed_step_and_item_alone(pairs, tmp_path):

@@ -1,7 +1,7 @@
 """Base LightningModule: optimizer, scheduler, gradient norm and checkpoint metadata."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ def eager_eval_mode(net: nn.Module) -> Iterator[None]:
     After 8 variants (torch._dynamo.config.recompile_limit), PyTorch runs the module uncompiled for the rest of the run,
     in the training step as well.
     """
-    training = net.training
+    modes = {part: part.training for part in net.modules()}
     compiled = {part: part._compiled_call_impl for part in net.modules()}
     for part in compiled:
         part._compiled_call_impl = None
@@ -38,9 +38,8 @@ def eager_eval_mode(net: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        net.train(training)
         for part, call in compiled.items():
-            part._compiled_call_impl = call
+            part.training, part._compiled_call_impl = modes[part], call
 
 
 def training_flops(net: nn.Module, forward: Callable[[], Any]) -> int:
@@ -51,6 +50,24 @@ def training_flops(net: nn.Module, forward: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter, eager_eval_mode(net), torch.no_grad():
         forward()
     return 3 * counter.get_total_flops()
+
+
+def find_parts(net: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Submodules of a network by name.
+
+    Raises:
+        ValueError: an unknown name, or no part would be trained.
+    """
+    parts = dict(net.named_modules())
+    for name in names:
+        if name not in parts or not name:
+            top = ", ".join(name for name, _ in net.named_children())
+            raise ValueError(f"model.freeze: the network has no part {name!r}: expected {top}, or a part of these")
+    found = [parts[name] for name in names]
+    kept = {parameter for part in found for parameter in part.parameters()}
+    if names and all(parameter in kept for parameter in net.parameters()):
+        raise ValueError(f"model.freeze={list(names)}: nothing of the network is left to train")
+    return found
 
 
 class NetModule(pl.LightningModule):
@@ -64,6 +81,8 @@ class NetModule(pl.LightningModule):
         optimizer: parameter groups -> optimizer.
         scheduler: optimizer -> scheduler, updated at every step; None: constant learning rate.
         decay_everything: apply weight decay to norms, biases and embeddings as well, like the official code.
+        freeze: parts of the network, such as `encoder` or `transformer.layers.0`, that are not trained: their weights
+            and their codebooks stay as they are.
 
     Attributes:
         config: the resolved model node; set by the code that builds the module from a configuration.
@@ -81,9 +100,13 @@ class NetModule(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         decay_everything: bool = False,
+        freeze: Sequence[str] = (),
     ):
         super().__init__()
         self.net = net
+        self.frozen = find_parts(net, freeze)
+        for part in self.frozen:
+            part.requires_grad_(False).eval()
         self.config: Mapping[str, Any] = {}
         self.decay_everything = decay_everything
         self.seed = 0
@@ -91,6 +114,13 @@ class NetModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None
         self.last_loss: Tensor | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
+
+    def train(self, mode: bool = True) -> "NetModule":
+        """Train mode, in which frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def regions(self) -> list[nn.Module]:
         """Submodules that are compiled and sharded individually."""

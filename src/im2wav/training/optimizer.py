@@ -19,14 +19,18 @@ SHAPES = {
 def parameter_groups(module: nn.Module, decay_everything: bool = False) -> list[dict[str, Any]]:
     """Parameter groups of an optimizer: weight decay for matrices and kernels, none for norms, biases and embeddings.
 
+    Frozen parameters are in none.
+
     `decay_everything` gives one group with all parameters, like the official code.
     """
     if decay_everything:
-        return [{"params": list(module.parameters())}]
+        return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
     decayed: dict[nn.Parameter, None] = {}  # ordered sets
     others: dict[nn.Parameter, None] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             plain = parameter.ndim < 2 or isinstance(part, nn.Embedding) or name in TABLES
             if parameter not in decayed and parameter not in others:
                 (others if plain else decayed)[parameter] = None
