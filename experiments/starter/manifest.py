@@ -3,7 +3,8 @@
     python experiments/starter/manifest.py data/starter/manifest.csv FOLDER ...
 
 A folder has audio files and sources.csv, which says `file`, `class` and `group` of each (and its author and licence). A
-group, the original recording, is in one split only. Files whose class is not in classes.yaml are listed and left out.
+group, the original recording, is in one split only. Changed copies (augment.py) of held-out recordings are left out,
+and so are files whose class is not in classes.yaml, which are listed.
 """
 
 import argparse
@@ -39,9 +40,11 @@ def main() -> None:
                 if source["class"] not in known:
                     left_out[source["class"]] += 1
                     continue
-                name = source["file"].rpartition(".")[0].replace("/", "_")
+                name, split = source["file"].rpartition(".")[0].replace("/", "_"), split_of(source["group"])
+                if split != "train" and "augment.py" in source["note"]:
+                    continue
                 audio = str((folder / source["file"]).resolve())
-                fields = (name, audio, source["class"], source["group"], split_of(source["group"]))
+                fields = (name, audio, source["class"], source["group"], split)
                 rows.append(dict(zip(COLUMNS, fields, strict=True)))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:

@@ -1,9 +1,11 @@
-"""Render what has too few recordings: instruments from a soundfont, police sirens by synthesis.
+"""Render what has too few recordings: instruments from two soundfonts; police sirens and church bells by synthesis.
 
     python experiments/starter/render.py data/starter/rendered
 
-needs the program `fluidsynth`, the FluidR3 General MIDI soundfont (MIT licence; Debian: fluid-soundfont-gm) and the
-package `mido`. It writes CLASS/NAME.flac (16 kHz, mono) and sources.csv, in the form of the folder of recordings.
+needs the program `fluidsynth`, two General MIDI soundfonts with MIT licences (Debian: fluid-soundfont-gm and
+musescore-general-soundfont) and the package `mido`. It writes CLASS/NAME.flac (16 kHz, mono) and sources.csv, in the
+form of the folder of recordings. Programs are those of the instrument itself: no horn for a trumpet, no glockenspiel
+for a bell.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import mido
@@ -25,21 +28,32 @@ DRUMS = 9  # the channel of percussion
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 7, 10))
 # class: General MIDI programs (from 0), lowest and highest note, number of phrases, most notes at once
 INSTRUMENTS: dict[str, tuple[tuple[int, ...], int, int, int, int]] = {
-    "accordion": ((21, 23), 50, 84, 44, 3),
-    "harmonica": ((22,), 60, 88, 40, 2),
-    "saxophone": ((64, 65, 66, 67), 46, 78, 44, 1),
-    "flute": ((73, 74, 75, 72), 62, 94, 40, 1),
-    "trumpet": ((56, 59, 60), 54, 82, 40, 1),
-    "piano": ((0, 1, 3), 36, 92, 40, 4),
-    "guitar": ((24, 25, 26, 27, 29), 40, 76, 40, 4),
-    "bass": ((32, 33, 34, 36), 28, 50, 32, 1),
-    "bells": ((14, 9, 10), 60, 88, 28, 2),
-    "organ": ((16, 19, 20), 40, 84, 20, 4),
-    "violin": ((40, 41, 48), 55, 92, 28, 2),
-    "harp": ((46,), 40, 88, 16, 3),
+    "accordion": ((21, 23), 50, 84, 72, 3),
+    "harmonica": ((22,), 60, 88, 64, 2),
+    "saxophone": ((65, 66, 67), 46, 78, 72, 1),
+    "flute": ((73,), 62, 94, 64, 1),
+    "trumpet": ((56,), 54, 82, 64, 1),
+    "piano": ((0, 1), 36, 92, 64, 4),
+    "guitar": ((24, 25, 26), 40, 76, 64, 4),
+    "bass": ((32, 33, 34), 28, 50, 56, 1),
+    "bells": ((14,), 60, 84, 24, 2),
+    "organ": ((16, 19, 20), 40, 84, 28, 4),
+    "violin": ((40, 41), 55, 92, 40, 2),
+    "harp": ((46,), 40, 88, 24, 3),
 }
 # class: percussion notes and number of phrases
-PERCUSSION = {"bongo": ((60, 61), 40), "drums": ((36, 38, 42, 46, 45, 48, 49, 51), 24)}
+PERCUSSION = {"bongo": ((60, 61, 62, 63, 64), 64), "drums": ((36, 38, 42, 46, 45, 48, 49, 51), 40)}
+SYNTHESIS = {"police_siren": 48, "bells": 48}  # number of sounds
+SOUNDFONTS = {  # path below /usr/share/sounds: authors, Debian package
+    "sf2/FluidR3_GM.sf2": ("Frank Wen", "fluid-soundfont-gm"),
+    "sf3/MuseScore_General_Full.sf3": (
+        "Frank Wen, Michael Cowgill, S. Christian Collins",
+        "musescore-general-soundfont",
+    ),
+}
+# partials of a church bell over its strike note, their loudness, and decay relative to the hum
+PARTIALS = ((0.5, 0.6, 1.0), (1.0, 1.0, 0.8), (1.2, 0.8, 0.6), (1.5, 0.4, 0.45), (2.0, 1.0, 0.35), (2.5, 0.3, 0.25),
+            (2.67, 0.3, 0.22), (3.0, 0.4, 0.2), (4.2, 0.3, 0.12), (5.4, 0.2, 0.09), (6.8, 0.15, 0.06))  # fmt: skip
 
 
 def note_events(draw: random.Random, lowest: int, highest: int, voices: int) -> list[tuple[float, float, int, int]]:
@@ -84,7 +98,8 @@ def render(events: list[tuple[float, float, int, int]], program: int, channel: i
     with tempfile.TemporaryDirectory() as folder:
         midi, wav = Path(folder) / "a.mid", Path(folder) / "a.wav"
         mido.MidiFile(tracks=[track], ticks_per_beat=480).save(midi)
-        command = ["fluidsynth", "-ni", "-q", "-r", str(2 * RATE), "-g", "0.6", "-F", str(wav), soundfont, str(midi)]
+        command = ["fluidsynth", "-ni", "-q", "-r", str(2 * RATE), "-g", "0.6", "-o", "synth.dynamic-sample-loading=1"]
+        command += ["-F", str(wav), soundfont, str(midi)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         wave, _ = soundfile.read(wav, dtype="float32", always_2d=True)
     return decimate(wave.mean(1))
@@ -127,36 +142,59 @@ def siren(draw: random.Random) -> NDArray:
     return np.convolve(wave, echo)[: len(time)] + draw.uniform(0.01, 0.06) * street / np.abs(street).max() * 6
 
 
+def church_bells(draw: random.Random) -> NDArray:
+    """Strokes of one to three church bells, [N]: inharmonic partials that decay, and the clapper's noise."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    random_numbers = np.random.default_rng(draw.randrange(2**32))
+    wave, strike = np.zeros(len(time)), draw.uniform(180, 900)
+    for bell in range(draw.choice((1, 1, 2, 3))):
+        note = strike * draw.choice((1, 9 / 8, 6 / 5, 4 / 3, 3 / 2)) ** (bell > 0)
+        tuned = [(ratio * draw.uniform(0.985, 1.015), loud * draw.uniform(0.4, 1.2), d) for ratio, loud, d in PARTIALS]
+        hum, beat, begin = draw.uniform(1.5, 5.0), draw.uniform(0.5, 2.0), draw.uniform(0, 0.1 + 0.5 * bell)
+        while begin < SECONDS - 0.2:
+            since, force = np.maximum(time - begin, 0), draw.uniform(0.6, 1.0)
+            for ratio, loud, decay in tuned:
+                tremor = 1 + 0.15 * np.sin(2 * np.pi * draw.uniform(0.5, 3) * since)
+                tone = np.sin(2 * np.pi * ratio * note * since) * np.exp(-since / (hum * decay)) * tremor
+                wave += force * loud * tone * (ratio * note < 7500) * (time >= begin)
+            clapper = random_numbers.standard_normal(len(time)) * np.exp(-since / 0.008) * (time >= begin)
+            wave += 0.3 * force * clapper
+            begin += beat * draw.uniform(0.95, 1.05)
+    return wave
+
+
 def main() -> None:
     """Render all phrases; existing files are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output folder")
-    parser.add_argument("--soundfont", default="/usr/share/sounds/sf2/FluidR3_GM.sf2", help="an sf2 file")
+    parser.add_argument("--soundfonts", type=Path, default=Path("/usr/share/sounds"), help="folder of sf2/ and sf3/")
     options = parser.parse_args()
     rows = []
-    jobs = [(name, number) for name, spec in INSTRUMENTS.items() for number in range(spec[3])]
-    jobs += [(name, number) for name, (_, count) in PERCUSSION.items() for number in range(count)]
-    jobs += [("police_siren", number) for number in range(36)]
-    for done, (name, number) in enumerate(jobs):
-        draw, stem = random.Random(f"{name} {number}"), f"{name}/rendered_{number:03}"
+    jobs = [(name, number, True) for name, count in SYNTHESIS.items() for number in range(count)]
+    jobs += [(name, number, False) for name, spec in INSTRUMENTS.items() for number in range(spec[3])]
+    jobs += [(name, number, False) for name, (_, count) in PERCUSSION.items() for number in range(count)]
+    for done, (name, number, synthesis) in enumerate(jobs):
+        draw, stem = random.Random(f"{name} {number}"), f"{name}/{'made' if synthesis else 'rendered'}_{number:03}"
         path = options.folder / f"{stem}.flac"
-        if name == "police_siren":
-            made, source, note, licence = (lambda d=draw: siren(d)), "render.py", "synthesis", "CC0 1.0"
+        if synthesis:
+            way = siren if name == "police_siren" else church_bells
+            made, source, note, author, licence = partial(way, draw), "render.py", "synthesis", "im2wav", "CC0 1.0"
         else:
-            source, licence = "FluidR3_GM.sf2 (Debian package fluid-soundfont-gm)", "MIT"
+            file = list(SOUNDFONTS)[number % len(SOUNDFONTS)]
+            author, package = SOUNDFONTS[file]
+            source, licence = f"{Path(file).name} (Debian package {package})", "MIT"
             if name in PERCUSSION:
                 program, channel, events = draw.choice((0, 8, 16, 24)), DRUMS, drum_events(draw, PERCUSSION[name][0])
             else:
                 programs, lowest, highest, _, voices = INSTRUMENTS[name]
-                program, channel = programs[number % len(programs)], 0
+                program, channel = programs[number // len(SOUNDFONTS) % len(programs)], 0
                 events = note_events(draw, lowest, highest, voices)
             note = f"General MIDI program {program}"
-            made = lambda e=events, p=program, c=channel: render(e, p, c, options.soundfont)  # noqa: E731
+            made = partial(render, events, program, channel, str(options.soundfonts / file))
         if not path.exists():
             wave = made()[: round(SECONDS * RATE)]
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, wave / max(1e-6, np.abs(wave).max()) * draw.uniform(0.3, 0.9), RATE, subtype="PCM_16")
-        author = "im2wav" if name == "police_siren" else "Frank Wen"
         fields = (f"{stem}.flac", name, stem.replace("/", "_"), SECONDS, "", author, licence, source, note, "")
         rows.append(dict(zip(COLUMNS, fields, strict=True)))
         if done % 50 == 0:
