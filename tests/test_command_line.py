@@ -47,7 +47,7 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("name", [f"{name}.jpg" for name in NAMES] + FOLDERS)
 def test_sample_reads_a_photo_of_any_name(name, photos, trained, monkeypatch, capfd):
     monkeypatch.chdir(photos)
-    options = ["encoder=efficientnet_lite2", f"paths.runs={trained}", "dry_run=true"]
+    options = ["run_name=base", f"paths.runs={trained}", "dry_run=true"]
     assert command("sample", f"input={name}", *options, f"out={name} audio") == 0
     path = f"{name}{os.sep}photo.jpg" if name in FOLDERS else name
     assert capfd.readouterr().out.endswith(f" from {path}\n")
@@ -55,7 +55,7 @@ def test_sample_reads_a_photo_of_any_name(name, photos, trained, monkeypatch, ca
 
 def test_photos_of_any_name_get_audio_of_the_same_name(photos, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
-    options = ["encoder=efficientnet_lite2", f"paths.runs={trained}", "device=cpu", "seconds=0.02"]
+    options = ["run_name=base", f"paths.runs={trained}", "device=cpu", "seconds=0.02"]
     assert command("sample", "input=.", *options, f"out={tmp_path / 'ü (1)'}") == 0
     written = {path.name for path in (tmp_path / "ü (1)" / "up").glob("*.wav")}
     assert written == {f"{name}_00.wav" for name in [*NAMES, *(f"{folder}_photo" for folder in FOLDERS)]}

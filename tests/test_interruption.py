@@ -102,7 +102,7 @@ def images(folder):
 def test_sample_says_what_is_finished_and_generates_the_rest(trained, tmp_path, monkeypatch, capfd, number, code):
     from im2wav.inference.command import Outputs
 
-    write, arguments = Outputs.write, ["encoder=efficientnet_lite2", f"paths.runs={trained}", "seconds=0.02"]
+    write, arguments = Outputs.write, ["run_name=base", f"paths.runs={trained}", "seconds=0.02"]
     arguments += [f"input={images(tmp_path / 'in')}", f"out={tmp_path / 'out'}", "batch_size=1"]
 
     def interrupted(self, audio):

@@ -17,6 +17,7 @@ from im2wav.cli import instantiate
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import extend_wav
 from im2wav.decoding import SamplingOptions, make_decoder
+from im2wav.hub import save_folder
 from im2wav.prior import Conditions, Timing
 from im2wav.train import train
 
@@ -247,3 +248,40 @@ def test_a_model_says_how_its_codes_are_drawn(pairs, run, tmp_path):
 def test_unknown_recommendations_are_rejected(pairs, run, tmp_path):
     with pytest.raises(Exception, match="sampling options colour: expected some of guidance_scale"):
         train(residual_config("up_prior", pairs, run / "x", "+model.sampling.colour=1"))
+
+
+def test_files_in_half_precision_are_half_as_large_and_make_a_model(run, model, tmp_path):
+    assert command("convert", f"run={run}", f"out={tmp_path / 'small'}", "dtype=fp16") == 0
+    assert command("convert", f"run={run}", f"out={tmp_path / 'full'}") == 0
+    for kind in ("vqvae", "low_prior", "up_prior"):
+        small, full = (load(tmp_path / name / f"{kind}.safetensors") for name in ("small", "full"))
+        sizes = [(tmp_path / name / f"{kind}.safetensors").stat().st_size for name in ("small", "full")]
+        assert sizes[0] < 0.55 * sizes[1]
+        for name, value in full.net.state_dict().items():
+            torch.testing.assert_close(small.net.state_dict()[name], value, rtol=2e-3, atol=1e-5)
+    again = Im2Wav.from_pretrained(tmp_path / "small", device="cpu")  # checks that codec and priors belong together
+    assert again.generate(OWL, seed=3).wav.shape == model.generate(OWL, seed=3).wav.shape
+    assert again.sampling({}) == model.sampling({})
+    with pytest.raises(ValueError, match="dtype=fp8: expected fp32 or fp16"):
+        save(load(run / "vqvae" / "last.ckpt"), tmp_path / "a.safetensors", "fp8")
+
+
+def test_a_model_is_either_official_or_a_run(run, tmp_path, capfd):
+    assert command("convert", f"run={run}", f"official={run}", f"out={tmp_path}") == 2
+    assert "official and run both write models to out: set one of the two" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_priors_go_with_a_codec_whose_decoder_alone_was_trained_on(pairs, run, tmp_path, keeps):
+    save(load(run / "vqvae" / "last.ckpt"), tmp_path / "codec.safetensors")
+    frozen = "[encoder,quantizer]" if keeps else "[encoder]"
+    options = [f"ckpt_path={tmp_path / 'codec.safetensors'}", f"model.freeze={frozen}"]
+    train(residual_config("vqvae", pairs, tmp_path / "vqvae", *options))
+    files = {"codec": tmp_path / "vqvae", "low": run / "low_prior", "up": run / "up_prior"}
+    loaded = {name: load(folder / "last.ckpt") for name, folder in files.items()}
+    if not keeps:
+        with pytest.raises(ValueError, match="was trained on the codes of another VQ-VAE"):
+            Im2Wav(**loaded, device="cpu")
+        return
+    save_folder(loaded, tmp_path / "model", "fp16")
+    assert Im2Wav.from_pretrained(tmp_path / "model", device="cpu").window == 0.4

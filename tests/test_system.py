@@ -63,7 +63,7 @@ def photo(tmp_path_factory):
 
 
 def test_commands_log_their_progress(lines, pairs, trained, photo, tmp_path, capfd):
-    codec, names = f"codec={trained}/base/vqvae/last.ckpt", ["encoder=efficientnet_lite2", f"paths.runs={trained}"]
+    codec, names = f"codec={trained}/base/vqvae/last.ckpt", ["run_name=base", f"paths.runs={trained}"]
     shutil.copytree(pairs, tmp_path / "pairs")
     sampled = [*names, f"input={photo}", f"out={tmp_path / 'out'}", "device=cpu"]
     training = ["model=vqvae", f"data.root={pairs}", *TINY, *TINY_NET["vqvae"], "trainer.max_steps=2"]

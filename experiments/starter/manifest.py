@@ -26,11 +26,23 @@ def split_of(group: str) -> str:
     return "valid" if place < VALID else "test" if place < TEST else "train"
 
 
+def fewest(rows: list[dict[str, str]], most: int) -> list[dict[str, str]]:
+    """The rows with at most `most` of each class in the training split."""
+    counts: Counter[str] = Counter()
+    kept = set()
+    for row in sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest()):
+        counts[row["label"]] += row["split"] == "train"
+        if row["split"] != "train" or counts[row["label"]] <= most:
+            kept.add(row["id"])
+    return [row for row in rows if row["id"] in kept]
+
+
 def main() -> None:
     """Write the manifest, and the number of recordings of each class to the terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="manifest.csv to write")
     parser.add_argument("folders", type=Path, nargs="+", help="folders with sources.csv")
+    parser.add_argument("--most", type=int, help="number of training recordings of each class, chosen by a hash")
     options = parser.parse_args()
     known = set(OmegaConf.load(Path(__file__).with_name("classes.yaml")))
     rows, left_out = [], Counter()
@@ -46,6 +58,8 @@ def main() -> None:
                 audio = str((folder / source["file"]).resolve())
                 fields = (name, audio, source["class"], source["group"], split)
                 rows.append(dict(zip(COLUMNS, fields, strict=True)))
+    if options.most:
+        rows = fewest(rows, options.most)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

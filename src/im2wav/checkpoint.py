@@ -11,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from im2wav.adapter import merged_state
 from im2wav.codec import AudioCodec, ResidualCodec
+from im2wav.codec.quantizer import CODE_SUM
 from im2wav.files import atomic_path, load_failure, state_sha256
 from im2wav.prior import MaskedPrior, Prior
 
@@ -23,6 +25,7 @@ NETS: dict[str, type[nn.Module]] = {
     "im2wav.prior.MaskedPrior": MaskedPrior,
 }
 
+KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 
 
@@ -37,6 +40,7 @@ class Loaded:
     codec_sha256: str | None = None  # hash of the codec of a prior
     bandwidth: Mapping[str, float] | None = None  # loss normalisation of a codec
     sampling: Mapping[str, Any] | None = None  # how codes of a prior are drawn where nothing is said
+    codes_sha256: str | None = None  # hash of a codec with the same codes, of which this one is a copy or a variant
 
 
 def net_sha256(net: nn.Module) -> str:
@@ -69,8 +73,10 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
         raise ValueError(f"{path} holds a {found}, expected {expected}")
     with torch.device("meta"):
         net = build(**config)
+    halves = (torch.float16, torch.bfloat16)  # small files, see `save`
+    state = {name: value.float() if value.dtype in halves else value for name, value in state.items()}
     net.load_state_dict(state, assign=True)
-    rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling")}
+    rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling", "codes_sha256")}
     return Loaded(net.eval().requires_grad_(False), found, config, about.get("data") or {}, **rest)
 
 
@@ -79,6 +85,8 @@ def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     prefix = "net."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     config = checkpoint["config"]
+    if config.get("adapter"):
+        state = merged_state(state, **config["adapter"])
     return {**checkpoint, "config": config["net"], "sampling": config.get("sampling")}, state
 
 
@@ -101,12 +109,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, state
 
 
-def save(loaded: Loaded, path: Path) -> Path:
+def save(loaded: Loaded, path: Path, dtype: str = "fp32") -> Path:
     """Save a network as a .safetensors file with its metadata in the header.
 
+    Args:
+        loaded: the network.
+        path: the file.
+        dtype: of the weights in the file, fp32 or fp16. In fp16 the sums of codebooks, which training can compute
+            again, are left out, and a codec names the one that it was rounded from.
+
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: an unknown dtype, or the file cannot be written.
     """
+    if dtype not in ("fp32", "fp16"):
+        raise ValueError(f"dtype={dtype}: expected fp32 or fp16")
     target = next(name for name, kind in NETS.items() if isinstance(loaded.net, kind))
     about = {
         "kind": loaded.kind,
@@ -115,8 +131,13 @@ def save(loaded: Loaded, path: Path) -> Path:
         "codec_sha256": loaded.codec_sha256,
         "bandwidth": loaded.bandwidth,
         "sampling": loaded.sampling,
+        "codes_sha256": loaded.codes_sha256,
     }
     state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
+    if dtype == "fp16":
+        if loaded.kind == KINDS["codec"] and loaded.codes_sha256 is None:
+            about["codes_sha256"] = net_sha256(loaded.net)
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items() if not k.endswith(CODE_SUM)}
     try:
         with atomic_path(path) as temporary:
             save_file(state, temporary, {"im2wav": json.dumps(about)})
@@ -138,7 +159,7 @@ def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:
     """
     sha256 = net_sha256(codec.net)
     for name, prior in (("low", low), ("up", up)):
-        if prior.codec_sha256 not in (None, sha256):
+        if prior.codec_sha256 not in (None, sha256, codec.codes_sha256):
             raise ValueError(
                 f"the {name} prior was trained on the codes of another VQ-VAE (sha256 "
                 f"{prior.codec_sha256[:12]}…, this one is {sha256[:12]}…): use the VQ-VAE of its run"
@@ -156,3 +177,29 @@ def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:
         raise ValueError(
             f"the low prior has windows of {windows[0]} samples, the up prior of {windows[1]}: they must be equal"
         )
+
+
+def find_net(folder: Path, kind: str) -> Path:
+    """The checkpoint of one network in a folder of `save_pretrained`, of `convert`, or of training runs.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m im2wav.convert`) or "
+        f"{kind}/last.ckpt (of a run; train one with `python -m im2wav.train model={kind}`)"
+    )
+
+
+def find_weights(folder: Path, given: Mapping[str, str | None] | None = None) -> dict[str, Path]:
+    """The checkpoints of the three networks in a folder, by name; those that are given replace them.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    own = {name: Path(path) for name, path in (given or {}).items() if path}
+    return {name: own.get(name) or find_net(folder, kind) for name, kind in KINDS.items()}

@@ -107,19 +107,28 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
       group, and requires it otherwise. Both spellings are common.
     - `model=DIR` and `data=DIR` of `evaluate` become `model_dir=DIR` and `data_dir=DIR`: the folder of configs has
       groups of these names, and Hydra would look for a config called DIR.
-    - `evaluate` without `mode=` gets the mode that the given options belong to.
+    - `adapter=FILE,FILE` of `sample` becomes the list `adapters`, for the same reason.
+    - `evaluate` without `mode=` gets the mode of the first of these options that is given.
     """
     arguments = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments]
     split = [word.partition("=") for word in arguments]
     if command == "evaluate":
         names = {"model": "model_dir", "data": "data_dir"}
         split = [(names.get(key, key) if equals else key, equals, value) for key, equals, value in split]
+    if command == "sample":
+        split = [("adapters", "=", _list(word[2])) if word[0] == "adapter" else word for word in split]
     is_multirun = bool({"-m", "--multirun"} & set(arguments))
     arguments = [key + equals + literal(command, key, value, is_multirun) for key, equals, value in split]
     given = {key for key, equals, _ in split if equals}
     modes = {"codec": "codec", "model_dir": "model", "generated": "folders"}
     mode = next((mode for key, mode in modes.items() if key in given), None)
     return arguments if command != "evaluate" or "mode" in given or mode is None else [*arguments, f"mode={mode}"]
+
+
+def _list(text: str) -> str:
+    """Paths separated by commas, in brackets or not, as a list for Hydra."""
+    paths = [path.strip() for path in text.removeprefix("[").removesuffix("]").split(",")]
+    return f"[{','.join(quoted(os.path.expanduser(path)) for path in paths if path)}]"
 
 
 def literal(command: str, key: str, value: str, is_multirun: bool = False) -> str:

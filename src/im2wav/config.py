@@ -39,7 +39,7 @@ class Train:
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "model=vqvae data.root=data/pairs",
-        "model=low_prior run_name=wide model.net.transformer.width=1536 trainer=ddp resume=auto",
+        "model=low_prior init_from=runs/base data.root=data/mine run_name=mine",
         "experiment=official/up data=vggsound logger=wandb tags=[official] test=true",
     )
 
@@ -55,10 +55,16 @@ class Train:
     ckpt_path: str | None = option(
         None, "checkpoint to resume from (`last`: last.ckpt of this run), or .safetensors file of initial weights"
     )
+    init_from: str | None = option(
+        None,
+        "model to begin with (fine-tuning): official, a folder of a model or of runs, an id on the Hub, or a file; "
+        "sizes, codec and encoder are those of the model, optimizer and schedule are new",
+    )
     overwrite: bool = option(False, "replace a finished run of the same name")
     test: bool = option(False, "after training, evaluate best.ckpt (last.ckpt without validation) on the test split")
-    codec: str = option(
-        "${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE whose codes a prior is trained on"
+    codec: str | None = option(
+        None,
+        "checkpoint of the VQ-VAE whose codes a prior is trained on; null: that of init_from, else of the run name",
     )
     optimized_metric: str = option("valid/loss", "metric that a sweep optimises")
     compile: bool = option(
@@ -212,16 +218,23 @@ class Inspect:
 
 @dataclass
 class Convert:
-    """Convert official Im2Wav checkpoints to safetensors, or official CLIP pickles to a pairs folder, or both."""
+    """Convert models to folders of safetensors that can be shared, and official CLIP pickles to a pairs folder.
+
+    Give the models as official=DIR (official Im2Wav checkpoints) or run=DIR (models trained here).
+    """
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "official=checkpoints out=models/official",
         "pickles=video_CLIP wavs=audio out=data/official",
-        "pickles=CLIP.pickle out=data/imagehear",
+        "run=runs/base out=models/base dtype=fp16",
     )
 
     official: str | None = option(
         None, "a folder with the official checkpoints of vqvae, low and up, with any file names"
+    )
+    run: str | None = option(None, "a folder of runs, with vqvae, low_prior and up_prior, or of a model")
+    dtype: str = option(
+        "fp32", "with run: type of the weights in the files; fp16 halves their size", choices=("fp32", "fp16")
     )
     pickles: str | None = option(
         None, "a folder of official video_CLIP/*.pickle files, or an official CLIP.pickle of images"

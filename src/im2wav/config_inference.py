@@ -36,11 +36,15 @@ class Sample:
     run_name: str = option("base", "run name of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
     pretrained: str | None = option(
         None,
-        "instead of run_name: a folder written by convert or save_pretrained; official: the official Im2Wav weights",
+        "instead of run_name: official, the official Im2Wav weights; a folder written by convert or save_pretrained; "
+        "or an id on the Hugging Face Hub",
     )
-    codec: str = option("${paths.runs}/${run_name}/vqvae/last.ckpt", "checkpoint of the VQ-VAE")
-    low: str = option("${paths.runs}/${run_name}/low_prior/last.ckpt", "checkpoint of the low prior")
-    up: str = option("${paths.runs}/${run_name}/up_prior/last.ckpt", "checkpoint of the up prior")
+    codec: str | None = option(None, "checkpoint of the VQ-VAE; null: that of the model")
+    low: str | None = option(None, "checkpoint of the low prior; null: that of the model")
+    up: str | None = option(None, "checkpoint of the up prior; null: that of the model")
+    adapters: list[str] = option(
+        [], "adapter=FILE,FILE: adapters of the priors, see docs/finetuning.md; FILE@0.5 has a weight of 0.5"
+    )
     seconds: float | None = option(
         None,
         "length of the audio; null: length of the video, or one window of the priors for a photo",
@@ -63,12 +67,17 @@ class Sample:
     continue_from: str | None = option(None, "an audio file to continue (audio prompt)")
     inpaint: str | None = option(None, "an audio file in which inpaint_interval is generated again (inpainting)")
     inpaint_interval: list[float] | None = option(None, "with inpaint: interval [start, end]", unit="seconds")
-    format: str = option("wav", "format of the audio files", choices=("wav", "flac"))
+    format: str = option(
+        "wav",
+        "format of the audio files; mp4: wav, and for each photo and video also NAME_00.mp4 with the audio",
+        choices=("wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4"),
+    )
     mux: bool | str = option(
         "auto",
-        "for videos, also write NAME_00.mp4 with the generated audio; auto: the same as true",
+        "also write NAME_00.mp4 with the generated audio; auto: for videos; true: for videos and photos",
         choices=(True, False, "auto"),
     )
+    play: bool = option(False, "play the audio, if there are at most 12 files and the machine has a player")
     overwrite: bool = option(False, "generate existing files again")
     max_failed: float = option(
         0.0, "exit code 2 if a larger fraction of the inputs cannot be read", minimum=0, maximum=1
@@ -201,7 +210,9 @@ class EvaluateModel(EvaluateAudio, Generation):
     )
 
     mode: str = option("model", "what is evaluated")
-    model_dir: str = option(MISSING, "model=DIR: folder of the models: a run, or written by convert or save_pretrained")
+    model_dir: str = option(
+        MISSING, "model=DIR: folder of the models: a run, or written by convert or save_pretrained; or official"
+    )
     data_dir: str = option(
         MISSING, "data=DIR: a pairs folder, whose images are the inputs and whose audio is the reference"
     )
@@ -241,7 +252,7 @@ class EvaluateImageHear(EvaluateAudio, Generation):
     mode: str = option("imagehear", "what is evaluated")
     generated: str | None = option(None, "folder of audio files named after the photographs: NAME_00.wav, ...")
     reference: str | None = option(None, "folder of real audio files; only the two sets are compared")
-    model_dir: str | None = option(None, "model=DIR: folder of the models, instead of generated")
+    model_dir: str | None = option(None, "model=DIR: folder of the models, instead of generated; or official")
     per_class: int = option(120, "number of audio files for each class (120 in the paper)", minimum=1)
 
 

@@ -1,4 +1,4 @@
-"""`python -m im2wav.convert official=DIR out=DIR`: convert official Im2Wav checkpoints to safetensors files.
+"""`python -m im2wav.convert official=DIR|run=DIR out=DIR`: convert models to folders of safetensors files.
 
 `python -m im2wav.convert pickles=PATH wavs=DIR out=DIR` converts official CLIP pickles to a pairs folder.
 """
@@ -13,13 +13,23 @@ from im2wav.cli import command, run
 
 def convert(cfg: DictConfig) -> Any:
     """Convert models, embeddings, or both; returns the paths of the written files."""
-    if not cfg.official and not cfg.pickles:
-        raise ValueError("set official=DIR (a folder of official checkpoints) or pickles=PATH (official CLIP pickles)")
+    if not cfg.official and not cfg.run and not cfg.pickles:
+        raise ValueError(
+            "set official=DIR (a folder of official checkpoints), run=DIR (a folder of runs) or pickles=PATH (official "
+            "CLIP pickles)"
+        )
+    if cfg.official and cfg.run:
+        raise ValueError("official and run both write models to out: set one of the two")
     written: dict[str, Any] = {}
     if cfg.official:
         from im2wav.official import convert_folder
 
         written |= convert_folder(Path(cfg.official), Path(cfg.out))
+    if cfg.run:
+        from im2wav.hub import load_folder, save_folder
+
+        loaded, _ = load_folder(Path(cfg.run))
+        written["model"] = save_folder(loaded, Path(cfg.out), cfg.dtype)
     if cfg.pickles:
         from im2wav.official.pickles import convert_pickles
 

@@ -25,6 +25,14 @@ IMAGE_SUFFIXES = frozenset(
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".aac", ".wma", ".amr", ".caf", ".mka"}
 )
+# audio files that im2wav writes by itself, by suffix: format and subtype of libsndfile
+AUDIO_FORMATS = {
+    "wav": ("WAV", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+}
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".3g2", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".wmv"}
     | {".flv", ".ogv", ".gif"}
@@ -75,11 +83,18 @@ def write_atomic(path: Path, content: bytes, temporary_folder: Path | None = Non
         temporary.write_bytes(content)
 
 
-def wav_bytes(wav: Tensor, sample_rate: int, kind: str = "WAV") -> bytes:
-    """A mono waveform [N] as the bytes of a PCM16 file (`WAV` or `FLAC`). Values beyond full scale are clipped."""
+def wav_bytes(wav: Tensor, sample_rate: int, suffix: str = "wav") -> bytes:
+    """A mono waveform [N] as the bytes of a file, by default 16-bit PCM. Values beyond full scale are clipped.
+
+    Args:
+        wav: samples.
+        sample_rate: Hz; opus allows 8000, 12000, 16000, 24000 and 48000.
+        suffix: a key of `AUDIO_FORMATS`.
+    """
     buffer = io.BytesIO()
+    kind, subtype = AUDIO_FORMATS[suffix]
     samples = (wav.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
-    soundfile.write(buffer, samples, sample_rate, format=kind, subtype="PCM_16")
+    soundfile.write(buffer, samples, sample_rate, format=kind, subtype=subtype)
     return buffer.getvalue()
 
 

@@ -7,38 +7,11 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
-from im2wav.checkpoint import Loaded, load, save
-from im2wav.data.pairs import DatasetInfo
+from im2wav.checkpoint import KINDS, Loaded, check_same_origin, find_weights, load, save
 from im2wav.files import cache_folder, write_atomic
 from im2wav.network import check_hub, first_line, is_reachable
 
-KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
 CONFIG = "config.json"
-
-
-def find_net(folder: Path, kind: str) -> Path:
-    """The checkpoint of one network in a folder of `save_pretrained`, of `convert`, or of training runs.
-
-    Raises:
-        ValueError: it is missing.
-    """
-    places = [folder / f"{kind}.safetensors", folder / kind / "last.ckpt"]
-    for path in places:
-        if path.is_file():
-            return path
-    raise ValueError(
-        f"{folder} holds no {kind}: expected {places[0].name} (from save_pretrained or `python -m "
-        f"im2wav.convert`) or {kind}/last.ckpt (of a run)"
-    )
-
-
-def find_weights(folder: Path) -> dict[str, Path]:
-    """The checkpoints of the three networks in a folder.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    return {name: find_net(folder, kind) for name, kind in KINDS.items()}
 
 
 def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
@@ -89,14 +62,23 @@ def load_folder(folder: Path) -> tuple[dict[str, Loaded], dict[str, Any]]:
     return loaded, {"name": loaded["low"].data["encoder"], **encoder}
 
 
-def save_folder(loaded: Mapping[str, Loaded], info: DatasetInfo, folder: Path) -> None:
+def save_folder(loaded: Mapping[str, Loaded], folder: Path, dtype: str = "fp32") -> Path:
     """Write a model folder.
 
+    Args:
+        loaded: the networks by name.
+        folder: is created.
+        dtype: of the weights, fp32 or fp16, see `im2wav.checkpoint.save`.
+
     Raises:
-        ValueError: it cannot be written.
+        ValueError: networks that do not belong together, or the folder cannot be written.
     """
+    check_same_origin(**loaded)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, kind in KINDS.items():
-        save(loaded[name], folder / f"{kind}.safetensors")
-    config: dict[str, Any] = {"image_encoder": {"name": info.encoder, "dim": info.dim}}
+        save(loaded[name], folder / f"{kind}.safetensors", dtype)
+    data = loaded["low"].data
+    config: dict[str, Any] = {"image_encoder": {"name": data["encoder"], "dim": data["dim"]}}
     config |= {KINDS[name]: {"config": dict(x.config)} for name, x in loaded.items()}  # for people
     write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return folder

@@ -1,5 +1,7 @@
 """`python -m im2wav.sample input=photo.jpg|clip.mp4|FOLDER`: photos and videos -> generated audio."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -7,11 +9,31 @@ from omegaconf import DictConfig
 from im2wav.cli import command, instantiate, run
 
 
-def sample(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Generate audio for all inputs; see `im2wav.inference.command.run_sample`."""
-    from im2wav.inference.command import run_sample
+def read_inputs(cfg: DictConfig) -> list[Any]:
+    """The inputs that `input` names."""
+    from im2wav.inference.command import is_distributed
+    from im2wav.inference.inputs import find_inputs, list_inputs, text_input, timeline_input
 
-    return run_sample(cfg, instantiate)
+    if not isinstance(cfg.input, DictConfig):
+        path = str(cfg.input)
+        if path == "-" and is_distributed(cfg):
+            raise ValueError("input=- works with one process only: set a folder, or trainer.devices=1")
+        return list_inputs(sys.stdin) if path == "-" else find_inputs(Path(path))
+    keys = [str(key) for key, value in cfg.input.items() if value is not None]
+    if len(keys) != 1:
+        raise ValueError(
+            "set input=PATH (a photo, a video, a folder, a pairs folder, or - for a list on stdin), or "
+            "input.timeline=[dog.jpg@0,car.jpg@3], or input.text='a dog barks'"
+            + (f"; not {' and '.join(keys)} together" if keys else "")
+        )
+    return [text_input(str(cfg.input.text)) if cfg.input.timeline is None else timeline_input(list(cfg.input.timeline))]
+
+
+def sample(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Generate audio for all inputs; see `im2wav.inference.command.generate_files`."""
+    from im2wav.inference.command import generate_files, read_numbers
+
+    return generate_files(cfg, instantiate, [(read_inputs(cfg), read_numbers(cfg))])
 
 
 @command("sample")

@@ -21,7 +21,7 @@ def sample(machine, card_runs, tmp_path):
     """Call `sample`: the files it wrote, by level."""
 
     def call(*arguments):
-        shared = ["encoder=efficientnet_lite2", f"paths.runs={card_runs.folder}", f"out={tmp_path / 'out'}"]
+        shared = ["run_name=base", f"paths.runs={card_runs.folder}", f"out={tmp_path / 'out'}"]
         assert command("sample", *shared, *arguments) == 0
         assert machine.captured or "dry_run=true" in arguments, "no code was sampled on the card"
         return {level: sorted((tmp_path / "out" / level).glob("*.wav")) for level in ("up", "low")}

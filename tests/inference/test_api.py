@@ -217,14 +217,14 @@ def test_an_unknown_option_is_rejected(model):
 
 
 def test_audio_is_written_for_a_video_that_mp4_cannot_contain(trained, tmp_path, caplog, monkeypatch):
-    import im2wav.inference.command
+    import im2wav.inference.generate
     from im2wav.media.reading import MediaError
 
     def cannot(*_):
         raise MediaError("cannot mux", "clip.mp4: no")
 
-    monkeypatch.setattr(im2wav.inference.command, "mux", cannot)
-    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", "seconds=0.1"]
+    monkeypatch.setattr(im2wav.inference.generate, "mux", cannot)
+    arguments = ["run_name=base", f"paths.runs={trained}", f"out={tmp_path}", "seconds=0.1"]
     (result,) = sample(config("sample", *arguments, f"input={write_mp4(tmp_path / 'clip.mp4', audio=False)}"))
     assert "cannot mux" in caplog.text
     assert soundfile.info(result["up"]).frames == 1600

@@ -12,18 +12,25 @@ import sys
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import soundfile
+import torch
+from PIL import Image
 
 from conftest import ASSETS, command, config, tone, write_mp4, write_wav
 from im2wav.inference.api import make_batches
+from im2wav.inference.generate import write_audio
+from im2wav.media.reading import read_audio
+from im2wav.media.video import Video
 from im2wav.sample import sample
 
 IMAGES = ("owl_03", "cat_03", "bell_01")
 
 
 def arguments(trained, out, *overrides):
-    return ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={out}", *map(str, overrides)]
+    return ["encoder=efficientnet_lite2", "run_name=base", f"paths.runs={trained}", f"out={out}", *map(str, overrides)]
 
 
 def run(trained, out, *overrides):
@@ -178,7 +185,7 @@ def test_a_dry_run_writes_nothing(trained, folder, tmp_path, capfd):
         (["input.text=owl", "input.timeline=[a.jpg@0]"], "not timeline and text together"),
         (["input.text=owl"], "encodes images only"),
         (["input.timeline=[IMAGE@1]"], "first at 0"),
-        (["input=IMAGE", "format=mp3"], "format=mp3: must be one of wav, flac"),
+        (["input=IMAGE", "format=aiff"], "format=aiff: must be one of wav, flac"),
         (["input=IMAGE", "mux=maybe"], "mux=maybe"),
         (["input=IMAGE", "num_samples=0"], "num_samples=0"),
         (["input=IMAGE", "num_drafts=0"], "num_drafts=0"),
@@ -186,7 +193,10 @@ def test_a_dry_run_writes_nothing(trained, folder, tmp_path, capfd):
         (["input=IMAGE", "num_drafts=2", "num_samples=2"], "and num_samples=1"),
         (["input=IMAGE", "negative.text=owl"], "encodes images only"),
         (["input=IMAGE", "negative.image=none.jpg"], "none.jpg"),
-        (["input=IMAGE", "pretrained=none"], "none is no folder, and could not be fetched from the Hub"),
+        (
+            ["input=IMAGE", "pretrained=none"],
+            "none is no folder, and could not be fetched from the Hub",
+        ),
         (["input=IMAGE", "seconds=-1"], "seconds=-1"),
         (["input=IMAGE", "precision=fp8"], "precision=fp8"),
         (["input=-"], "stdin lists no photo"),
@@ -231,3 +241,41 @@ def test_two_devices_write_the_files_of_one(trained, folder, tmp_path):
 def test_batches_are_filled():
     groups = [[None] * n for n in (2, 2, 1, 5, 1)]
     assert [[len(group) for group in batch] for batch in make_batches(groups, 4)] == [[2, 2], [1], [5], [1]]
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "ogg", "opus", "m4a"])
+def test_every_format_holds_the_audio(tmp_path, suffix):
+    path, given = tmp_path / f"a.{suffix}", torch.from_numpy(tone(2.0)).float()
+    write_audio(path, given, 16000)
+    wav = read_audio(path, 16000)
+    assert abs(len(wav) - 32000) <= 2048  # AAC and MP3 fill their last frame
+    spectrum = torch.fft.rfft(wav[4000:20000]).abs()
+    assert spectrum.argmax() == 440
+    assert float(wav[4000:20000].std()) == pytest.approx(float(given.std()), rel=0.1)
+
+
+def test_compressed_audio_is_found_again(trained, tmp_path, capfd):
+    given = arguments(trained, tmp_path / "out", f"input={ASSETS / 'images/owl_03.jpg'}", "format=mp3")
+    for _ in range(2):
+        assert command("sample", *given) == 0
+    assert (tmp_path / "out" / "up" / "owl_03_00.mp3").is_file()
+    assert "0 audio files to generate" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["format=mp4"], ["mux=true"]])
+def test_a_photo_becomes_a_video_that_shows_it(trained, tmp_path, options):
+    photo = ASSETS / "images/owl_03.jpg"
+    (made,) = run(trained, tmp_path / "out", f"input={photo}", "seconds=1", *options)
+    video = Video(Path(made["video"]))
+    assert video.seconds == pytest.approx(1, abs=0.11)
+    assert len(read_audio(made["video"], 16000)) == pytest.approx(16000, abs=2048)
+    frame = Image.fromarray(video_frame(made["video"]))
+    small = [np.asarray(x.convert("L").resize((16, 16)), float).ravel() for x in (frame, Image.open(photo))]
+    assert np.corrcoef(*small)[0, 1] > 0.98
+    assert Path(made["up"]).suffix == ".wav"
+
+
+def video_frame(path: str) -> np.ndarray:
+    """The first frame of a video."""
+    with av.open(path) as file:
+        return next(file.decode(video=0)).to_ndarray(format="rgb24")

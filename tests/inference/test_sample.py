@@ -18,13 +18,13 @@ IMAGES = ("owl_03", "cat_03")
 
 
 def run(trained, tmp_path, *overrides):
-    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path / 'out'}", *overrides]
+    arguments = ["run_name=base", f"paths.runs={trained}", f"out={tmp_path / 'out'}", *overrides]
     return sample(config("sample", *arguments))
 
 
 def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
     picture = ASSETS / "images" / "owl_03.jpg"
-    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
+    arguments = ["run_name=base", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
     assert command("sample", *arguments, "num_samples=2", "sampler.top_k=8", "sampler.temperature=0.9") == 0
     for level in ("up", "low"):
         names = sorted(p.name for p in (tmp_path / level).glob("*.wav"))
@@ -40,7 +40,7 @@ def test_a_photo_through_the_command_line(trained, tmp_path, capfd):
 def test_compile_is_recorded_in_the_json(trained, tmp_path, capfd):
     compiled._compile.cache_clear()  # another test may have compiled for such rows
     picture = ASSETS / "images" / "owl_03.jpg"
-    arguments = ["encoder=efficientnet_lite2", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
+    arguments = ["run_name=base", f"paths.runs={trained}", f"out={tmp_path}", f"input={picture}"]
     assert command("sample", *arguments, "compile=true", "device=cpu") == 0
     said = capfd.readouterr().out
     assert "batch_size=2 on cpu" in said
@@ -102,7 +102,7 @@ def test_a_real_video(trained, tmp_path, shared):
         (["input=IMAGE", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
         (["input=IMAGE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
         (["input=IMAGE", "codec=none.ckpt"], "none.ckpt does not exist"),
-        (["input=IMAGE", "run_name=other"], "does not exist, expected a vqvae checkpoint"),
+        (["input=IMAGE", "run_name=other"], "other holds no vqvae: expected vqvae.safetensors"),
         (["input=IMAGE", "sampler.temperature=0"], "temperature=0"),
         (["input=BROKEN"], "none of 1 inputs could be read"),
     ],

@@ -22,7 +22,7 @@ def generated(shared, trained, tmp_path_factory):
         *(cases / "start_times").iterdir(),
     ):
         (inputs / path.name).symlink_to(path)
-    options = ["encoder=efficientnet_lite2", f"paths.runs={trained}", "device=cpu", "seconds=0.1"]
+    options = ["run_name=base", f"paths.runs={trained}", "device=cpu", "seconds=0.1"]
     assert command("sample", f"input={inputs}", f"out={out}", *options) == 0
     return inputs, out
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from im2wav.benchmarks.machine import Row
-from im2wav.checkpoint import load
+from im2wav.checkpoint import KINDS, find_weights, load
 from im2wav.data.datamodule import PairsDataModule
 from im2wav.data.windows import collate
 from im2wav.decoding import SamplingOptions, make_decoder
 from im2wav.decoding.sampler import guide
-from im2wav.hub import KINDS, find_weights
 from im2wav.prior import CodePrior, Conditions, Timing
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CODE_SUM = "code_sum"  # a buffer that follows from two others
 SHOWN = ("entropy", "codes_alive")  # metrics that each codebook of a residual quantiser logs
 
 
@@ -84,9 +85,12 @@ class Codebook(nn.Module):
                 self._buffers[name] = before[name].to(buffer.device)  # type: ignore[union-attr]
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self._seen_initialised = False
-        super()._load_from_state_dict(*args, **kwargs)
+        if prefix + CODE_SUM not in state and prefix + "code_usage" in state:  # a file without it
+            usage = state[prefix + "code_usage"]
+            state[prefix + CODE_SUM] = state[prefix + "codebook"] * usage[:, None]
+        super()._load_from_state_dict(state, prefix, *args)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest code of each latent x [M, dim]: (codes [M], squared distances [M])."""

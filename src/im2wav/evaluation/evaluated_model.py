@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torchaudio.functional
 from torch import Tensor
 
-from im2wav.checkpoint import check_same_origin, load
+from im2wav.checkpoint import KINDS, check_same_origin, find_weights, load
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import Batch, WindowDataset, collate
 from im2wav.decoding.sampler import given_sampling
@@ -20,7 +20,7 @@ from im2wav.evaluation.audio_files import AudioFileSet
 from im2wav.evaluation.figures import Plan, mean_figure
 from im2wav.evaluation.metrics import code_usage, log_stft_distance, si_sdr
 from im2wav.files import file_sha256, write_atomic
-from im2wav.hub import KINDS, find_weights
+from im2wav.hub import find_folder
 from im2wav.inference.command import Build, Outputs, generate_files, read_numbers
 from im2wav.inference.inputs import input_of
 from im2wav.media.encoder import ENCODERS
@@ -32,7 +32,9 @@ MakeConfig = Callable[[Sequence[str]], Any]
 
 def model_files(cfg: Any) -> dict[str, Path]:
     """Files of the evaluated model; with `codec=FILE`, only the codec."""
-    return {"codec": Path(cfg.codec)} if cfg.mode == "codec" else find_weights(Path(cfg.model_dir))
+    if cfg.mode == "codec":
+        return {"codec": Path(cfg.codec)}
+    return find_weights(find_folder(str(cfg.model_dir), Path(cfg.paths.cache)))
 
 
 def generate_audio(

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
+from im2wav.adapter import apply_adapters
 from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
 from im2wav.decoding import SamplingOptions
@@ -89,6 +90,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
         precision: str = "auto",
         consume: bool = False,
         compile: Compile = False,
+        adapters: Sequence[str] = (),
         **hub: Any,
     ) -> "Im2Wav":
         """Load a model.
@@ -98,12 +100,14 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
                 runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
             encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
             device, precision, consume, compile: see the class.
+            adapters: files of adapters, each with or without a weight, such as "dogs.safetensors@0.5".
             hub: for the Hub `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
             ValueError: no such folder or id, or networks that are missing or of different origin.
         """
         loaded, saved = load_folder(find_folder(str(pretrained_model_name_or_path), **hub))
+        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, adapters)
         options = {**saved, **(encoder or {})}
         return cls(
             **loaded,
@@ -117,7 +121,7 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.networks.consume:
             raise ValueError("this model was loaded with consume=true, which frees its weights: load it again without")
-        save_folder(self.loaded, self.info, save_directory)
+        save_folder(self.loaded, save_directory)
 
     @cached_property
     def encoder(self) -> ImageEncoder:

@@ -6,7 +6,6 @@ written last: if it exists, the other files do.
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,21 +14,23 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from im2wav.checkpoint import load
+from im2wav.adapter import apply_adapters
+from im2wav.checkpoint import KINDS, find_weights, load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
 from im2wav.files import path_inside, table_bytes, write_atomic
-from im2wav.hub import KINDS, find_folder, find_weights
+from im2wav.hub import find_folder
 from im2wav.inference.api import Im2Wav, Runner, make_batches
-from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio
-from im2wav.inference.inputs import Input, find_inputs, list_inputs, text_input, timeline_input
+from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio, write_video
+from im2wav.inference.inputs import Input
 from im2wav.inference.request import Request, make_request
-from im2wav.media.mux import mux
+from im2wav.media.playing import play
 from im2wav.media.reading import MediaError
 from im2wav.system import report_progress
 
 log = logging.getLogger(__name__)
 Build = Callable[..., Any]
+SHOWN = 12  # most audio files that are listed, and played, one by one
 MANIFEST = ("name", "number", "input", "seed", "seconds", "rank", "gap", "up", "low", "video")
 
 
@@ -39,14 +40,14 @@ class Outputs:
 
     Attributes:
         root: the folder.
-        format: wav or flac.
-        video: also write the audio of videos into copies of them, NAME_00.mp4.
+        format: one of `FORMATS`.
+        videos: kinds of inputs, video or photo, of which NAME_00.mp4 with the audio is written too.
         overwrite: generate existing files again.
     """
 
     root: Path
     format: str = "wav"
-    video: bool = False
+    videos: tuple[str, ...] = ()
     overwrite: bool = False
 
     def path(self, level: str, name: str, number: int, suffix: str | None = None) -> Path:
@@ -91,7 +92,7 @@ class Outputs:
         )
 
     def _wants_video(self, request: Request, files: Mapping[str, str]) -> bool:
-        return self.video and request.input.kind == "video" and "up" in files
+        return request.input.kind in self.videos and "up" in files
 
     def write(self, audio: GeneratedAudio) -> None:
         """Write the files of one audio; only those of `low` for a draft that was not refined."""
@@ -107,7 +108,7 @@ class Outputs:
         if self._wants_video(request, files):
             target = self.path("up", name, number, "mp4")
             try:
-                mux(request.input.path, wav["up"], audio.sample_rate, target)  # type: ignore[arg-type]
+                write_video(request.input, wav["up"], audio.sample_rate, target)
                 files["video"] = str(target.relative_to(self.root))
             except MediaError as error:
                 log.warning("%s; the audio is in %s", error, paths["up"])
@@ -136,38 +137,27 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_inputs(cfg: DictConfig) -> list[Input]:
-    """The inputs that `input` names."""
-    if not isinstance(cfg.input, DictConfig):
-        path = str(cfg.input)
-        if path == "-" and _is_distributed(cfg):
-            raise ValueError("input=- works with one process only: set a folder, or trainer.devices=1")
-        return list_inputs(sys.stdin) if path == "-" else find_inputs(Path(path))
-    keys = [str(key) for key, value in cfg.input.items() if value is not None]
-    if len(keys) != 1:
-        raise ValueError(
-            "set input=PATH (a photo, a video, a folder, a pairs folder, or - for a list on stdin), or "
-            "input.timeline=[dog.jpg@0,car.jpg@3], or input.text='a dog barks'"
-            + (f"; not {' and '.join(keys)} together" if keys else "")
-        )
-    return [text_input(str(cfg.input.text)) if cfg.input.timeline is None else timeline_input(list(cfg.input.timeline))]
-
-
-def _is_distributed(cfg: DictConfig) -> bool:
+def is_distributed(cfg: DictConfig) -> bool:
+    """Whether several processes generate."""
     return cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
 
 
 def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
     """The model that the options name, on a device."""
-    paths: dict[str, Any] = {"codec": cfg.codec, "low": cfg.low, "up": cfg.up}
+    folder = Path(cfg.paths.runs) / cfg.run_name
     if cfg.pretrained:
-        paths = dict(find_weights(find_folder(str(cfg.pretrained), Path(cfg.paths.cache))))
+        folder = find_folder(str(cfg.pretrained), Path(cfg.paths.cache))
+    paths = find_weights(folder, {name: cfg[name] for name in KINDS})
 
     def make_encoder() -> Any:
+        if cfg.encoder.name == "auto":
+            return build({**cfg.encoder, "name": model.info.encoder})
         model.info.check_encoder(cfg.encoder.name, None, f"the low prior {paths['low']}")  # before fetching weights
         return build(cfg.encoder)
 
     loaded: dict[str, Any] = {name: load(paths[name], kind) for name, kind in KINDS.items()}
+    if cfg.adapters:
+        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, cfg.adapters)
     options = {"precision": cfg.precision, "compile": cfg.compile, "consume": True}
     model = Im2Wav(**loaded, make_encoder=make_encoder, device=device, **options)
     return model
@@ -223,11 +213,6 @@ def generate_batches(runner: Runner, outputs: Outputs, groups: Sequence[Sequence
             outputs.write(audio)
 
 
-def run_sample(cfg: DictConfig, build: Build) -> list[dict[str, Any]]:
-    """Generate audio for each input of the options; see `generate_files`."""
-    return generate_files(cfg, build, [(read_inputs(cfg), read_numbers(cfg))])
-
-
 def generate_files(
     cfg: DictConfig, build: Build, jobs: Sequence[tuple[Sequence[Input], range]]
 ) -> list[dict[str, Any]]:
@@ -248,9 +233,11 @@ def generate_files(
     """
     given = given_sampling(cfg.sampler)
     SamplingOptions().updated(given)  # rejects wrong values before anything is loaded
-    outputs = Outputs(Path(cfg.out), cfg.format, bool(cfg.mux), cfg.overwrite)
+    audio, with_photos = ("wav", True) if cfg.format == "mp4" else (cfg.format, cfg.mux is True)
+    videos = ("video", "photo") if with_photos else ("video",) if cfg.mux else ()
+    outputs = Outputs(Path(cfg.out), audio, videos, cfg.overwrite)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
-    if _is_distributed(cfg):
+    if is_distributed(cfg):
         from im2wav.distributed import predict_trainer
 
         trainer = predict_trainer(cfg.trainer, build)
@@ -309,6 +296,12 @@ def _write_manifest(cfg: DictConfig, outputs: Outputs, names: Sequence[tuple[str
     rows = outputs.write_manifest(names)
     count = len({name for name, _ in names})
     missing = count - len({row["name"] for row in rows})
+    for row in rows if len(rows) <= SHOWN else []:
+        sound = row.get("up", row["low"])
+        where = row.get("video") or sound
+        log.info("%s: %.2f s of audio in %s (seed %d)", row["input"], row["seconds"], where, row["seed"])
+        if cfg.play:
+            play(Path(sound))
     log.info("%d audio files in %s", len(rows), outputs.root / "up")
     if missing:
         message = f"{count - missing or 'none'} of {count} inputs could be read, see above"

@@ -17,13 +17,15 @@ from torch import Tensor
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.decoding import DecodeState, ParallelState
-from im2wav.files import wav_bytes, write_atomic
+from im2wav.files import AUDIO_FORMATS, wav_bytes, write_atomic
+from im2wav.inference.inputs import Input
 from im2wav.inference.request import CodeBuffer, Request, Window
-from im2wav.media.mux import mux
+from im2wav.media.mux import mux, mux_photo, write_m4a
+from im2wav.media.reading import read_image
 from im2wav.prior import Conditions
 
 OnStep = Callable[[int], object]
-FORMATS = ("wav", "flac")
+FORMATS = (*AUDIO_FORMATS, "m4a")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class GeneratedAudio:
         return self.request.sample_rate
 
     def save(self, path: str | Path) -> Path:
-        """Save it as .wav, .flac or, if the input was a video, .mp4, and `about` as a .json beside it.
+        """Save it in a format of `FORMATS` or, for a video or a photo, .mp4, and `about` as a .json beside it.
 
         Raises:
             ValueError: another suffix, or the file cannot be written.
@@ -66,23 +68,41 @@ class GeneratedAudio:
         path, item = Path(path), self.request.input
         if path.suffix.lower() != ".mp4":
             write_audio(path, self.wav, self.sample_rate)
-        elif item.kind != "video" or item.path is None:
-            raise ValueError(f"{path}: the input was not a video; save it as .wav or .flac")
         else:
-            mux(item.path, self.wav, self.sample_rate, path)
+            write_video(item, self.wav, self.sample_rate, path)
         write_about(path, self.about)
         return path
 
 
 def write_audio(path: Path, wav: Tensor, sample_rate: int) -> None:
-    """Write wav [N] as `path`, .wav or .flac.
+    """Write wav [N] as `path`, in the format of its suffix, one of `FORMATS`.
 
     Raises:
         ValueError: another suffix, or the file cannot be written.
     """
-    if path.suffix[1:].lower() not in FORMATS:
+    suffix = path.suffix[1:].lower()
+    if suffix == "m4a":
+        write_m4a(wav, sample_rate, path)
+    elif suffix in FORMATS:
+        write_atomic(path, wav_bytes(wav, sample_rate, suffix))
+    else:
         raise ValueError(f"{path}: the suffix must be one of {', '.join('.' + f for f in FORMATS)}")
-    write_atomic(path, wav_bytes(wav, sample_rate, path.suffix[1:].upper()))
+
+
+def write_video(item: Input, wav: Tensor, sample_rate: int, path: Path) -> None:
+    """Write an mp4 of a video or a photo with the audio [N].
+
+    Raises:
+        ValueError: another kind of input, or the file cannot be written.
+        MediaError: an input that cannot be read, or that mp4 cannot contain.
+    """
+    if item.kind == "video" and item.path is not None:
+        mux(item.path, wav, sample_rate, path)
+    elif item.kind == "photo":
+        photo = item.image or read_image(item.path)  # type: ignore[arg-type]
+        mux_photo(photo, wav, sample_rate, path)
+    else:
+        raise ValueError(f"{path}: the input was neither a video nor a photo; save it as .wav")
 
 
 def write_about(path: Path, about: Mapping[str, Any]) -> None:

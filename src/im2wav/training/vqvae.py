@@ -46,6 +46,7 @@ class VQVAE(NetModule):
         super().__init__(net, optimizer, scheduler, **options)
         self.objective, self.discriminator, self.excerpt = loss, discriminator, excerpt
         self.bandwidth: Bandwidth | None = None
+        self.codes_sha256: str | None = None  # of the codec that the training began with
         if bandwidth:
             self.set_bandwidth(bandwidth)
 
@@ -67,14 +68,26 @@ class VQVAE(NetModule):
         books = self.net.named_codebooks().values()
         return self.resumed_config is not None or all(bool(book.initialised) for book in books)
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether only decoders are trained, so that the codes of audio stay the same."""
+        frozen = {part for parts in self.frozen for part in parts.modules()}
+        return all(
+            part in frozen
+            for name, part in self.net.named_modules()
+            if not name.startswith("decoder") and (any(True for _ in part.parameters(False)) or part._buffers)
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `bandwidth`, so that a resumed run uses the same losses."""
+        """Add `bandwidth`, so that a resumed run uses the same losses, and the codec whose codes are the same."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["codes_sha256"] = self.codes_sha256 if self.keeps_codes else None
         if self.bandwidth is not None:
             checkpoint["bandwidth"] = self.bandwidth.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore `bandwidth`."""
+        """Restore both."""
+        self.codes_sha256 = checkpoint.get("codes_sha256")
         if "bandwidth" in checkpoint:
             self.set_bandwidth(checkpoint["bandwidth"])
 

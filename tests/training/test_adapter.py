@@ -1,0 +1,114 @@
+"""Fine-tuning: init_from, and adapters (LoRA) of both priors and both families."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ASSETS, TINY, command, tiny_config
+from im2wav import Im2Wav
+from im2wav.adapter import apply_adapters, read_adapter
+from im2wav.checkpoint import load, net_sha256
+from im2wav.train import train
+
+OWL = ASSETS / "images" / "owl_03.jpg"
+LORA = ["adapter=lora", "model.adapter.rank=2", "model.optimizer.lr=0.05", "model.scheduler.steps=1"]
+
+
+def base_config(model: str, pairs: Path, base: Path, output: Path, *overrides: str):
+    """A short training that begins with a model; its sizes are not repeated."""
+    from conftest import config
+
+    options = [f"model={model}", f"data.root={pairs}", *TINY, f"init_from={base}", "trainer.max_steps=3", *overrides]
+    return config("train", *options, output=output)
+
+
+@pytest.fixture(scope="module")
+def tuned(pairs, trained, tmp_path_factory) -> Path:
+    """Adapters of both priors, trained for three steps."""
+    folder = tmp_path_factory.mktemp("tuned")
+    for model in ("low_prior", "up_prior"):
+        train(base_config(model, pairs, trained / "base", folder / model, *LORA))
+    return folder
+
+
+def test_a_run_that_begins_with_a_model_has_its_sizes_its_codec_and_its_weights(pairs, trained, tmp_path):
+    train(base_config("low_prior", pairs, trained / "base", tmp_path / "run", "model.optimizer.lr=1e-12"))
+    start, found = load(trained / "base" / "low_prior" / "last.ckpt"), load(tmp_path / "run" / "last.ckpt")
+    assert (found.config, found.codec_sha256) == (start.config, start.codec_sha256)
+    for name, value in start.net.state_dict().items():
+        torch.testing.assert_close(found.net.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["low_prior", "up_prior"])
+def test_an_adapter_is_all_that_changes(trained, tuned, model):
+    base, found = load(trained / "base" / model / "last.ckpt"), load(tuned / model / "last.ckpt")
+    about, tensors = read_adapter(tuned / model / "adapter.safetensors")
+    assert about["base_sha256"] == net_sha256(base.net)
+    assert all(min(tensor.shape) == 2 for tensor in tensors.values())  # the rank
+    changed = {name.removesuffix(".A") + ".weight" for name in tensors if name.endswith(".A")}
+    for name, value in base.net.state_dict().items():
+        assert torch.equal(value, found.net.state_dict()[name]) == (name not in changed), name
+    apply_adapters({model: base.net}, [str(tuned / model / "adapter.safetensors")])
+    assert net_sha256(base.net) == net_sha256(found.net)  # the file and the checkpoint are the same model
+
+
+def test_a_stopped_run_of_an_adapter_resumes_to_the_same_adapter(pairs, trained, tuned, tmp_path):
+    arguments = ("low_prior", pairs, trained / "base", tmp_path / "run", *LORA)
+    train(base_config(*arguments, "trainer.max_steps=1"))
+    train(base_config(*arguments, "resume=auto"))
+    files = [(folder / "adapter.safetensors").read_bytes() for folder in (tmp_path / "run", tuned / "low_prior")]
+    assert files[0] == files[1]
+
+
+def test_adapters_change_the_audio_and_without_them_it_is_that_of_the_model(trained, tuned, tmp_path):
+    low, up = (tuned / model / "adapter.safetensors" for model in ("low_prior", "up_prior"))
+    plain = Im2Wav.from_pretrained(trained / "base", device="cpu").generate(OWL, seed=1)
+    off = Im2Wav.from_pretrained(trained / "base", device="cpu", adapters=[f"{low}@0", f"{up}@0"])
+    assert torch.equal(off.generate(OWL, seed=1).wav, plain.wav)
+    on = Im2Wav.from_pretrained(trained / "base", device="cpu", adapters=[str(low), str(up)]).generate(OWL, seed=1)
+    assert not torch.equal(on.codes["low"], plain.codes["low"])
+    where = [f"paths.runs={trained}", "run_name=base", f"input={OWL}", "seed=1", "device=cpu"]
+    assert command("sample", *where, f"adapter={low}", f"out={tmp_path / 'one'}") == 0
+    assert command("sample", *where, f"adapter=[{low}@0.5,{up}]", f"out={tmp_path / 'two'}") == 0
+    hashes = [
+        json.loads((tmp_path / out / "up/owl_03_00.json").read_text())["identity"]["models"] for out in ("one", "two")
+    ]
+    assert hashes[0]["low"] != hashes[1]["low"]
+    assert hashes[0]["codec"] == hashes[1]["codec"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ("none.safetensors", "none.safetensors is not an adapter of im2wav"),
+        ("LOW@much", "expected a number after @"),
+        ("UP_OF_OTHER", "was trained on another low_prior than that of this model"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_errors_of_one_line(trained, tuned, tmp_path, capfd, adapter, message):
+    low = tuned / "low_prior" / "adapter.safetensors"
+    options = [f"paths.runs={trained}", "run_name=base", f"input={OWL}", f"out={tmp_path}"]
+    if adapter == "UP_OF_OTHER":
+        options.append(f"low={tuned / 'low_prior' / 'last.ckpt'}")  # changed already
+        adapter = str(low)
+    assert command("sample", *options, f"adapter={adapter.replace('LOW', str(low))}") == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter=lora", "init_from=null"], "adapter=lora trains changes of a model: name it with init_from"),
+        (["adapter=lora", "model.adapter.targets=[colour]"], "adapter: .*colour"),
+        (["ckpt_path=a.safetensors"], "set one of them"),
+        (["init_from=none"], "none is no folder"),
+    ],
+)
+def test_fine_tuning_that_cannot_work_is_rejected(pairs, trained, tmp_path, overrides, message):
+    (tmp_path / "a.safetensors").touch()
+    overrides = [word.replace("a.safetensors", str(tmp_path / "a.safetensors")) for word in overrides]
+    codec = f"codec={trained}/base/vqvae/last.ckpt"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config("low_prior", pairs, tmp_path / "run", codec, f"init_from={trained / 'base'}", *overrides))
