@@ -32,13 +32,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "decoding": {"codec", "prior"},
     "data": {"codec"},
-    "checkpoint": {"codec", "prior"},
+    "adapter": set(),
+    "checkpoint": {"adapter", "codec", "prior"},
     "official": {"codec", "prior", "data", "media", "checkpoint"},
     "hub": {"checkpoint", "data", "official"},
     "distributed": set(),
     "prepare": {"data", "media", "report", "distributed"},
-    "inference": {"codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
-    "training": {"codec", "prior", "data", "decoding", "report", "checkpoint", "hub", "distributed"},
+    "inference": {"adapter", "codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
+    "training": {"adapter", "codec", "prior", "data", "decoding", "report", "checkpoint", "hub", "distributed"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",
@@ -126,7 +127,7 @@ def test_every_experiment_composes(path):
     from im2wav.cli import instantiate
 
     name = path.relative_to(REPO / "experiments" / "experiment").with_suffix("").as_posix()
-    chosen = path.stem in ("vqvae", "low_prior", "up_prior") or path.parent.name == "ablation"
+    chosen = "override /model:" in path.read_text() or path.parent.name == "ablation"
     model = [] if chosen else ["model=low_prior"]
     if path.parent.name == "ablation":  # rows of a table, at any size
         name = f"[demo/{'vqvae' if 'VQ-VAE' in path.read_text() else 'low_prior'},{name}]"

@@ -131,10 +131,9 @@ def test_audio_for_a_video_has_its_length_and_is_muxed_into_it(model, tmp_path):
         frames = [frame.to_ndarray() for frame in after.decode(after.streams.audio[0])]
     heard = torch.cat([torch.from_numpy(f).mean(0) for f in frames])[: len(sound.wav)]
     assert torch.corrcoef(torch.stack([heard, sound.wav[: len(heard)]]))[0, 1] > 0.9
-    with pytest.raises(ValueError, match="the input was not a video"):
-        model.generate(OWL).save(tmp_path / "owl.mp4")
+    assert model.generate(OWL).save(tmp_path / "owl.mp4").is_file()  # shows the photo
     with pytest.raises(ValueError, match=r"the suffix must be one of \.wav, \.flac"):
-        sound.save(tmp_path / "heard.ogg")
+        sound.save(tmp_path / "heard.aiff")
 
 
 def test_audio_continuation_and_inpainting(model, tmp_path):

@@ -95,15 +95,15 @@ def mux_photo(photo: Image.Image, wav: Tensor, sample_rate: int, out: Path) -> N
     """
     small = photo.convert("RGB")
     small.thumbnail((LARGEST_STILL, LARGEST_STILL))
-    picture = np.asarray(small)[: small.height // 2 * 2, : small.width // 2 * 2]  # H.264 wants even sizes
-    if not picture.size:
+    image = np.asarray(small)[: small.height // 2 * 2, : small.width // 2 * 2]  # H.264 wants even sizes
+    if not image.size:
         raise ValueError(f"{out}: a photo of {photo.width} x {photo.height} pixels is too small for a video")
     with atomic_path(out) as temporary, av.open(str(temporary), "w", format="mp4") as target:
         video = target.add_stream("libx264", rate=STILL_FPS, options={"tune": "stillimage"})
-        video.height, video.width, video.pix_fmt = *picture.shape[:2], "yuv420p"
+        video.height, video.width, video.pix_fmt = *image.shape[:2], "yuv420p"
         audio = _AudioTrack(target, wav.clamp(-1, 1).float().numpy(), sample_rate)
         for number in range(max(1, math.ceil(len(wav) / sample_rate * STILL_FPS))):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number
             target.mux(video.encode(frame))
             audio.send(number / STILL_FPS)

@@ -119,6 +119,8 @@ def _start_loggers(cfg: DictConfig, instantiate: Callable[..., Any], is_new: boo
 
 def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None]:
     """Build module, data module and checkpoint path; incompatible ones are rejected before audio is read."""
+    if cfg.encoder.name == "auto" and not cfg.init_from:
+        raise ValueError("encoder=auto is for sample: set the encoder that the data were embedded with")
     resume = find_checkpoint(cfg)
     weights = resume if resume is not None and resume.endswith(".safetensors") else None
     if cfg.init_from:
