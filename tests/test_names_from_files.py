@@ -210,7 +210,7 @@ def test_the_encoder_that_a_checkpoint_names(trained, tmp_path, monkeypatch):
     changed = {"encoder": "../../escaped"}
     monkeypatch.setattr(evaluated_model, "load", lambda *a: replace(found := true(*a), data={**found.data, **changed}))
     cfg = SimpleNamespace(mode="model", model_dir=trained / "base", sampler={}, seed=0, sample=[], batch_size=1)
-    cfg.device = "cpu"
+    cfg.device, cfg.paths = "cpu", SimpleNamespace(cache=str(tmp_path))
     with pytest.raises(ValueError, match=r"encoder=../../escaped: expected one of clip_vit_b32"):
         generate_audio(cfg, {"a": tmp_path / "a.jpg"}, {"a": 1}, tmp_path / "out", list, None)
     with pytest.raises(ValueError, match="cannot be a file name"):

@@ -225,6 +225,7 @@ def test_a_model_says_how_its_codes_are_drawn(pairs, run, tmp_path):
     output = tmp_path / "other" / "low_prior"
     other = [
         "model.early_positions=8",
+        "model.code_errors=0.1",
         "model.sampling.guidance_scale=1.5",
         "+model.sampling.temperature=0.7",
         "model.sampling.passes=1",

@@ -139,3 +139,17 @@ def test_official_sizes_have_the_official_numbers_of_parameters():
 def test_what_does_not_fit_is_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("make", "given"), CASES)
+def test_errors_in_the_known_codes_change_what_later_codes_see_and_not_what_is_learnt(make, given):
+    prior, codes = make(), torch.randint(16, (3, 64))
+    known = prior.with_errors(codes, [1, 2, 3], 0.3)
+    assert 0.15 < float((known != codes).float().mean()) < 0.45
+    assert torch.equal(known[1:2], prior.with_errors(codes[1:2], [2], 0.3))  # of the item alone
+    logits = prior(codes, given, known)
+    torch.testing.assert_close(logits, prior(known, given))  # errors included
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), codes) / torch.tensor(2.0).log()
+    torch.testing.assert_close(prior.training_bits(codes, given, [1, 2, 3], errors=0.3), expected)
+    plain = prior.training_bits(codes, given, [1, 2, 3])
+    torch.testing.assert_close(plain, prior.bits(codes, given), rtol=0, atol=0)

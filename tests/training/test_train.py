@@ -108,6 +108,7 @@ def test_a_bare_train_lists_the_models(capfd):
         (["codec=RUNS/vqvae/last.ckpt", "model.net.context_length=64"], "is 128, the prior's is 64"),
         (["codec=RUNS/vqvae/last.ckpt", "model.condition_dropout=0"], "condition_dropout=0"),
         (["codec=RUNS/vqvae/last.ckpt", "model.early_weight=0"], "early_positions=0, early_weight=0: expected"),
+        (["codec=RUNS/vqvae/last.ckpt", "model.code_errors=1"], "code_errors=1: expected 0 or more, and less than 1"),
         (["codec=RUNS/vqvae/last.ckpt", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
         (["codec=RUNS/vqvae/last.ckpt", "+model.net.transformer.colour=red"], "colour"),
         (["codec=RUNS/vqvae/last.ckpt", "model.freeze=[encoder]"], "has no part 'encoder': expected code_embedding"),

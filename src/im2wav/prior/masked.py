@@ -93,16 +93,22 @@ class MaskedPrior(CodePrior):
         return torch.stack(logits, 2)
 
     def training_bits(
-        self, codes: Tensor, conditions: Conditions, seeds: Sequence[int], weights: Tensor | None = None
+        self,
+        codes: Tensor,
+        conditions: Conditions,
+        seeds: Sequence[int],
+        weights: Tensor | None = None,
+        errors: float = 0.0,
     ) -> Tensor:
-        """Mean over the items of the mean bits of masked codes of one codebook: a scalar.
+        """Mean over the items of the mean bits of masked codes of one codebook: a scalar; see `CodePrior`.
 
         Codebook, masked positions and a span of known positions are drawn from the seeds of the items. The fraction of
         masked positions is cos(pi u / 2) with u uniform in [0, 1).
         """
         self.check_length(codes)
         level, known, asked = (x.to(codes.device) for x in self._masks(codes.shape[1], seeds))
-        h = self.hidden(codes, known, level, self.condition(conditions, codes.shape[1]))
+        seen = self.with_errors(codes, seeds, errors) if errors else codes
+        h = self.hidden(seen, known, level, self.condition(conditions, codes.shape[1]))
         total = h.new_zeros(len(h))
         weights = h.new_ones(codes.shape[1]) if weights is None else weights
         for number in range(self.known_codebooks, self.codebooks):

@@ -258,8 +258,24 @@ class CodePrior(nn.Module):
         targets = self.targets(codes).flatten()
         return F.cross_entropy(logits.flatten(0, -2).float(), targets, reduction=reduction) / math.log(2)
 
+    def with_errors(self, codes: Tensor, seeds: Sequence[int], fraction: float) -> Tensor:
+        """Codes [B, n, ...], of which a fraction is replaced by random codes; which ones depends on the seeds."""
+        errors = []
+        for seed in seeds:
+            draw = torch.Generator().manual_seed(seed % 2**63)
+            is_error = torch.rand(codes.shape[1:], generator=draw) < fraction
+            others = torch.randint(self.codebook_size, codes.shape[1:], generator=draw)
+            errors.append(torch.where(is_error, others, -1))
+        drawn = torch.stack(errors).to(codes.device)
+        return torch.where(drawn >= 0, drawn, codes)
+
     def training_bits(
-        self, codes: Tensor, conditions: Conditions, seeds: Sequence[int], weights: Tensor | None = None
+        self,
+        codes: Tensor,
+        conditions: Conditions,
+        seeds: Sequence[int],
+        weights: Tensor | None = None,
+        errors: float = 0.0,
     ) -> Tensor:
         """The training loss: a scalar.
 
@@ -267,10 +283,14 @@ class CodePrior(nn.Module):
             codes, conditions: see `forward`.
             seeds: of the items; they decide what is random in the loss besides dropout.
             weights: of the positions, [n]; None: all alike.
+            errors: fraction of the codes before a position that are replaced by random ones, so that the network
+                learns to go on after errors of its own.
         """
+        known = self.with_errors(codes, seeds, errors) if errors else codes
+        logits = self(codes, conditions, known)
         if weights is None:
-            return self.bits(codes, conditions)
-        bits = self.item_bits(codes, conditions).view(len(codes), len(weights), -1).mean(2)
+            return self._bits(logits, codes, "mean")
+        bits = self.code_bits(logits, codes).view(len(codes), len(weights), -1).mean(2)
         return (bits * weights).sum(1).mean() / weights.sum()
 
 
@@ -288,7 +308,7 @@ class Prior(CodePrior):
         width = self.transformer.config.width
         self.heads = None if self.codebooks is None else DepthHeads(self.codebooks, self.codebook_size, width)
 
-    def forward(self, codes: Tensor, conditions: Conditions) -> Tensor:
+    def forward(self, codes: Tensor, conditions: Conditions, known: Tensor | None = None) -> Tensor:
         """Return logits [B, n, ..., K] for codes [B, n, ...]: entry t is the distribution of codes[:, t].
 
         `im2wav.decoding.Decoder` computes the same logits position by position with a KV cache.
@@ -296,6 +316,7 @@ class Prior(CodePrior):
         Args:
             codes: int64, n <= `context_length`.
             conditions: conditions of the B sequences.
+            known: codes that later positions see instead of `codes`, of the same shape.
 
         Raises:
             ValueError: too many codes, or incompatible conditions.
@@ -304,7 +325,7 @@ class Prior(CodePrior):
         length = codes.shape[1]
         start, positions = self.conditioner(conditions, self.context_length)
         condition = start.new_zeros(1) if positions is None else positions[:, :length]
-        before = self.code_embedding(self.rows_of(codes[:, :-1]))
+        before = self.code_embedding(self.rows_of((codes if known is None else known)[:, :-1]))
         before = before if self.codebooks is None else before.sum(2)
         inputs = torch.cat([start[:, None], before.to(start.dtype)], 1)
         h = self.transformer(inputs + self.position_embedding[:length] + condition) + condition

@@ -24,6 +24,8 @@ class PriorModule(NetModule):
         condition_dropout: probability of replacing the image embedding by the null embedding; > 0 for guidance.
         early_positions, early_weight: weight of the loss at the first positions of a window, before which there are
             few codes, so that the image matters most; all others have weight 1.
+        code_errors: fraction of the known codes that are replaced by random ones in training, so that the prior learns
+            to go on after errors of its own.
         sampling: values of `SamplingOptions` for generation with this prior where none are given; checkpoints keep
             those of the low prior.
 
@@ -44,6 +46,7 @@ class PriorModule(NetModule):
         condition_dropout: float = 0.0,
         early_positions: int = 0,
         early_weight: float = 6.0,
+        code_errors: float = 0.0,
         sampling: Mapping[str, Any] | None = None,
         **options: Any,
     ):
@@ -54,12 +57,14 @@ class PriorModule(NetModule):
                 f"condition_dropout={condition_dropout} with net.conditioning.guidance={net.can_be_guided}: must be "
                 "> 0 and <= 1 (0.5 in Im2Wav) with guidance=true, or 0 with guidance=false"
             )
+        if not 0 <= code_errors < 1:
+            raise ValueError(f"code_errors={code_errors}: expected 0 or more, and less than 1")
         if early_positions < 0 or early_weight <= 0:
             raise ValueError(
                 f"early_positions={early_positions}, early_weight={early_weight}: expected 0 or more, and more than 0"
             )
         self.condition_dropout = condition_dropout
-        self.early_positions, self.early_weight = early_positions, early_weight
+        self.early_positions, self.early_weight, self.code_errors = early_positions, early_weight, code_errors
         self.codec_sha256: str | None = None
 
     def setup(self, stage: str) -> None:
@@ -127,7 +132,7 @@ class PriorModule(NetModule):
         if self.early_positions:
             weights = torch.ones(codes.shape[1], device=codes.device)
             weights[: self.early_positions] = self.early_weight
-        loss = self.net.training_bits(codes, conditions, seeds, weights)
+        loss = self.net.training_bits(codes, conditions, seeds, weights, self.code_errors)
         self.log_parts("train", {"loss": loss.detach()}, len(batch.wav))
         return loss
 
