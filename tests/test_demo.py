@@ -3,13 +3,13 @@ import shutil
 
 import pytest
 
-from conftest import ASSETS, command
+from conftest import ASSETS, command, config
+from im2wav.demo import stage_commands
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # seven commands, a process each
-@pytest.mark.parametrize(("family", "samples"), [("residual", 6400), ("im2wav", 8192)])
-def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd, family, samples):
+def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
     """The real demo with two training steps: tests the pipeline, not the quality."""
     own = tmp_path / "own"
     own.mkdir()
@@ -17,12 +17,12 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd, family, sample
     short = (
         "trainer.max_steps=2",
         "data.batch_size=2",
-        f"data.num_samples={samples}",
+        "data.num_samples=6400",
         "model.scheduler.steps=1",
         "trainer.log_every_n_steps=1",
     )
     overrides = f"demo.overrides={list(short)}"
-    options = [f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", f"demo.family={family}", overrides]
+    options = [f"paths.runs={tmp_path / 'runs'}", f"demo.images={own}", overrides]
     assert command("demo", *options) == 0
     out = tmp_path / "runs" / "demo"
     figures = json.loads((out / "metrics.json").read_text())
@@ -43,3 +43,11 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd, family, sample
         assert report["sets"]["generated"]["n"] == count
         assert report["recordings"] == 42
     assert "open the page" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("family", "folder"), [("residual", "demo_residual"), ("im2wav", "demo")])
+def test_a_family_selects_its_experiments(tmp_path, family, folder):
+    """`tests/test_layout.py` composes all experiments."""
+    commands = stage_commands(config("demo", f"demo.family={family}"), tmp_path)
+    trained = [words[1] for words in commands.values() if words[0] == "train"]
+    assert trained == [f"experiment={folder}/{stage}" for stage in ("vqvae", "low_prior", "up_prior")]
