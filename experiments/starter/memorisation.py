@@ -1,6 +1,6 @@
 """How much of the audio that a model generates for labels is copied from its training recordings, and how varied is it?
 
-    python experiments/starter/memorisation.py MODEL PAIRS OUT [--labels 30] [--sounds 8] [sampler.temperature=0.9 ...]
+    python experiments/starter/memorisation.py MODEL PAIRS OUT [--labels 30] [--sounds 8] [temperature=0.9 ...]
     python -m im2wav.evaluate generated=OUT/generated reference=OUT/reference labels=OUT/labels.csv
 
 For one pseudo-embedding of each ImageHear label it generates audio with several seeds, and prints, for each label and
@@ -68,7 +68,7 @@ def mean_distance(mels: list[Tensor]) -> float:
     return float(np.mean([distance(a, b) for a, b in combinations(mels, 2)]))
 
 
-def generate(model: Im2Wav, folder: PairsFolder, pair: Pair, count: int, options: dict[str, float]) -> list[Tensor]:
+def generate(model: Im2Wav, folder: PairsFolder, pair: Pair, count: int, options: dict[str, float]) -> list:
     """Audio with the codes of several seeds for the embedding of a pair."""
     item = Input(pair.id, "pair", folder.root, pair=(folder, pair))
     first = make_request(model, item, model.sampling(options)).resolve(model.networks.window)

@@ -22,7 +22,7 @@ NAME = "default"  # of peft
 DOWN, UP, BASE = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight", ".base_layer."
 
 
-def insert_adapter(net: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str], **_: Any) -> None:
+def insert_adapter(net: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
     """Add a low-rank change to the linear layers whose names end with one of `targets`; all else is frozen.
 
     Raises:
@@ -41,16 +41,21 @@ def insert_adapter(net: nn.Module, rank: int, alpha: float, dropout: float, targ
         parameter.requires_grad_(".lora_" in name)
 
 
-def merged_state(state: Mapping[str, Tensor], rank: int, alpha: float, **_: Any) -> dict[str, Tensor]:
+def scale_of(options: Mapping[str, Any]) -> float:
+    """Factor of the changes of an adapter with these options."""
+    return options["alpha"] / options["rank"]
+
+
+def merged_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of a network with an adapter as one without, whose weights include the changes."""
     plain = {name.replace(BASE, "."): value for name, value in state.items() if ".lora_" not in name}
-    return add_changes(plain, adapter_state(state), alpha / rank)
+    return add_changes(plain, adapter_state(state), scale_of(options))
 
 
 def plain_copy(net: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """A copy of a network with an adapter as one without, whose weights include the changes."""
     copy = deepcopy(net)
-    state = merged_state(copy.state_dict(), **options)
+    state = merged_state(copy.state_dict(), options)
     for name, part in list(copy.named_modules()):
         if hasattr(part, "base_layer"):
             above, _, own = name.rpartition(".")
@@ -96,7 +101,7 @@ def save_adapter(path: Path, state: Mapping[str, Tensor], kind: str, options: Ma
         options: of the adapter, with `base_sha256`, the hash of the network without it.
     """
     tensors = {name: value.contiguous() for name, value in adapter_state(state).items()}
-    about = {"kind": kind, "scale": options["alpha"] / options["rank"], "base_sha256": options["base_sha256"]}
+    about = {"kind": kind, "scale": scale_of(options), "base_sha256": options["base_sha256"]}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {"im2wav_adapter": json.dumps(about)})
     return path
@@ -126,19 +131,21 @@ def apply_adapters(nets: Mapping[str, nn.Module], given: Sequence[str]) -> None:
     Raises:
         ValueError: a file that is not an adapter, or of another network; or a weight that is no number.
     """
-    hashes = {kind: state_sha256(net.state_dict()) for kind, net in nets.items()} if given else {}
+    hashes: dict[str, str] = {}  # of the networks before any change
     for text in given:
         name, _, weight = text.rpartition("@") if "@" in Path(text).name else (text, "", "1")
         about, tensors = read_adapter(Path(name))
-        if about.get("kind") not in nets or about.get("base_sha256") != hashes[about["kind"]]:
+        kind = str(about.get("kind"))
+        if kind in nets and kind not in hashes:
+            hashes[kind] = state_sha256(nets[kind].state_dict())
+        if kind not in nets or about.get("base_sha256") != hashes[kind]:
             raise ValueError(
-                f"adapter={name} was trained on another {about.get('kind')} than that of this model: set the model "
+                f"adapter={name} was trained on another {kind} than that of this model: set the model "
                 "that it was trained from (pretrained or run_name)"
             )
         try:
             scale = about["scale"] * float(weight)
         except ValueError:
             raise ValueError(f"adapter={text}: expected a number after @") from None
-        net = nets[about["kind"]]
         with torch.no_grad():
-            net.load_state_dict(add_changes(net.state_dict(), tensors, scale))
+            nets[kind].load_state_dict(add_changes(nets[kind].state_dict(), tensors, scale))

@@ -80,13 +80,19 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
     return Loaded(net.eval().requires_grad_(False), found, config, about.get("data") or {}, **rest)
 
 
-def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def training_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A training checkpoint, and the averaged weights of its network."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     prefix = "net."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return checkpoint, state
+
+
+def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint, state = training_state(path)
     config = checkpoint["config"]
     if config.get("adapter"):
-        state = merged_state(state, **config["adapter"])
+        state = merged_state(state, config["adapter"])
     return {**checkpoint, "config": config["net"], "sampling": config.get("sampling")}, state
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ASSETS, TINY, command, tiny_config
+from conftest import ASSETS, TINY, command, config, tiny_config
 from im2wav import Im2Wav
 from im2wav.adapter import apply_adapters, read_adapter
 from im2wav.checkpoint import load, net_sha256
@@ -18,8 +18,6 @@ LORA = ["adapter=lora", "model.adapter.rank=2", "model.optimizer.lr=0.05", "mode
 
 def base_config(model: str, pairs: Path, base: Path, output: Path, *overrides: str):
     """A short training that begins with a model; its sizes are not repeated."""
-    from conftest import config
-
     options = [f"model={model}", f"data.root={pairs}", *TINY, f"init_from={base}", "trainer.max_steps=3", *overrides]
     return config("train", *options, output=output)
 

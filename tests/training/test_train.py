@@ -280,8 +280,8 @@ def test_frozen_parts_stay_as_they_are(pairs, trained, tmp_path, model, frozen):
     options += [
         f"codec={trained}/base/vqvae/last.ckpt",
         "trainer.max_steps=3",
-        "+trainer.val_check_interval=1",
-    ]  # which changes to eval mode
+        "+trainer.val_check_interval=1",  # which changes to eval mode
+    ]
     train(tiny_config(model, pairs, tmp_path / "run", *options))
     after = load(tmp_path / "run" / "last.ckpt").net.state_dict()
     equal = {name: torch.equal(value, after[name]) for name, value in start.net.state_dict().items()}

@@ -144,9 +144,8 @@ def is_distributed(cfg: DictConfig) -> bool:
 
 def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
     """The model that the options name, on a device."""
-    folder = Path(cfg.paths.runs) / cfg.run_name
-    if cfg.pretrained:
-        folder = find_folder(str(cfg.pretrained), Path(cfg.paths.cache))
+    own = Path(cfg.paths.runs) / cfg.run_name
+    folder = find_folder(str(cfg.pretrained), Path(cfg.paths.cache)) if cfg.pretrained else own
     paths = find_weights(folder, {name: cfg[name] for name in KINDS})
 
     def make_encoder() -> Any:

@@ -32,17 +32,17 @@ def mux(video: Path, wav: Tensor, sample_rate: int, out: Path) -> None:
         try:
             with open_media(video) as source, av.open(str(temporary), "w", format="mp4") as target:
                 frames = video_stream(source, video)
-                _copy(source, frames, origin, target, wav.clamp(-1, 1).float().numpy(), sample_rate)
+                _copy(source, frames, origin, target, wav, sample_rate)
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise MediaError("cannot mux", f"{video}: {error}") from error
 
 
-def _copy(source: Any, frames: Any, origin: float, target: Any, samples: np.ndarray, sample_rate: int) -> None:
-    """Copy the video stream and encode samples [N], interleaved by time so that memory stays bounded."""
+def _copy(source: Any, frames: Any, origin: float, target: Any, wav: Tensor, sample_rate: int) -> None:
+    """Copy the video stream and encode wav [N], interleaved by time so that memory stays bounded."""
     copied = target.add_stream_from_template(frames, opaque=True)
     if frames.codec_context.codec.canonical_name == "hevc":
         copied.codec_context.codec_tag = "hvc1"  # Apple's players show nothing for hev1
-    send = _AudioTrack(target, samples, sample_rate).send
+    send = _AudioTrack(target, wav, sample_rate).send
     shift = round(origin / frames.time_base)
     for packet in source.demux(frames):
         if not packet.size:  # the empty packet at the end
@@ -58,10 +58,11 @@ def _copy(source: Any, frames: Any, origin: float, target: Any, samples: np.ndar
 
 
 class _AudioTrack:
-    """Samples [N] as AAC in a file that is being written."""
+    """Audio [N] as AAC in a file that is being written."""
 
-    def __init__(self, target: Any, samples: np.ndarray, sample_rate: int):
-        self.target, self.samples, self.rate, self.sent = target, samples, sample_rate, 0
+    def __init__(self, target: Any, wav: Tensor, sample_rate: int):
+        self.target, self.rate, self.sent = target, sample_rate, 0
+        self.samples = wav.clamp(-1, 1).float().numpy()
         self.stream = target.add_stream("aac", rate=sample_rate, layout="mono")
 
     def send(self, until: float | None = None) -> None:
@@ -84,7 +85,7 @@ def write_m4a(wav: Tensor, sample_rate: int, out: Path) -> None:
         ValueError: `out` cannot be written.
     """
     with atomic_path(out) as temporary, av.open(str(temporary), "w", format="ipod") as target:
-        _AudioTrack(target, wav.clamp(-1, 1).float().numpy(), sample_rate).send()
+        _AudioTrack(target, wav, sample_rate).send()
 
 
 def mux_photo(photo: Image.Image, wav: Tensor, sample_rate: int, out: Path) -> None:
@@ -101,7 +102,7 @@ def mux_photo(photo: Image.Image, wav: Tensor, sample_rate: int, out: Path) -> N
     with atomic_path(out) as temporary, av.open(str(temporary), "w", format="mp4") as target:
         video = target.add_stream("libx264", rate=STILL_FPS, options={"tune": "stillimage"})
         video.height, video.width, video.pix_fmt = *image.shape[:2], "yuv420p"
-        audio = _AudioTrack(target, wav.clamp(-1, 1).float().numpy(), sample_rate)
+        audio = _AudioTrack(target, wav, sample_rate)
         for number in range(max(1, math.ceil(len(wav) / sample_rate * STILL_FPS))):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number

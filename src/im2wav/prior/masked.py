@@ -107,7 +107,7 @@ class MaskedPrior(CodePrior):
         """
         self.check_length(codes)
         level, known, asked = (x.to(codes.device) for x in self._masks(codes.shape[1], seeds))
-        seen = self.with_errors(codes, seeds, errors) if errors else codes
+        seen = self.with_errors(codes, seeds, errors)
         h = self.hidden(seen, known, level, self.condition(conditions, codes.shape[1]))
         total = h.new_zeros(len(h))
         weights = h.new_ones(codes.shape[1]) if weights is None else weights

@@ -260,6 +260,8 @@ class CodePrior(nn.Module):
 
     def with_errors(self, codes: Tensor, seeds: Sequence[int], fraction: float) -> Tensor:
         """Codes [B, n, ...], of which a fraction is replaced by random codes; which ones depends on the seeds."""
+        if not fraction:
+            return codes
         errors = []
         for seed in seeds:
             draw = torch.Generator().manual_seed(seed % 2**63)
@@ -286,8 +288,7 @@ class CodePrior(nn.Module):
             errors: fraction of the codes before a position that are replaced by random ones, so that the network
                 learns to go on after errors of its own.
         """
-        known = self.with_errors(codes, seeds, errors) if errors else codes
-        logits = self(codes, conditions, known)
+        logits = self(codes, conditions, self.with_errors(codes, seeds, errors))
         if weights is None:
             return self._bits(logits, codes, "mean")
         bits = self.code_bits(logits, codes).view(len(codes), len(weights), -1).mean(2)

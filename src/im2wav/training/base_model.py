@@ -12,7 +12,7 @@ from im2wav.hub import find_folder
 log = logging.getLogger(__name__)
 
 
-def use_base(cfg: DictConfig, kind: str) -> Path:
+def use_base(cfg: DictConfig, kind: str) -> Loaded:
     """Set the network, the codec, the window and the encoder of a configuration to those of `init_from`.
 
     Args:
@@ -20,7 +20,7 @@ def use_base(cfg: DictConfig, kind: str) -> Path:
         kind: of the network to train: vqvae, low_prior or up_prior.
 
     Returns:
-        The file with the weights.
+        The network of the model.
 
     Raises:
         ValueError: no such model, or options that exclude each other.
@@ -42,7 +42,7 @@ def use_base(cfg: DictConfig, kind: str) -> Path:
         if base.sampling is not None:
             cfg.model.sampling = dict(base.sampling)
     log.info("starting from %s", path)
-    return path
+    return base
 
 
 def _use_codec(cfg: DictConfig, base: Loaded, folder: Path) -> None:

@@ -30,16 +30,15 @@ def eager_eval_mode(net: nn.Module) -> Iterator[None]:
     After 8 variants (torch._dynamo.config.recompile_limit), PyTorch runs the module uncompiled for the rest of the run,
     in the training step as well.
     """
-    modes = {part: part.training for part in net.modules()}
-    compiled = {part: part._compiled_call_impl for part in net.modules()}
-    for part in compiled:
+    before = {part: (part.training, part._compiled_call_impl) for part in net.modules()}
+    for part in before:
         part._compiled_call_impl = None
     net.eval()
     try:
         yield
     finally:
-        for part, call in compiled.items():
-            part.training, part._compiled_call_impl = modes[part], call
+        for part, (training, call) in before.items():
+            part.training, part._compiled_call_impl = training, call
 
 
 def training_flops(net: nn.Module, forward: Callable[[], Any]) -> int:

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from im2wav.adapter import insert_adapter, save_adapter
-from im2wav.checkpoint import load, net_sha256
+from im2wav.checkpoint import Loaded, load, net_sha256, training_state
 from im2wav.distributed import ignore_slurm_without_srun, interruptible, starts_processes
 from im2wav.system import report_progress
 from im2wav.training.base_model import use_base
@@ -98,9 +98,8 @@ def _train(
         )
     checkpoint = output / "last.ckpt"
     if module.adapter is not None and checkpoint.is_file() and trainer.is_global_zero:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        net = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
-        path = save_adapter(output / "adapter.safetensors", net, module.kind, module.config["adapter"])
+        _, state = training_state(checkpoint)
+        path = save_adapter(output / "adapter.safetensors", state, module.kind, module.config["adapter"])
         log.info("adapter (%.1f MB): %s", path.stat().st_size / 1e6, path)
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
@@ -122,19 +121,21 @@ def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, 
     if cfg.encoder.name == "auto" and not cfg.init_from:
         raise ValueError("encoder=auto is for sample: set the encoder that the data were embedded with")
     resume = find_checkpoint(cfg)
-    weights = resume if resume is not None and resume.endswith(".safetensors") else None
+    kind = MODULES[cfg.model["_target_"].rpartition(".")[2]].kind
+    base = None
     if cfg.init_from:
-        weights = str(use_base(cfg, MODULES[cfg.model["_target_"].rpartition(".")[2]].kind))
-    elif cfg.codec is None:
+        base = use_base(cfg, kind)
+    elif resume is not None and resume.endswith(".safetensors"):
+        base, resume = load(resume, kind), None
+    if cfg.codec is None:
         cfg.codec = f"{cfg.paths.runs}/{cfg.run_name}/vqvae/last.ckpt"
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
     module.configure_optimizers()  # an invalid schedule is rejected before a logger starts a run
-    if weights is not None and resume in (None, weights):
-        _start_from(weights, module)
-        resume = None
+    if base is not None and resume is None:
+        _start_from(base, cfg.init_from or cfg.ckpt_path, module)
     if module.adapter is not None:
-        _insert_adapter(cfg, module, weights)
+        _insert_adapter(cfg, module, base)
     tokenizer = _load_tokenizer(cfg, module) if isinstance(module, PriorModule) else None
     datamodule = instantiate(cfg.data)
     if cfg.test and not len(datamodule.windows["test"]):
@@ -147,25 +148,24 @@ def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, 
     return module, datamodule, resume
 
 
-def _start_from(weights: str, module: Any) -> None:
-    """Begin with the weights of a .safetensors file, which has no optimizer state and no step count."""
-    loaded = load(weights, module.kind)
+def _start_from(loaded: Loaded, source: str, module: Any) -> None:
+    """Begin with the weights of another network, without its optimizer state and its step count."""
     try:
         module.net.load_state_dict(loaded.net.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit this configuration: {error}") from error
+        raise ValueError(f"{source} does not fit this configuration: {error}") from error
     if isinstance(module, VQVAE):
         module.codes_sha256 = loaded.codes_sha256 or net_sha256(loaded.net)
         if loaded.bandwidth is not None and module.bandwidth is None:
             module.set_bandwidth(loaded.bandwidth)
 
 
-def _insert_adapter(cfg: DictConfig, module: Any, base: str | None) -> None:
+def _insert_adapter(cfg: DictConfig, module: Any, base: Loaded | None) -> None:
     """Add an adapter to the network, and the hash of its own weights to the configuration in the checkpoints."""
     if base is None or not cfg.init_from:
         raise ValueError("adapter=lora trains changes of a model: name it with init_from, such as init_from=runs/base")
-    module.config["adapter"]["base_sha256"] = net_sha256(load(base, module.kind).net)
-    insert_adapter(module.net, **module.config["adapter"])
+    module.config["adapter"]["base_sha256"] = net_sha256(base.net)
+    insert_adapter(module.net, **module.adapter)
 
 
 def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
