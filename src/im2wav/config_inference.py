@@ -20,9 +20,10 @@ class Negative:
 
 @dataclass
 class Sample:
-    """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, or - for a list on stdin.
+    """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, a table of jobs (.csv), or -.
 
-    Instead of a path, set input.timeline or input.text. Existing audio with the same settings is kept.
+    - is a list of paths on stdin. Instead of a path, set input.timeline or input.text. Existing audio with the same
+    settings is kept.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
@@ -63,6 +64,8 @@ class Sample:
         minimum=1,
     )
     keep: int = option(1, "with num_drafts: number of drafts that are refined", minimum=1)
+    prompt: str | None = option(None, "a text beside the photo or video (experimental, CLIP only)")
+    prompt_weight: float = option(0.5, "weight of the prompt; the image has the rest", minimum=0, maximum=1)
     negative: Negative = field(default_factory=Negative)
     continue_from: str | None = option(None, "an audio file to continue (audio prompt)")
     inpaint: str | None = option(None, "an audio file in which inpaint_interval is generated again (inpainting)")
@@ -72,6 +75,10 @@ class Sample:
         "format of the audio files; mp4: wav, and for each photo and video also NAME_00.mp4 with the audio",
         choices=("wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4"),
     )
+    loudness: float | None = option(
+        None, "loudness of the files, such as -23 (ITU-R BS.1770); null: as generated", unit="LUFS", maximum=0
+    )
+    peak_limit: float = option(-1.0, "with loudness: highest peak of the files", unit="dBFS", maximum=0)
     mux: bool | str = option(
         "auto",
         "also write NAME_00.mp4 with the generated audio; auto: for videos; true: for videos and photos",

@@ -9,6 +9,18 @@ from omegaconf import DictConfig
 from im2wav.cli import command, instantiate, run
 
 
+def read_jobs(cfg: DictConfig) -> list[Any]:
+    """The inputs that `input` names, as jobs; a table has a job for each row."""
+    from im2wav.inference.command import read_numbers
+    from im2wav.inference.inputs import with_prompt
+    from im2wav.inference.jobs import Job, read_job_table
+
+    numbers = read_numbers(cfg)
+    if not isinstance(cfg.input, DictConfig) and Path(str(cfg.input)).suffix.lower() == ".csv":
+        return read_job_table(Path(str(cfg.input)), numbers, cfg.prompt, cfg.prompt_weight)
+    return [Job([with_prompt(item, cfg.prompt, cfg.prompt_weight) for item in read_inputs(cfg)], numbers)]
+
+
 def read_inputs(cfg: DictConfig) -> list[Any]:
     """The inputs that `input` names."""
     from im2wav.inference.command import is_distributed
@@ -22,8 +34,8 @@ def read_inputs(cfg: DictConfig) -> list[Any]:
     keys = [str(key) for key, value in cfg.input.items() if value is not None]
     if len(keys) != 1:
         raise ValueError(
-            "set input=PATH (a photo, a video, a folder, a pairs folder, or - for a list on stdin), or "
-            "input.timeline=[dog.jpg@0,car.jpg@3], or input.text='a dog barks'"
+            "set input=PATH (a photo, a video, a folder, a pairs folder, a table of jobs, or - for a list on stdin), "
+            "or input.timeline=[dog.jpg@0,car.jpg@3], or input.text='a dog barks'"
             + (f"; not {' and '.join(keys)} together" if keys else "")
         )
     return [text_input(str(cfg.input.text)) if cfg.input.timeline is None else timeline_input(list(cfg.input.timeline))]
@@ -31,9 +43,9 @@ def read_inputs(cfg: DictConfig) -> list[Any]:
 
 def sample(cfg: DictConfig) -> list[dict[str, Any]]:
     """Generate audio for all inputs; see `im2wav.inference.command.generate_files`."""
-    from im2wav.inference.command import generate_files, read_numbers
+    from im2wav.inference.command import generate_files
 
-    return generate_files(cfg, instantiate, [(read_inputs(cfg), read_numbers(cfg))])
+    return generate_files(cfg, instantiate, read_jobs(cfg))
 
 
 @command("sample")

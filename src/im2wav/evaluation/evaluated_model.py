@@ -23,6 +23,7 @@ from im2wav.files import file_sha256, write_atomic
 from im2wav.hub import find_folder
 from im2wav.inference.command import Build, Outputs, generate_files, read_numbers
 from im2wav.inference.inputs import input_of
+from im2wav.inference.jobs import Job
 from im2wav.media.encoder import ENCODERS
 from im2wav.prior import Conditions, Timing
 
@@ -73,7 +74,7 @@ def generate_audio(
         for count in sorted({numbers[name] for name in todo}):
             sample.num_samples = count
             items = [replace(input_of(images[name]), name=name) for name in todo if numbers[name] == count]
-            jobs.append((items, read_numbers(sample)))
+            jobs.append(Job(items, read_numbers(sample)))
         write_atomic(settings, text.encode())
         generate_files(sample, build, jobs)
         gc.collect()  # a model and its function that makes the encoder refer to each other

@@ -18,12 +18,13 @@ from im2wav.adapter import apply_adapters
 from im2wav.checkpoint import KINDS, find_weights, load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
-from im2wav.files import path_inside, table_bytes, write_atomic
+from im2wav.files import flatten, path_inside, table_bytes, write_atomic
 from im2wav.hub import find_folder
 from im2wav.inference.api import Im2Wav, Runner, make_batches
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio, write_video
-from im2wav.inference.inputs import Input
+from im2wav.inference.jobs import Job
 from im2wav.inference.request import Request, make_request
+from im2wav.media.loudness import SHORTEST, check_loudness_options, normalise_loudness
 from im2wav.media.playing import play
 from im2wav.media.reading import MediaError
 from im2wav.system import report_progress
@@ -43,12 +44,14 @@ class Outputs:
         format: one of `FORMATS`.
         videos: kinds of inputs, video or photo, of which NAME_00.mp4 with the audio is written too.
         overwrite: generate existing files again.
+        loudness: of the files in LUFS, and the limit of their peaks in dBFS; None: as generated.
     """
 
     root: Path
     format: str = "wav"
     videos: tuple[str, ...] = ()
     overwrite: bool = False
+    loudness: tuple[float, float] | None = None
 
     def path(self, level: str, name: str, number: int, suffix: str | None = None) -> Path:
         """Path of a file.
@@ -78,7 +81,7 @@ class Outputs:
         about = None if self.overwrite else self.read(name, number)
         if about is None:
             return False
-        now, before = (_flat(x) for x in (identity(), about.get("identity", {})))
+        now, before = (flatten(x) for x in ({**identity(), **self.identity}, about.get("identity", {})))
         changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
         if changed:
             key = changed[0]
@@ -91,18 +94,27 @@ class Outputs:
             "video" in files or not self._wants_video(request, files)
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the files depend on beside the generated audio."""
+        return dict(zip(("loudness", "peak_limit"), self.loudness or (), strict=False))
+
     def _wants_video(self, request: Request, files: Mapping[str, str]) -> bool:
         return request.input.kind in self.videos and "up" in files
 
     def write(self, audio: GeneratedAudio) -> None:
         """Write the files of one audio; only those of `low` for a draft that was not refined."""
-        request, wav = audio.request, audio.waveforms
+        request, wav, about = audio.request, dict(audio.waveforms), dict(audio.about)
         name, number = request.input.name, request.number
         for suffix in ("json", *FORMATS, "mp4"):  # of an earlier run, first the .json that marks it as finished
             for level in ("low", "up"):
                 old = self.path(level, name, number, suffix)
                 if old.is_file():
                     old.unlink()
+        if self.loudness is not None:
+            about["identity"] = {**about["identity"], **self.identity}
+            for level in sorted(wav):  # low, then up, whose gain is noted
+                wav[level], about["normalised"] = normalise_loudness(wav[level], audio.sample_rate, *self.loudness)
         paths = {level: self.path(level, name, number) for level in wav}
         files = {level: str(path.relative_to(self.root)) for level, path in paths.items()}
         if self._wants_video(request, files):
@@ -112,7 +124,7 @@ class Outputs:
                 files["video"] = str(target.relative_to(self.root))
             except MediaError as error:
                 log.warning("%s; the audio is in %s", error, paths["up"])
-        about = {**audio.about, "name": name, "number": number, "files": files}
+        about |= {"name": name, "number": number, "files": files}
         for level in sorted(wav, reverse=True):  # up, then low, whose .json marks it as finished
             write_audio(paths[level], wav[level], audio.sample_rate)
             write_about(paths[level], {"level": level, **about})
@@ -127,14 +139,6 @@ class Outputs:
         rows = [{**about, **about["files"]} for about in finished]
         write_atomic(self.root / "manifest.csv", table_bytes(MANIFEST, rows))
         return [{**about, **{k: str(self.root / file) for k, file in about["files"].items()}} for about in finished]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as a flat one, with keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def is_distributed(cfg: DictConfig) -> bool:
@@ -172,19 +176,19 @@ def read_numbers(cfg: DictConfig) -> range:
     return range(cfg.num_drafts or cfg.num_samples)
 
 
-def make_template(cfg: DictConfig, model: Im2Wav, item: Input, sampling: Any) -> Request:
-    """The request that all inputs share, with the seed of the run."""
+def make_template(cfg: DictConfig, model: Im2Wav, job: Job) -> Request:
+    """The request that all inputs of a job share, with its seed."""
+    sampling = model.sampling({**given_sampling(cfg.sampler), **job.sampling})
     options = {name: cfg[name] for name in ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")}
-    options |= {"negative": cfg.negative.image, "negative_text": cfg.negative.text}
-    return replace(make_request(model, item, sampling, **options), seed=cfg.seed)
+    options |= {"negative": cfg.negative.image, "negative_text": cfg.negative.text, **job.options}
+    seed = options.pop("seed", cfg.seed)
+    return replace(make_request(model, job.inputs[0], sampling, **options), seed=seed)
 
 
-def plan_requests(
-    runner: Runner, template: Request, items: Sequence[Input], numbers: Sequence[int], outputs: Outputs
-) -> tuple[list[list[Request]], int]:
+def plan_requests(runner: Runner, template: Request, job: Job, outputs: Outputs) -> tuple[list[list[Request]], int]:
     """Requests that are not finished yet, by input, and the number of unreadable inputs."""
-    groups, failed = [], 0
-    for item in items:
+    groups, failed, numbers = [], 0, job.numbers
+    for item in job.inputs:
         try:
             first = template.resolve(runner.model.networks.window, input=item)
             group = [replace(first, seed=item_seed(template.seed, item.name, n), number=n) for n in numbers]
@@ -195,12 +199,12 @@ def plan_requests(
             continue
         if todo:
             groups.append(group if runner.keep is not None else todo)
-    return sorted(groups, key=lambda group: group[0].samples or 0), failed  # batches of similar length
+    return groups, failed
 
 
 def generate_batches(runner: Runner, outputs: Outputs, groups: Sequence[Sequence[Request]]) -> None:
-    """Generate and write audio files, a batch at a time; skip inputs that cannot be read with a warning."""
-    for batch in make_batches(groups, runner.fit_batch(groups[0][0].negative is not None)):
+    """Generate and write audio files; skip inputs that cannot be read with a warning."""
+    for batch in make_batches(groups, runner.fit_batch(any(group[0].negative is not None for group in groups))):
         buffers = []
         for group in batch:
             try:
@@ -212,9 +216,7 @@ def generate_batches(runner: Runner, outputs: Outputs, groups: Sequence[Sequence
             outputs.write(audio)
 
 
-def generate_files(
-    cfg: DictConfig, build: Build, jobs: Sequence[tuple[Sequence[Input], range]]
-) -> list[dict[str, Any]]:
+def generate_files(cfg: DictConfig, build: Build, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Generate audio for each input: out/up/NAME_K.wav, drafts in out/low/, and manifest.csv.
 
     Files of an earlier run are kept. With several devices, each process of a Trainer has the model on its own.
@@ -222,7 +224,7 @@ def generate_files(
     Args:
         cfg: options of conf/sample.yaml.
         build: instantiates a config node.
-        jobs: inputs, and the numbers of the audio files of each.
+        jobs: what to generate.
 
     Returns:
         The content of the .json of each audio file, with paths by level.
@@ -234,7 +236,8 @@ def generate_files(
     SamplingOptions().updated(given)  # rejects wrong values before anything is loaded
     audio, with_photos = ("wav", True) if cfg.format == "mp4" else (cfg.format, cfg.mux is True)
     videos = ("video", "photo") if with_photos else ("video",) if cfg.mux else ()
-    outputs = Outputs(Path(cfg.out), audio, videos, cfg.overwrite)
+    loudness = None if cfg.loudness is None else (cfg.loudness, cfg.peak_limit)
+    outputs = Outputs(Path(cfg.out), audio, videos, cfg.overwrite, loudness)
     trainer, device, is_leader = None, "cpu" if cfg.trainer.accelerator == "cpu" else cfg.device, True
     if is_distributed(cfg):
         from im2wav.distributed import predict_trainer
@@ -244,32 +247,40 @@ def generate_files(
     if not is_leader:
         log.setLevel(logging.WARNING)
     model = load_model(cfg, build, device)
-    template = make_template(cfg, model, jobs[0][0][0], model.sampling(given))
     keep, size = None if cfg.num_drafts is None else cfg.keep, None if cfg.batch_size == "auto" else cfg.batch_size
     runner = Runner(model, keep, size, None if is_leader else True)
     groups, finished = [], 0
-    for items, numbers in jobs:
-        planned, failed = plan_requests(runner, template, items, numbers, outputs)
+    for job in jobs:
+        planned, failed = plan_requests(runner, make_template(cfg, model, job), job, outputs)
         groups += planned
-        finished += (len(items) - failed) * len(numbers) - sum(map(len, planned))
+        finished += (len(job.inputs) - failed) * len(job.numbers) - sum(map(len, planned))
+    groups.sort(key=lambda group: group[0].samples or 0)  # batches of similar length
     requests = [request for group in groups for request in group]
-    names = [(item.name, number) for items, numbers in jobs for item in items for number in numbers]
+    names = [(item.name, number) for job in jobs for item in job.inputs for number in job.numbers]
     log.info(
         "%d inputs: %d audio files to generate, %.1f s in total; %d exist already",
-        len({name for name, _ in names}),
-        len(requests),
-        sum(request.seconds for request in requests),
-        finished,
+        *(len({name for name, _ in names}), len(requests), sum(request.seconds for request in requests), finished),
     )
     if cfg.dry_run:
         for first, *rest in groups:
             log.info("%s: %d x %.3f s from %s", first.input.name, 1 + len(rest), first.seconds, first.input.source)
         return []
-    if any(group[0].input.pair is None for group in groups):
-        _ = model.encoder  # so that its errors come before generation
+    _check_before_generation(model, requests, outputs)
     with report_progress(lambda: _progress(outputs, names)):
         _generate(runner, outputs, groups, size, trainer)
     return _write_manifest(cfg, outputs, names) if is_leader else []
+
+
+def _check_before_generation(model: Im2Wav, requests: Sequence[Request], outputs: Outputs) -> None:
+    """Raise errors of the encoder, of texts and of loudness before anything is generated."""
+    if any(request.input.pair is None or request.input.prompt for request in requests):
+        _ = model.encoder
+    items = (item for request in requests for item in (request.input, request.negative) if item is not None)
+    texts = {item.prompt[0] if item.prompt else item.text for item in items} - {""}
+    if texts:
+        model.encoder.encode_text(sorted(texts))  # which keeps them
+    if outputs.loudness is not None:
+        check_loudness_options(min((request.seconds for request in requests), default=SHORTEST))
 
 
 def _generate(

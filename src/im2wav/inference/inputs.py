@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class Input:
         embeddings: image embeddings over time [F, D], after `embed_input`. May be memory-mapped: only the rows that a
             window needs are read.
         fps: frames per second of the embeddings; None for a single image.
+        prompt: a text beside the images, and its weight; see `with_prompt`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Input:
     pair: tuple[PairsFolder, Pair] | None = None
     embeddings: Tensor | None = field(default=None, repr=False, compare=False)
     fps: float | None = None
+    prompt: tuple[str, float] | None = None
 
     @property
     def source(self) -> str:
@@ -75,6 +78,8 @@ class Input:
             MediaError: a file is missing.
         """
         digest = hashlib.sha256(f"{self.kind} {self.text} {[start for _, start in self.images]}".encode())
+        if self.prompt is not None:
+            digest.update(repr(self.prompt).encode())
         if self.pair is not None:
             digest.update(self.read_embeddings().numpy().tobytes())
             return digest.hexdigest()
@@ -198,12 +203,40 @@ def text_input(text: str) -> Input:
     return Input(re.sub(r"\W+", "_", text).strip("_")[:60] or "text", "text", text=text.strip())
 
 
+def with_prompt(item: Input, prompt: str | None, weight: float = 0.5) -> Input:
+    """Return the input with a text beside its images (CLIP only); without a prompt, the input itself.
+
+    The direction of each embedding becomes (1 - weight) * image + weight * text; its norm stays.
+
+    Raises:
+        ValueError: the input is a text itself, the prompt is empty, or the weight is not in [0, 1].
+    """
+    if prompt is None:
+        return item
+    if item.kind == "text":
+        raise ValueError("prompt= is for photos and videos; input.text is a text already")
+    if not prompt.strip() or not 0 <= weight <= 1:
+        raise ValueError(f"prompt={prompt!r}, prompt_weight={weight}: expected a text, and a weight from 0 to 1")
+    return replace(item, prompt=(prompt.strip(), weight))
+
+
 def embed_input(item: Input, encoder: Callable[[], ImageEncoder], fps: float | None, seconds: float) -> Input:
+    """Return the input with its embeddings, mixed with those of its prompt; see `_embed_media` and `with_prompt`."""
+    embedded = _embed_media(item, encoder, fps, seconds)
+    if item.prompt is None or embedded.embeddings is None:
+        return embedded
+    text, weight = item.prompt
+    images = embedded.embeddings.float()
+    direction = (1 - weight) * F.normalize(images, dim=-1) + weight * encoder().encode_text([text])
+    return replace(embedded, embeddings=F.normalize(direction, dim=-1) * images.norm(dim=-1, keepdim=True))
+
+
+def _embed_media(item: Input, encoder: Callable[[], ImageEncoder], fps: float | None, seconds: float) -> Input:
     """Return the input with its embeddings: computed by the encoder, or for a pair the stored ones.
 
     Args:
         item: the input.
-        encoder: returns the image encoder of the model; not called for a pair.
+        encoder: returns the image encoder of the model; not called for a pair without a prompt.
         fps: frames per second of the training videos; None if the model was trained on photos.
         seconds: duration of a video to embed.
 

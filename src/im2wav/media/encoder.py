@@ -180,6 +180,7 @@ class ClipEncoder(ImageEncoder):
                 f"encoder.weights={weights}: no such file; expected `openai` or the path of a weights file"
             )
         model = self._load(open_clip)
+        self._texts: dict[str, Tensor] = {}  # embeddings by text
         self.visual = model.visual.eval().requires_grad_(False)
         self.weights_sha256 = state_sha256(self.visual.state_dict())
         self.size = model.visual.image_size[0]
@@ -236,11 +237,15 @@ class ClipEncoder(ImageEncoder):
 
     @torch.inference_mode()
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts -> embeddings of unit norm [B, D] on the CPU. Loads the text tower for this call only."""
+        """Texts -> embeddings of unit norm [B, D] on the CPU. The text tower is loaded for new texts only."""
         import open_clip
 
-        model = self._load(open_clip)
-        return F.normalize(model.eval().encode_text(open_clip.tokenize(texts)).float(), dim=-1)
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            model = self._load(open_clip)
+            embeddings = F.normalize(model.eval().encode_text(open_clip.tokenize(new)).float(), dim=-1)
+            self._texts |= dict(zip(new, embeddings, strict=True))
+        return torch.stack([self._texts[text] for text in texts])
 
 
 class EfficientNetLite2Encoder(ImageEncoder):
