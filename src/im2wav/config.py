@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from im2wav.config_inference import MODES, Sample
+from im2wav.config_tools import Bench, Licenses
 from im2wav.options import device_option, group, option, seed_option
 
 
@@ -247,26 +248,6 @@ class Convert:
 
 
 @dataclass
-class Bench:
-    """Measure speed, memory and quality, and compare them with limits measured in the same run.
-
-    The targets are in docs/speed.md, docs/training.md, docs/reading.md and docs/evaluation.md.
-    """
-
-    example_commands: ClassVar[tuple[str, ...]] = (
-        "measure=machine",
-        "measure=decode device=cuda measure.batches=[1,8,64]",
-        "measure=training threads=2 out=training.json",
-    )
-
-    device: str = device_option()
-    threads: int | None = option(None, "number of CPU threads; null: PyTorch's default", minimum=1)
-    out: str | None = option(None, "JSON file to write the figures to; null: none")
-    measure: Any = group()
-    paths: Any = group()
-
-
-@dataclass
 class DemoStages:
     """Options of the stages of the demo."""
 
@@ -305,6 +286,7 @@ COMMANDS = {
     "convert": Convert,
     "bench": Bench,
     "demo": Demo,
+    "licenses": Licenses,
 }
 
 
