@@ -66,7 +66,7 @@ def readme_command() -> list[str]:
     if words[:2] == ["make", "demo"]:
         recipe = re.search(r"^demo:.*\n\t\$\(PYTHON\) -m im2wav\.(\w+)", (REPO / "Makefile").read_text(), re.MULTILINE)
         assert recipe is not None
-        return [recipe[1], "demo.overrides=['trainer.max_steps=3']", "demo.family=residual"]
+        return [recipe[1], "demo.overrides=['trainer.max_steps=25']", "demo.family=residual"]
     return words[1:] if words[0] == "im2wav" else [words[2].removeprefix("im2wav."), *words[3:]]
 
 

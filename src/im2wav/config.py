@@ -237,6 +237,11 @@ class Convert:
     dtype: str = option(
         "fp32", "with run: type of the weights in the files; fp16 halves their size", choices=("fp32", "fp16")
     )
+    license: str | None = option(
+        None, "with run: licence of the model in its card, as an identifier of the Hugging Face Hub, such as cc-by-4.0"
+    )
+    figures: str | None = option(None, "with run: folder that evaluate wrote; the model card shows its table")
+    datasets: list[str] = option([], "with run: names of the training data in the model card, or ids on the Hub")
     pickles: str | None = option(
         None, "a folder of official video_CLIP/*.pickle files, or an official CLIP.pickle of images"
     )

@@ -40,8 +40,8 @@ CONDITIONS = (
     ("CC-BY", AUTHORS),
 )
 ADVICE = (
-    "Conditions in short; only the texts of the licences count. Weights that are downloaded at first use, such as those "
-    "of CLIP and the official ones, are not shipped and not listed."
+    "Conditions in short; only the texts of the licences count. Weights that are downloaded at first use, such as "
+    "those of CLIP and the official ones, are not shipped and not listed."
 )
 
 
@@ -63,7 +63,7 @@ def find_notices(folder: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
         if path.name == CARD:
-            given = str(ModelCard(text).data.license or NOT_STATED)
+            given = str(ModelCard(text).data.get("license", NOT_STATED))
             names = licence_names(given.upper()) or [given]
         else:
             names = licence_names(text) or [NOT_STATED]
@@ -79,7 +79,7 @@ def find_notices(folder: Path) -> list[dict[str, Any]]:
 
 def package_licence(package: Distribution) -> str:
     """What the metadata of an installed package say: its expression, its short text, or its classifiers."""
-    about = package.metadata
+    about: Any = package.metadata
     short = (about.get("License") or "").strip()
     classifiers = [text for text in about.get_all("Classifier") or [] if text.startswith("License :: ")]
     if expression := about.get("License-Expression"):
