@@ -288,7 +288,8 @@ def main() -> None:
         return
     if name not in SUMMARIES:
         lines = "\n".join(f"  {known:8} {summary}" for known, summary in SUMMARIES.items())
-        text = f"usage: im2wav COMMAND [OPTION=VALUE ...]\n\n{lines}\n\n`im2wav COMMAND --help` lists all options, `im2wav --version` the version.\n"
+        end = "`im2wav COMMAND --help` lists all options, `im2wav --version` prints the version."
+        text = f"usage: im2wav COMMAND [OPTION=VALUE ...]\n\n{lines}\n\n{end}\n"
         if name in ("-h", "--help"):
             sys.stdout.write(text)
             return

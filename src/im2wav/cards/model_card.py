@@ -62,10 +62,10 @@ def _metadata(
     return ModelCardData(license=license, library_name="im2wav", datasets=ids or None, **results, **rest)
 
 
-def _render(template: str, data: ModelCardData, figures: Mapping[str, Any] | None, **values: Any) -> str:
+def _render(template: str, metadata: ModelCardData, figures: Mapping[str, Any] | None, **values: Any) -> str:
     text = (files("im2wav.cards") / template).read_text(encoding="utf-8")
-    shown = figures["text"] if figures else NO_FIGURES
-    card = str(ModelCard.from_template(data, template_str=text, version=__version__, figures=shown, **values)).rstrip()
+    values |= {"version": __version__, "figures": figures["text"] if figures else NO_FIGURES}
+    card = str(ModelCard.from_template(metadata, template_str=text, **values)).rstrip()
     return f"{card}\n\n{MARK.format(_body_sha256(card))}\n"
 
 
@@ -96,7 +96,12 @@ def _carried(card: str, source: object) -> dict[str, Any]:
     figures = None
     if section and section[1] != NO_FIGURES:
         figures = {"text": section[1], "results": data.eval_results}
-    return {"license": data.license, "figures": figures, "datasets": data.datasets or ()}
+    named = re.search(r"^Data sets: (.+?)\.(?: |$)", card, re.MULTILINE)
+    return {"license": data.license, "figures": figures, "datasets": named[1].split(", ") if named else ()}
+
+
+def _in_words(base: str) -> str:
+    return "the official Im2Wav weights" if base == "official" else base
 
 
 def network_card(
@@ -139,7 +144,7 @@ def network_card(
                 "kind": KINDS[key],
                 "network": type(one.net).__name__,
                 "parameters": sum(value.numel() for value in one.net.parameters()),
-                "base": facts[key].get("base"),
+                "base": _in_words(facts[key].get("base") or "none"),
                 **{fact: facts[key].get(fact, "not recorded") for fact in ("steps", "pairs")},
             }
             for key, one in loaded.items()
@@ -154,7 +159,7 @@ def network_card(
         data=low.data,
         datasets=named,
         license=license,
-        base_models=bases,
+        base_models=[_in_words(base) for base in bases],
     )
 
 
