@@ -73,7 +73,7 @@ def test_a_saved_model_is_safetensors_with_a_card(model, saved, report):
     assert card.data.library_name == "im2wav"
     assert card.data.datasets == ["me/clips"]
     assert "image-to-audio" in card.data.tags
-    assert f'Im2Wav.from_pretrained("{saved}")' in card.text
+    assert 'Im2Wav.from_pretrained("dogs")' in card.text
     parameters = sum(value.numel() for value in model.loaded["up"].net.parameters())
     assert f"| `up_prior.safetensors` | Prior | {parameters:,} | 3 | 5 | none |" in card.text
     assert "`efficientnet_lite2`, 1280 dimensions" in card.text
@@ -101,7 +101,7 @@ def test_a_generated_card_is_written_again_and_an_edited_one_is_kept(model, save
     card = ModelCard.load(tmp_path / "again" / "README.md")
     assert card.data.license == "cc-by-4.0"  # of the folder that it was loaded from
     assert "Data sets: me/clips." in card.text
-    assert f'from_pretrained("{tmp_path / "again"}")' in card.text
+    assert 'from_pretrained("again")' in card.text
     Im2Wav.from_pretrained(tmp_path / "again", device="cpu").save_pretrained(tmp_path / "third")
     card = ModelCard.load(tmp_path / "third" / "README.md")
     assert "| Fréchet distance | 18.30 |" in card.text
@@ -127,11 +127,10 @@ def test_a_card_whose_metadata_are_broken_is_one_line(model, tmp_path):
 
 
 def test_convert_writes_the_same_card(trained, saved, tmp_path):
-    out = tmp_path / "converted"
+    out = tmp_path / "other" / "dogs"
     options = ["license=cc-by-4.0", "datasets=[me/clips]"]
     assert command("convert", f"run={trained / 'base'}", f"out={out}", *options) == 0
-    names = [read_card(folder).replace(str(folder), "X").replace(f"# {folder.name}", "# X") for folder in (out, saved)]
-    assert [name.partition("<!--")[0] for name in names[:1]] == [name.partition("<!--")[0] for name in names[1:]]
+    assert read_card(out) == read_card(saved)
     assert {path.name for path in out.iterdir()} == FILES
 
 

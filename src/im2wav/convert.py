@@ -32,7 +32,7 @@ def convert(cfg: DictConfig) -> Any:
         folder, out = Path(cfg.run), Path(cfg.out)
         loaded, _ = load_folder(folder)
         options = {"license": cfg.license, "figures": cfg.figures, "datasets": list(cfg.datasets)}
-        write_card(out, loaded, cfg.out, read_card(folder), **options)
+        write_card(out, loaded, out.resolve().name, read_card(folder), **options)
         written["model"] = save_folder(loaded, out, cfg.dtype)
     if cfg.pickles:
         from im2wav.official.pickles import convert_pickles

@@ -42,7 +42,7 @@ class HubModel(ModelHubMixin):
 
         Args:
             save_directory: the folder.
-            name: of the model in a new card: an id on the Hub; None: the folder.
+            name: of the model in a new card: an id on the Hub; None: the name of the folder.
             license: licence of the model as an identifier of the Hub, such as cc-by-4.0.
             figures: folder that `python -m im2wav.evaluate` wrote; the card shows its table.
             datasets: names of the data sets that the model was trained on, as ids on the Hub or in words.
@@ -60,7 +60,7 @@ class HubModel(ModelHubMixin):
         options: dict[str, Any] = {"license": license, "figures": figures, "datasets": datasets}
         options |= hub.pop("model_card_kwargs", None) or {}  # of the other method
         name, kept = options.pop("name", name), options.pop("kept", self.card)
-        write_card(Path(save_directory), self.loaded, name or str(save_directory), kept, **options)
+        write_card(Path(save_directory), self.loaded, name or Path(save_directory).resolve().name, kept, **options)
         return super().save_pretrained(save_directory, model_card_kwargs=options, **hub)
 
     def push_to_hub(
