@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from conftest import ASSETS, REPO, command
 from hub_server import TOKEN, Hub, Repository
 from im2wav import Im2Wav
-from im2wav.cards import is_edited, read_card
+from im2wav.cards import adapter_card, is_edited, read_card
 from im2wav.hub import find_folder, push_adapter
 
 OWL = ASSETS / "images" / "owl_03.jpg"
@@ -205,7 +205,7 @@ def test_a_cached_model_is_loaded_without_a_request(saved, hub, monkeypatch):
     folder = find_folder("me/dogs")
     hub.requests.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert find_folder("me/dogs", local_files_only=True) == folder
+    assert find_folder("me/dogs") == folder
     assert hub.requests == []
     with pytest.raises(ValueError, match="me/cats is no folder, and it is not in the cache of the Hub"):
         find_folder("me/cats")
@@ -257,6 +257,9 @@ def test_an_adapter_is_pushed_with_a_card_and_used_from_the_hub(model, adapter, 
     assert card.data.base_model_relation == "adapter"
     assert 'Im2Wav.from_pretrained("me/dogs", adapters=["me/barks"])' in card.text
     assert "rank 2" in card.text
+    local = adapter_card(adapter, "barks")
+    assert "trained on: a local model (sha256" in local
+    assert 'Im2Wav.from_pretrained("BASE_MODEL", adapters=["barks"])' in local
     tuned = Im2Wav.from_pretrained("me/dogs", adapters=["me/barks@0.5"], device="cpu")
     local = Im2Wav.from_pretrained(saved, adapters=[f"{adapter}@0.5"], device="cpu")
     assert tuned.sha256 == local.sha256

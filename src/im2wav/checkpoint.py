@@ -26,6 +26,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+LOCAL = "a local model"  # base of a model that has no name for others
 MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 
 
@@ -167,7 +168,7 @@ def base_name(given: str, base: Loaded) -> str:
         given: official, an id on the Hub, a folder or a file.
         base: a network of it.
     """
-    return given if not Path(given).exists() else (base.training or {}).get("base") or "a local model"
+    return given if not Path(given).exists() else (base.training or {}).get("base") or LOCAL
 
 
 def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:

@@ -62,7 +62,8 @@ def _fetch(name: str, patterns: Sequence[str], first: str, **hub: Any) -> Path:
     try:
         # cached files start as fast as offline where the Hub does not answer
         if isinstance(try_to_load_from_cache(name, first, **where), str):
-            hub["local_files_only"] = hub.get("local_files_only") or not is_reachable(constants.ENDPOINT, 1.0)
+            is_offline = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
+            hub["local_files_only"] = is_offline or not is_reachable(constants.ENDPOINT, 1.0)
         elif not hub.get("local_files_only"):
             check_hub()
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from im2wav import __version__
 from im2wav.adapter import read_adapter
-from im2wav.checkpoint import KINDS, Loaded
+from im2wav.checkpoint import KINDS, LOCAL, Loaded
 from im2wav.files import write_atomic
 
 CARD = "README.md"
@@ -195,6 +195,7 @@ def adapter_card(
         name=name,
         kind=about["kind"],
         base=base,
+        loads="BASE_MODEL" if base in (None, LOCAL) else base,
         base_sha256=about["base_sha256"],
         layers=len(downs),
         rank=len(downs[0]),
