@@ -10,7 +10,7 @@ pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
 FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
 INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
 
-.PHONY: help setup demo test test-slow test-cuda lint format clean
+.PHONY: help setup demo test test-slow test-cuda lint format dist clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -44,6 +44,9 @@ lint: setup ## run ruff and mypy
 
 format: setup ## apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+dist: setup ## build the sdist and the wheel in dist/ and check them; the version is that of the git tag
+	rm -rf dist && $(PYTHON) -m build && $(PYTHON) -m twine check --strict dist/*
 
 clean: ## remove caches and build products; keeps runs/ and data/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

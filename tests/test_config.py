@@ -53,7 +53,7 @@ def test_every_command_has_a_schema():
 def test_every_option_has_a_description(name, overrides):
     cfg, choices = composed(name, overrides)
     rows = explain(cfg, choices, Path(CONF))
-    assert len(rows) > 4
+    assert rows
     assert not [path for path, _, text in rows if not text]
     known = {path for path, _, _ in rows}
     leaves = {
@@ -85,7 +85,7 @@ def test_help_describes_options_and_ends_with_three_commands_that_compose(name, 
         words = [word.partition(",")[0] if word.startswith("sampler.") else word for word in words]
         cfg, _ = composed(name, words)
         check_config(cfg, Path(CONF))
-    assert "\nConfig groups:\n" in text or name in ("convert",)
+    assert "\nConfig groups:\n" in text or name in ("convert", "licenses")
     assert all(
         f"\n  {path}=" in text
         for path, _ in schema_fields(OmegaConf.get_type(composed(name, ["model=vqvae"] if name == "train" else [])[0]))

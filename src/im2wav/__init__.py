@@ -1,12 +1,18 @@
 """Image-to-audio and video-to-audio generation."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from im2wav.inference.api import Im2Wav
     from im2wav.inference.generate import GeneratedAudio
 
-__all__ = ["GeneratedAudio", "Im2Wav"]
+__all__ = ["GeneratedAudio", "Im2Wav", "__version__"]
+
+try:
+    __version__ = version("im2wav")  # from the git tag that it was built from
+except PackageNotFoundError:  # run from its sources, without installation
+    __version__ = "unknown"
 
 
 def __getattr__(name: str) -> Any:

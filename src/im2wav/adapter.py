@@ -98,10 +98,11 @@ def save_adapter(path: Path, state: Mapping[str, Tensor], kind: str, options: Ma
         path: the file.
         state: of the network with its adapter.
         kind: of the network: low_prior or up_prior.
-        options: of the adapter, with `base_sha256`, the hash of the network without it.
+        options: of the adapter, with `base_sha256`, the hash of the network without it, and `base`, the name of the
+            model that it belongs to.
     """
     tensors = {name: value.contiguous() for name, value in adapter_state(state).items()}
-    about = {"kind": kind, "scale": scale_of(options), "base_sha256": options["base_sha256"]}
+    about = {"kind": kind, "scale": scale_of(options), **{name: options.get(name) for name in ("base_sha256", "base")}}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {"im2wav_adapter": json.dumps(about)})
     return path

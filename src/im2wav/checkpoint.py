@@ -26,6 +26,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+LOCAL = "a local model"  # base of a model that has no name for others
 MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 
 
@@ -41,6 +42,7 @@ class Loaded:
     bandwidth: Mapping[str, float] | None = None  # loss normalisation of a codec
     sampling: Mapping[str, Any] | None = None  # how codes of a prior are drawn where nothing is said
     codes_sha256: str | None = None  # hash of a codec with the same codes, of which this one is a copy or a variant
+    training: Mapping[str, Any] | None = None  # for the model card: steps, pairs, base, adapters
 
 
 def net_sha256(net: nn.Module) -> str:
@@ -76,7 +78,7 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
     halves = (torch.float16, torch.bfloat16)  # small files, see `save`
     state = {name: value.float() if value.dtype in halves else value for name, value in state.items()}
     net.load_state_dict(state, assign=True)
-    rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling", "codes_sha256")}
+    rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling", "codes_sha256", "training")}
     return Loaded(net.eval().requires_grad_(False), found, config, about.get("data") or {}, **rest)
 
 
@@ -93,7 +95,8 @@ def _read_training(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = checkpoint["config"]
     if config.get("adapter"):
         state = merged_state(state, config["adapter"])
-    return {**checkpoint, "config": config["net"], "sampling": config.get("sampling")}, state
+    training = {"steps": checkpoint["global_step"], **checkpoint.get("training", {})}
+    return {**checkpoint, "config": config["net"], "sampling": config.get("sampling"), "training": training}, state
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -138,6 +141,7 @@ def save(loaded: Loaded, path: Path, dtype: str = "fp32") -> Path:
         "bandwidth": loaded.bandwidth,
         "sampling": loaded.sampling,
         "codes_sha256": loaded.codes_sha256,
+        "training": loaded.training,
     }
     state = {name: value.contiguous() for name, value in loaded.net.state_dict().items()}
     if dtype == "fp16":
@@ -155,6 +159,16 @@ def save(loaded: Loaded, path: Path, dtype: str = "fp32") -> Path:
 def load_net(path: str | Path, kind: str | None = None) -> nn.Module:
     """Load the network of a checkpoint in eval mode, see `load`."""
     return load(path, kind).net
+
+
+def base_name(given: str, base: Loaded) -> str:
+    """The name of a base in model cards: as it is given; of local files, which others cannot find, that of their base.
+
+    Args:
+        given: official, an id on the Hub, a folder or a file.
+        base: a network of it.
+    """
+    return given if not Path(given).exists() else (base.training or {}).get("base") or LOCAL
 
 
 def check_same_origin(codec: Loaded, low: Loaded, up: Loaded) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from im2wav import __version__
 from im2wav.config import COMMANDS, register_schemas
 from im2wav.config_inference import MODES
 from im2wav.options import check_config, expected_type, help_text, is_text
@@ -31,6 +32,7 @@ SUMMARIES = {  # of the commands
     "evaluate": "evaluate generated audio or a model: metrics with intervals and baselines, and a page",
     "bench": "measure speed, memory and quality, and compare them with limits measured in the same run",
     "demo": "embed, train and evaluate end to end on the shipped pairs, with a page of the results",
+    "licenses": "list the licences of im2wav, of the files that it ships and of the packages that it needs",
 }
 
 
@@ -279,11 +281,15 @@ def instantiate(node: Any, **arguments: Any) -> Any:
 
 
 def main() -> None:
-    """`im2wav COMMAND ...` is `python -m im2wav.COMMAND ...`."""
+    """`im2wav COMMAND ...` is `python -m im2wav.COMMAND ...`; `im2wav --version` prints the version."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name == "--version":
+        sys.stdout.write(f"im2wav {__version__}\n")
+        return
     if name not in SUMMARIES:
         lines = "\n".join(f"  {known:8} {summary}" for known, summary in SUMMARIES.items())
-        text = f"usage: im2wav COMMAND [OPTION=VALUE ...]\n\n{lines}\n\n`im2wav COMMAND --help` lists all options.\n"
+        end = "`im2wav COMMAND --help` lists all options, `im2wav --version` prints the version."
+        text = f"usage: im2wav COMMAND [OPTION=VALUE ...]\n\n{lines}\n\n{end}\n"
         if name in ("-h", "--help"):
             sys.stdout.write(text)
             return

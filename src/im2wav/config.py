@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from im2wav.config_inference import MODES, Sample
+from im2wav.config_tools import Bench, Licenses
 from im2wav.options import device_option, group, option, seed_option
 
 
@@ -236,6 +237,11 @@ class Convert:
     dtype: str = option(
         "fp32", "with run: type of the weights in the files; fp16 halves their size", choices=("fp32", "fp16")
     )
+    license: str | None = option(
+        None, "with run: licence of the model in its card, as an identifier of the Hugging Face Hub, such as cc-by-4.0"
+    )
+    figures: str | None = option(None, "with run: folder that evaluate wrote; the model card shows its table")
+    datasets: list[str] = option([], "with run: names of the training data in the model card, or ids on the Hub")
     pickles: str | None = option(
         None, "a folder of official video_CLIP/*.pickle files, or an official CLIP.pickle of images"
     )
@@ -244,26 +250,6 @@ class Convert:
     )
     fps: int | float = option(30, "with pickles of videos: frame rate of the embeddings", unit="frames per second")
     out: str = option(MISSING, "output folder")
-
-
-@dataclass
-class Bench:
-    """Measure speed, memory and quality, and compare them with limits measured in the same run.
-
-    The targets are in docs/speed.md, docs/training.md, docs/reading.md and docs/evaluation.md.
-    """
-
-    example_commands: ClassVar[tuple[str, ...]] = (
-        "measure=machine",
-        "measure=decode device=cuda measure.batches=[1,8,64]",
-        "measure=training threads=2 out=training.json",
-    )
-
-    device: str = device_option()
-    threads: int | None = option(None, "number of CPU threads; null: PyTorch's default", minimum=1)
-    out: str | None = option(None, "JSON file to write the figures to; null: none")
-    measure: Any = group()
-    paths: Any = group()
 
 
 @dataclass
@@ -305,6 +291,7 @@ COMMANDS = {
     "convert": Convert,
     "bench": Bench,
     "demo": Demo,
+    "licenses": Licenses,
 }
 
 

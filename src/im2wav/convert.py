@@ -26,10 +26,14 @@ def convert(cfg: DictConfig) -> Any:
 
         written |= convert_folder(Path(cfg.official), Path(cfg.out))
     if cfg.run:
+        from im2wav.cards import read_card, write_card
         from im2wav.hub import load_folder, save_folder
 
-        loaded, _ = load_folder(Path(cfg.run))
-        written["model"] = save_folder(loaded, Path(cfg.out), cfg.dtype)
+        folder, out = Path(cfg.run), Path(cfg.out)
+        loaded, _ = load_folder(folder)
+        options = {"license": cfg.license, "figures": cfg.figures, "datasets": list(cfg.datasets)}
+        write_card(out, loaded, out.resolve().name, read_card(folder), **options)
+        written["model"] = save_folder(loaded, out, cfg.dtype)
     if cfg.pickles:
         from im2wav.official.pickles import convert_pickles
 

@@ -202,9 +202,9 @@ class PairsDataModule(pl.LightningDataModule):
             return batch._replace(codes=self.tokenizer.to(batch.wav.device).encode(batch.wav.float(), **levels))
 
     def identity(self) -> Mapping[str, Any]:
-        """Metadata for checkpoints: encoder, frame rate, sample rate, median duration of the recordings."""
+        """Metadata for checkpoints: encoder, audio format, name, median duration of the recordings."""
         info = self.folder.info
-        names = ("encoder", "weights_sha256", "dim", "fps", "sample_rate")
+        names = ("encoder", "weights_sha256", "dim", "fps", "sample_rate", "loudness", "data")
         lengths = np.sort(np.maximum(self.windows["train"].pairs.column("samples"), self.num_samples))
         seconds = float(lengths[len(lengths) // 2]) / info.sample_rate
         return {name: getattr(info, name) for name in names} | {"seconds": seconds}

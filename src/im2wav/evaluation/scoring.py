@@ -6,12 +6,12 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from im2wav import __version__
 from im2wav.decoding.linear import pick_device
 from im2wav.decoding.sampler import given_sampling
 from im2wav.evaluation import summary
@@ -118,7 +118,7 @@ def build_report(
     facts = protocol(cfg, reading)
     hashes = {n.name: {"sha256": n.sha256, "sample_rate": n.sample_rate, "dim": n.dim} for n in networks}
     report: dict[str, Any] = {
-        "im2wav": version("im2wav"),
+        "im2wav": __version__,
         "software": {"torch": torch.__version__, "python": platform.python_version()},
         "protocol": facts,
         "protocol_sha256": hashlib.sha256(json.dumps([facts, hashes], sort_keys=True).encode()).hexdigest(),

@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from im2wav.adapter import apply_adapters
-from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
+from im2wav.cards import read_card
+from im2wav.checkpoint import Loaded, base_name, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
 from im2wav.decoding import SamplingOptions
 from im2wav.decoding.compiled import ROWS_AT_ONCE
 from im2wav.decoding.decoder import MAX_BATCH_SIZE, Networks, batch_that_fits
 from im2wav.decoding.linear import Compile, check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import item_seed
-from im2wav.hub import find_folder, load_folder, save_folder
+from im2wav.hub import find_adapters, find_folder, load_folder
 from im2wav.inference.generate import GeneratedAudio, count_codes, generate, stream
+from im2wav.inference.hub_model import HubModel
 from im2wav.inference.inputs import ImageSource, Input, embed_input, one_input
 from im2wav.inference.request import CodeBuffer, Request, make_request
 from im2wav.media.encoder import ImageEncoder, build_encoder
@@ -37,7 +38,7 @@ from im2wav.system import track_progress
 log = logging.getLogger(__name__)
 
 
-class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "image-to-audio", "video-to-audio"]):
+class Im2Wav(HubModel):
     """A codec, two priors, and their image encoder.
 
     Args:
@@ -100,16 +101,21 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
                 runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
             encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
             device, precision, consume, compile: see the class.
-            adapters: files of adapters, each with or without a weight, such as "dogs.safetensors@0.5".
+            adapters: files of adapters or ids on the Hub, each with or without a weight, such as
+                "dogs.safetensors@0.5".
             hub: for the Hub `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
-            ValueError: no such folder or id, or networks that are missing or of different origin.
+            ValueError: no such folder or id, one that cannot be read without access or without a connection, or
+                networks that are missing or of different origin.
         """
-        loaded, saved = load_folder(find_folder(str(pretrained_model_name_or_path), **hub))
-        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, adapters)
+        name = str(pretrained_model_name_or_path)
+        folder = find_folder(name, **hub)
+        loaded, saved = load_folder(folder)
+        paths = find_adapters(adapters, **{key: hub[key] for key in ("token", "cache_dir") if key in hub})
+        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, paths)
         options = {**saved, **(encoder or {})}
-        return cls(
+        model = cls(
             **loaded,
             make_encoder=lambda: build_encoder(**options),
             device=device,
@@ -117,11 +123,13 @@ class Im2Wav(ModelHubMixin, library_name="im2wav", tags=["audio-generation", "im
             consume=consume,
             compile=compile,
         )
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        if self.networks.consume:
-            raise ValueError("this model was loaded with consume=true, which frees its weights: load it again without")
-        save_folder(self.loaded, save_directory)
+        if adapters:
+            about = {"base": base_name(name, loaded["low"]), "adapters": [Path(text).name for text in adapters]}
+            for key in ("low", "up"):
+                model.loaded[key] = replace(loaded[key], training={**(loaded[key].training or {}), **about})
+        else:
+            model.card = read_card(folder)
+        return model
 
     @cached_property
     def encoder(self) -> ImageEncoder:

@@ -19,7 +19,7 @@ from im2wav.checkpoint import KINDS, find_weights, load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
 from im2wav.files import flatten, path_inside, table_bytes, write_atomic
-from im2wav.hub import find_folder
+from im2wav.hub import find_adapters, find_folder
 from im2wav.inference.api import Im2Wav, Runner, make_batches
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio, write_video
 from im2wav.inference.jobs import Job
@@ -160,7 +160,7 @@ def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
 
     loaded: dict[str, Any] = {name: load(paths[name], kind) for name, kind in KINDS.items()}
     if cfg.adapters:
-        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, cfg.adapters)
+        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, find_adapters(cfg.adapters))
     options = {"precision": cfg.precision, "compile": cfg.compile, "consume": True}
     model = Im2Wav(**loaded, make_encoder=make_encoder, device=device, **options)
     return model

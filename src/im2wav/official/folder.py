@@ -61,7 +61,8 @@ def convert_folder(folder: Path, out: Path) -> dict[str, Path]:
     found = find_official(folder)
     codec_sha256 = net_sha256(found["vqvae"].net) if "vqvae" in found else None
     written = {}
-    for kind, loaded in found.items():
+    for kind, official in found.items():
+        loaded = replace(official, training={"base": "official"})
         if kind != "vqvae":
             loaded = replace(loaded, codec_sha256=codec_sha256)
         written[kind] = save(loaded, out / f"{kind}.safetensors")

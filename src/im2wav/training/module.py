@@ -87,6 +87,7 @@ class NetModule(pl.LightningModule):
     Attributes:
         config: the resolved model node; set by the code that builds the module from a configuration.
         seed: seed of the run; set likewise.
+        base: name of the model that the training began with, for the model card; None for none.
         resumed_config: the model node of the checkpoint that the run resumes from; None for a new run.
         gradient_norm: Euclidean norm of all gradients (of all shards) of the last step, before clipping: a scalar.
         last_loss: training loss of the last batch, a scalar on the device.
@@ -109,6 +110,7 @@ class NetModule(pl.LightningModule):
         for part in self.frozen:
             part.requires_grad_(False).eval()
         self.config: Mapping[str, Any] = {}
+        self.base: str | None = None
         self.decay_everything, self.adapter = decay_everything, adapter
         self.seed = 0
         self.resumed_config: Mapping[str, Any] | None = None
@@ -221,11 +223,17 @@ class NetModule(pl.LightningModule):
         torch.manual_seed(item_seed(self.seed, "step", self.global_step, part, self.global_rank))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `kind`, `config` and `data`."""
-        checkpoint["kind"] = self.kind
+        """Add `kind`, `config`, `data`, and facts for the model card."""
+        checkpoint["kind"], checkpoint["training"] = self.kind, {"base": self.base}
         checkpoint["config"] = dict(self.config)
-        if self._trainer is not None and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            checkpoint["data"] = dict(self.trainer.datamodule.identity())  # type: ignore[attr-defined]
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if datamodule is not None:
+            checkpoint["data"] = dict(datamodule.identity())
+            checkpoint["training"] |= {"pairs": len(datamodule.windows["train"].pairs)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore `base`, unless the run has one."""
+        self.base = self.base or checkpoint.get("training", {}).get("base")
 
     def log_parts(self, stage: str, parts: Mapping[str, Tensor], batch_size: int, **options: Any) -> None:
         """Log each value under `stage/`, averaged over all processes and, in validation, over the epoch."""

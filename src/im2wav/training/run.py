@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from im2wav.adapter import insert_adapter, save_adapter
-from im2wav.checkpoint import Loaded, load, net_sha256, training_state
+from im2wav.checkpoint import Loaded, base_name, load, net_sha256, training_state
 from im2wav.distributed import ignore_slurm_without_srun, interruptible, starts_processes
 from im2wav.system import report_progress
 from im2wav.training.base_model import use_base
@@ -132,6 +132,8 @@ def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, 
     module = instantiate(cfg.model)
     module.config, module.seed = OmegaConf.to_container(cfg.model, resolve=True), cfg.seed
     module.configure_optimizers()  # an invalid schedule is rejected before a logger starts a run
+    if base is not None:
+        module.base = base_name(cfg.init_from or cfg.ckpt_path, base)
     if base is not None and resume is None:
         _start_from(base, cfg.init_from or cfg.ckpt_path, module)
     if module.adapter is not None:
@@ -164,7 +166,7 @@ def _insert_adapter(cfg: DictConfig, module: Any, base: Loaded | None) -> None:
     """Add an adapter to the network, and the hash of its own weights to the configuration in the checkpoints."""
     if base is None or not cfg.init_from:
         raise ValueError("adapter=lora trains changes of a model: name it with init_from, such as init_from=runs/base")
-    module.config["adapter"]["base_sha256"] = net_sha256(base.net)
+    module.config["adapter"] |= {"base_sha256": net_sha256(base.net), "base": module.base}
     insert_adapter(module.net, **module.adapter)
 
 

@@ -87,6 +87,7 @@ class VQVAE(NetModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore both."""
+        super().on_load_checkpoint(checkpoint)
         self.codes_sha256 = checkpoint.get("codes_sha256")
         if "bandwidth" in checkpoint:
             self.set_bandwidth(checkpoint["bandwidth"])
