@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
 from im2wav.cli import CONF, SUMMARIES, compose_for_help, group_choices, register_resolvers, schemas_of
 from im2wav.options import (
     TYPE_NAMES,
@@ -26,7 +28,6 @@ from im2wav.options import (
     shown,
     target_hints,
 )
-from omegaconf import OmegaConf
 
 FOLDER = "reference"  # of the pages
 NOT_COMPOSED = {"experiment", "sweep", "local"}  # their files set options of the other groups
@@ -160,7 +161,9 @@ def default_words(option: Described, composed: Mapping[str, list[str]]) -> str:
             value = option.values.get((group, choice), usual)
             if value != usual:
                 others.setdefault(shown(value), []).append(choice)
-        parts += [f"<code>{escape(value)}</code> with {label(group, having, choices)}" for value, having in others.items()]
+        parts += [
+            f"<code>{escape(value)}</code> with {label(group, having, choices)}" for value, having in others.items()
+        ]
     return "; ".join(parts).replace("default <code>... (required)</code>", "required")
 
 
@@ -213,7 +216,9 @@ def command_page(command: str) -> str:
     lines = [f"# {command}: options", "", *(f"{inspect.getdoc(schema)}\n" for schema in schemas)]
     lines += [f"Generated from the configs of the command: `python -m im2wav.{command} --help` prints the same.", ""]
     lines += ["## Examples", ""]
-    lines += [f"    python -m im2wav.{command} {words}".rstrip() for s in schemas for words in s.example_commands] + [""]
+    lines += [f"    python -m im2wav.{command} {words}".rstrip() for s in schemas for words in s.example_commands] + [
+        ""
+    ]
     lines += [*group_table(defaults, composed), ""]
     sections: dict[str, dict[str, list[Described]]] = {DECLARED: {}}
     for option in found.values():

@@ -15,6 +15,7 @@ from typing import Any
 
 import soundfile
 import torch
+
 from im2wav.report.plots import mel_image
 
 PAIRS = Path(__file__).resolve().parents[2] / "src" / "im2wav" / "assets" / "pairs"

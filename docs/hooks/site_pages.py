@@ -12,6 +12,7 @@ from typing import Any
 
 import option_pages
 import recordings
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 REPO = Path(__file__).resolve().parents[2]
@@ -19,6 +20,11 @@ OUTSIDE = "repository/"  # of the site, for files outside docs/
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COMMANDS = "Commands"  # entry of the navigation that gets a page for each command
 LISTEN = "listen.md"
+# what a browser would fetch from another server when it shows a page
+FOREIGN = re.compile(
+    r"""<(?:script|img|audio|video|source|iframe)\b[^>]*\ssrc=["']?(?:https?:)?//[^\s"'>]+|"""
+    r"""<link\b(?![^>]*canonical)[^>]*\shref=["']?(?:https?:)?//[^\s"'>]+"""
+)
 
 
 def page_of(path: str) -> str:
@@ -74,6 +80,11 @@ def inline_images(markdown: str) -> str:
     return pattern.sub(content, markdown)
 
 
+def unescape_tables(markdown: str) -> str:
+    """Write | in code spans of tables without the backslash that code hosts need there, and Python-Markdown shows."""
+    return re.sub(r"(?m)^\|.*\|$", lambda row: re.sub(r"`[^`]+`", lambda m: m[0].replace(r"\|", "|"), row[0]), markdown)
+
+
 def on_config(config: Any) -> Any:
     """Add the pages of the commands to the navigation."""
     fill_commands(config.nav)
@@ -102,4 +113,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = point_to_pages(markdown, uri, set(files.src_uris))
     if uri == LISTEN:
         markdown = recordings.fill(markdown)
-    return inline_images(markdown)
+    return inline_images(unescape_tables(markdown))
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Check that a page can be read without other servers.
+
+    Raises:
+        PluginError: it would fetch something from one.
+    """
+    if found := FOREIGN.search(output):
+        raise PluginError(f"{page.file.src_uri}: {found[0]}: put the file into docs/, so that the site works offline")
+    return output
