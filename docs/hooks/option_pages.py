@@ -209,11 +209,16 @@ def group_table(defaults: Mapping[str, str], composed: Mapping[str, list[str]]) 
         yield f"| `{name}` | {default} | {'<br>'.join(described).replace('|', chr(92) + '|')} |"
 
 
+def mode_of(schema: type) -> str:
+    """The mode of a command with several dataclasses, before the description of one; else nothing."""
+    return f"**mode={mode}.** " if (mode := getattr(schema, "mode", None)) else ""
+
+
 def command_page(command: str) -> str:
     """The page of a command, in Markdown."""
     found, composed, defaults = options_of(command)
     schemas = schemas_of(command)
-    lines = [f"# {command}: options", "", *(f"{inspect.getdoc(schema)}\n" for schema in schemas)]
+    lines = [f"# {command}: options", "", *(f"{mode_of(schema)}{inspect.getdoc(schema)}\n" for schema in schemas)]
     lines += [f"Generated from the configs of the command: `python -m im2wav.{command} --help` prints the same.", ""]
     lines += ["## Examples", ""]
     lines += [f"    python -m im2wav.{command} {words}".rstrip() for s in schemas for words in s.example_commands] + [
