@@ -10,7 +10,7 @@ pip_get = $(shell $(PY) -m pip config get $(1) 2>/dev/null)
 FIND_LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(call pip_get,global.find-links))
 INDEX_URL   := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL),$(call pip_get,global.index-url))
 
-.PHONY: help setup demo test test-slow test-cuda lint format dist clean
+.PHONY: help setup demo test test-slow test-cuda lint format docs dist clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 10
@@ -48,6 +48,10 @@ format: setup ## apply ruff's automatic fixes
 dist: setup ## build the sdist and the wheel in dist/ and check them; the version is that of the git tag
 	rm -rf dist && $(PYTHON) -m build && $(PYTHON) -m twine check --strict dist/*
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup ## build the documentation as a site in site/; broken links and missing references are errors
+	$(PYTHON) -m mkdocs build --strict $(ARGS)
+
 clean: ## remove caches and build products; keeps runs/ and data/
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

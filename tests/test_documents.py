@@ -14,7 +14,7 @@ from conftest import REPO
 from im2wav.cli import CONF, register_resolvers, rewrite
 
 PACKAGE, TESTS = REPO / "src" / "im2wav", REPO / "tests"
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), REPO / "experiments" / "README.md"]
+DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), REPO / "experiments" / "README.md"]
 FOLDERS = ("src/", "tests/", "docs/", "conf/", "experiments/", "experiment/", "notebooks/")
 SHELL = re.compile(r"[|;&<>]")  # what ends a command
 MANY = 4  # combinations of a multirun that are composed

@@ -157,28 +157,39 @@ def literal(command: str, key: str, value: str, is_multirun: bool = False) -> st
     return quoted(os.path.expanduser(value) if value == "~" or value.startswith("~/") else value)
 
 
-def show_help(command: str, overrides: list[str]) -> None:
-    """Print the help of a command; overrides choose the config groups that it shows."""
+def group_choices(group: str) -> list[str]:
+    """The choices of a config group; none for those that other groups choose."""
+    if group == "network":  # of a model and a family
+        return []
+    folders = [Path(CONF) / group, root() / "experiments" / group]
+    files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")]
+    return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] != "shared")
+
+
+def compose_for_help(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config of a command with these overrides, and the choice of each of its config groups."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     with initialize_config_dir(CONF, version_base="1.3"):
         try:
-            cfg = compose(command, overrides, return_hydra_config=True)
+            cfg = compose(command, list(overrides), return_hydra_config=True)
         except HydraException:
             if command != "train":
                 raise
             cfg = compose(command, ["model=vqvae", *overrides], return_hydra_config=True)  # model has no default
-    names = [str(name) for name in cfg.hydra.runtime.choices if not str(name).startswith("hydra/")]
-    chosen_by_others = {"network"}  # the network of a model and a family
-    choices = {
-        name: str(cfg.hydra.runtime.choices[name]) for name in names if "@" not in name and name not in chosen_by_others
-    }
+    chosen = {str(name): str(choice) for name, choice in cfg.hydra.runtime.choices.items()}
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):
         del cfg["hydra"]
-    folders = [Path(CONF), root() / "experiments"]
-    sys.stdout.write(help_text(command, cfg, choices, folders) + "\n")
+    return cfg, {name: choice for name, choice in chosen.items() if not name.startswith("hydra/") and "@" not in name}
+
+
+def show_help(command: str, overrides: list[str]) -> None:
+    """Print the help of a command; overrides choose the config groups that it shows."""
+    cfg, chosen = compose_for_help(command, overrides)
+    groups = {name: (choice, group_choices(name)) for name, choice in chosen.items()}
+    sys.stdout.write(help_text(command, cfg, groups, Path(CONF)) + "\n")
 
 
 def one_line(error: Exception, command: str) -> str:

@@ -295,26 +295,24 @@ def shown(value: Any) -> str:
     return json.dumps(value)
 
 
-def help_text(command: str, cfg: Any, choices: Mapping[str, str], folders: list[Path]) -> str:
+def help_text(command: str, cfg: Any, groups: Mapping[str, tuple[str, list[str]]], conf: Path) -> str:
     """Return what `--help` prints: description, config groups, options and examples.
 
     Args:
         command: name of the command.
         cfg: its composed config.
-        choices: config group -> choice.
-        folders: of the config groups; the first is that of the configs.
+        groups: config group -> its choice in `cfg`, and all choices.
+        conf: the folder of the configs.
     """
     schema: Any = OmegaConf.get_type(cfg)
     lines = textwrap.wrap(" ".join(inspect.cleandoc(schema.__doc__).split()), 100)
     lines += ["", f"usage: python -m im2wav.{command} [GROUP=CHOICE ...] [OPTION=VALUE ...]"]
-    lines += ["", "Config groups:"] * bool(choices)
-    for name, choice in sorted(choices.items()):
-        files = [path.relative_to(folder / name) for folder in folders for path in (folder / name).rglob("*.yaml")]
-        found = sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] != "shared")
+    lines += ["", "Config groups:"] * bool(groups)
+    for name, (choice, found) in sorted(groups.items()):
         if found:
             lines += textwrap.wrap(f"{name}={choice}: {', '.join(found)}".replace("=None", "=null"), 100, **INDENT)
     lines += ["", "Options and their values:"]
-    for path, value, text in explain(cfg, choices, folders[0]):
+    for path, value, text in explain(cfg, {name: choice for name, (choice, _) in groups.items()}, conf):
         lines += [f"  {path}={shown(value)}", *textwrap.wrap(text, 94, **INDENT | {"initial_indent": " " * 6})]
     lines += ["", "Examples:", *(f"  python -m im2wav.{command} {words}".rstrip() for words in schema.example_commands)]
     return "\n".join(lines)

@@ -72,7 +72,7 @@ def test_two_processes_see_the_batches_of_one(codec_runs, pairs):
 def sharded_overrides(pairs, codec, out: Path, *overrides: str) -> list[str]:
     """12 steps of a prior with EMA; a checkpoint at step 8, and a validation at each of the two epochs."""
     arguments = ["model=low_prior", f"data.root={pairs}", *COMMON, *TINY_NET["low_prior"], f"codec={codec}"]
-    arguments += ["+model.net.conditioning.map_dropout=0"]  # drawn for each device
+    arguments += ["model.net.conditioning.map_dropout=0"]  # drawn for each device
     arguments += ["trainer.max_steps=12", "data.windows_per_epoch=24"]
     arguments += ["model.optimizer.lr=0.01", "model.scheduler.steps=1"]  # so that losses fall and moments matter
     arguments += ["callbacks.ema.decay=0.9", "callbacks.checkpoint.every_n_steps=8", "callbacks.checkpoint.keep=9"]

@@ -165,7 +165,7 @@ def test_a_small_device_accumulates_to_the_same_global_batch(model, pairs, train
     common = [f"codec={trained}/base/vqvae/last.ckpt", "data.windows_per_epoch=24", "trainer.max_steps=2"]
     common += ["callbacks.dashboard.every_n_steps=null", "trainer.limit_val_batches=0"]
     if model != "vqvae":
-        common.append("+model.net.conditioning.map_dropout=0")  # drawn for each pass
+        common.append("model.net.conditioning.map_dropout=0")  # drawn for each pass
 
     def weights_after(name, *overrides):
         train(tiny_config(model, pairs, tmp_path / name, *common, *overrides))
