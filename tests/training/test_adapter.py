@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ASSETS, TINY, command, config, tiny_config
+from conftest import ASSETS, TINY, command, config
 from im2wav import Im2Wav
 from im2wav.adapter import apply_adapters, read_adapter
 from im2wav.checkpoint import load, net_sha256
@@ -102,6 +102,7 @@ def test_adapters_that_do_not_fit_are_errors_of_one_line(trained, tuned, tmp_pat
         (["adapter=lora", "model.adapter.targets=[colour]"], "adapter: .*colour"),
         (["ckpt_path=a.safetensors"], "set one of them"),
         (["init_from=none"], "none is no folder"),
+        (["model=vqvae", "adapter=lora"], "adapter=lora is for priors, and model=vqvae"),
     ],
 )
 def test_fine_tuning_that_cannot_work_is_rejected(pairs, trained, tmp_path, overrides, message):
@@ -109,4 +110,15 @@ def test_fine_tuning_that_cannot_work_is_rejected(pairs, trained, tmp_path, over
     overrides = [word.replace("a.safetensors", str(tmp_path / "a.safetensors")) for word in overrides]
     codec = f"codec={trained}/base/vqvae/last.ckpt"
     with pytest.raises(ValueError, match=message):
-        train(tiny_config("low_prior", pairs, tmp_path / "run", codec, f"init_from={trained / 'base'}", *overrides))
+        train(
+            config(
+                "train",
+                "model=low_prior",
+                f"data.root={pairs}",
+                *TINY,
+                codec,
+                f"init_from={trained / 'base'}",
+                *overrides,
+                output=tmp_path / "run",
+            )
+        )

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from conftest import tiny_config
+from conftest import TINY, config, tiny_config
 from im2wav.train import train
 from im2wav.training.dashboard import Dashboard
 
@@ -77,6 +77,32 @@ def test_the_dashboard_shows_audio_and_changes_no_loss(pairs, trained, tmp_path,
     if model == "low_prior":
         wanted |= {"samples/gap", "samples/bits_null"}
     assert wanted <= logged
+
+
+@pytest.mark.parametrize("model", ["low_prior", "up_prior"])
+def test_fine_tuning_is_shown_beside_its_base(pairs, trained, tmp_path, model):
+    given = [*SHOW, f"init_from={trained / 'base'}", "adapter=lora", f"callbacks.dashboard.partner={trained / 'base'}"]
+    for name, rate in (("same", "1e-12"), ("changed", "0.2")):
+        options = [f"model={model}", f"data.root={pairs}", *TINY, *given, "trainer.max_steps=4"]
+        options += [f"model.optimizer.lr={rate}", "model.scheduler.steps=1"]
+        train(config("train", *options, output=tmp_path / name))
+
+    def audio(run: str, step: int) -> dict[str, bytes]:
+        return {path.stem: path.read_bytes() for path in (tmp_path / run / f"media/step_{step:08d}").glob("*.wav")}
+
+    first, last = audio("changed", 2), audio("changed", 4)
+    of_base = {name for name in first if "(base)" in name}
+    columns = {name.split("_guidance_")[1].partition("_")[2] for name in of_base}
+    assert columns == ({"low_(base)", "up_(base)"} if model == "low_prior" else {"up_(base)", "up_(real_codes)_(base)"})
+    for name in of_base:
+        assert first[name] == last[name] == audio("same", 4)[name]
+        assert audio("same", 4)[name.replace("_(base)", "")] == first[name]  # an adapter that changes nothing
+    assert any(last[name] != last[name.replace("_(base)", "")] for name in of_base)
+    bits = [float(row["samples/bits_base"]) for row in rows(tmp_path / "changed") if row.get("samples/bits_base")]
+    assert len(set(bits)) == 1
+    assert bits[0] == pytest.approx(
+        [float(row["samples/bits"]) for row in rows(tmp_path / "same") if row.get("samples/bits")][-1], abs=1e-3
+    )
 
 
 def test_wandb_gets_a_table_with_everything_in_it(pairs, trained, tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def read_numbers(cfg: DictConfig) -> range:
 
 
 def make_template(cfg: DictConfig, model: Im2Wav, job: Job) -> Request:
-    """The request that all inputs of a job share, with its seed."""
+    """The request that all inputs of a job share."""
     sampling = model.sampling({**given_sampling(cfg.sampler), **job.sampling})
     options = {name: cfg[name] for name in ("seconds", "overlap", "continue_from", "inpaint", "inpaint_interval")}
     options |= {"negative": cfg.negative.image, "negative_text": cfg.negative.text, **job.options}
@@ -194,9 +194,8 @@ def plan_requests(runner: Runner, template: Request, job: Job, outputs: Outputs)
             group = [replace(first, seed=item_seed(template.seed, item.name, n), number=n) for n in numbers]
             todo = [r for r in group if not outputs.finished(r, partial(runner.identity, r, len(numbers)))]
         except MediaError as error:
-            failed += 1
+            failed, todo = failed + 1, []
             log.warning("skipped: %s", error)
-            continue
         if todo:
             groups.append(group if runner.keep is not None else todo)
     return groups, failed

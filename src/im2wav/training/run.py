@@ -67,11 +67,12 @@ def _train(
     output = Path(cfg.paths.output)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     configure_precision(cfg)
-    module, datamodule, resume = _build(cfg, instantiate)
+    module, datamodule, resume, base = _build(cfg, instantiate)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
     for callback in callbacks:
         if isinstance(callback, Dashboard):
             callback.find_partner(module, datamodule)
+            callback.base = base
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=False, **_trainer_options(cfg))
     if cfg.trainer.fast_dev_run:
         trainer.loggers = [DummyLogger()]  # callbacks want one
@@ -116,8 +117,11 @@ def _start_loggers(cfg: DictConfig, instantiate: Callable[..., Any], is_new: boo
     return loggers
 
 
-def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None]:
-    """Build module, data module and checkpoint path; incompatible ones are rejected before audio is read."""
+def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, str | None, Loaded | None]:
+    """Build module, data module, checkpoint path and the network of `init_from`.
+
+    Incompatible ones are rejected before audio is read.
+    """
     if cfg.encoder.name == "auto" and not cfg.init_from:
         raise ValueError("encoder=auto is for sample: set the encoder that the data were embedded with")
     resume = find_checkpoint(cfg)
@@ -147,7 +151,7 @@ def _build(cfg: DictConfig, instantiate: Callable[..., Any]) -> tuple[Any, Any, 
         datamodule.tokenizer, datamodule.levels = tokenizer, module.levels
     if resume is not None:
         module.resumed_config = check_resume(resume, module, datamodule)
-    return module, datamodule, resume
+    return module, datamodule, resume, base if cfg.init_from else None
 
 
 def _start_from(loaded: Loaded, source: str, module: Any) -> None:
@@ -164,6 +168,10 @@ def _start_from(loaded: Loaded, source: str, module: Any) -> None:
 
 def _insert_adapter(cfg: DictConfig, module: Any, base: Loaded | None) -> None:
     """Add an adapter to the network, and the hash of its own weights to the configuration in the checkpoints."""
+    if not isinstance(module, PriorModule):
+        raise ValueError(
+            f"adapter=lora is for priors, and model={module.kind}: train parts of a codec with model.freeze"
+        )
     if base is None or not cfg.init_from:
         raise ValueError("adapter=lora trains changes of a model: name it with init_from, such as init_from=runs/base")
     module.config["adapter"] |= {"base_sha256": net_sha256(base.net), "base": module.base}
