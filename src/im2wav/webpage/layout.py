@@ -12,8 +12,8 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from im2wav.files import wav_bytes
 from im2wav.media.encoder import ImageEncoder
+from im2wav.media.mux import AacStream, aac_seconds
 from im2wav.report.plots import mel_image, waveform_image
 from im2wav.webpage.service import (
     CONTINUE,
@@ -62,6 +62,7 @@ class WebPage:
 
     def __init__(self, service: AudioService, title: str, keep: float):
         self.service, self.title, self.keep = service, title, keep
+        self.rate = service.model().sample_rate
         self.fields: dict[str, Any] = {}
 
     def build(self) -> gr.Blocks:
@@ -168,6 +169,7 @@ class WebPage:
         self.live = gr.Audio(
             label="Plays while it is generated", streaming=True, autoplay=True, interactive=False, elem_id="live"
         )
+        self.live.stream_output = self._stream_output
         self.audio = gr.Audio(label="Generated audio", interactive=False, buttons=[], elem_id="audio")
         self.spectrogram = gr.Image(
             label="Log-mel spectrogram: time to the right, frequency upwards",
@@ -189,15 +191,14 @@ class WebPage:
     # events
 
     def _events(self) -> None:
-        names = [item.name for item in fields(Form)]
-        inputs = [self.fields[name] for name in names]
+        inputs = [self.fields[item.name] for item in fields(Form)]
         outputs = [self.live, self.audio, self.spectrogram, self.clip, self.files, self.note, self.last]
         outputs += [self.drafts, self.draft, self.draft_audio]
         options: dict[str, Any] = {"outputs": outputs, "concurrency_id": MODEL, "concurrency_limit": 1}
         options |= {"show_progress_on": [self.audio], "trigger_mode": "once"}
         running = [
             self.generate.click(
-                lambda *values: self._answer(Form(**dict(zip(names, values, strict=True)))),
+                self._generated,
                 inputs,
                 api_name="generate",
                 **options,
@@ -214,10 +215,13 @@ class WebPage:
         for number in (start, end):
             number.submit(self._draw, [known, start, end], **drawn)
 
+    def _generated(self, *values: Any) -> Iterator[dict[Any, Any]]:
+        yield from self._answer(Form(*values))  # Gradio streams the values of generator functions only
+
     def _answer(self, form: Form, seed: int | None = None, drafts: Sequence[Draft] = ()) -> Iterator[dict[Any, Any]]:
         """Values of the outputs: pieces of audio, as soon as they are generated, and at the end the answer."""
         with self._errors():
-            rate, run = self.service.model(form.adapters).sample_rate, self.service.run(form, seed)
+            run, encoder = self.service.run(form, seed), AacStream(self.rate)
             is_streamed = False
             while True:
                 try:
@@ -226,10 +230,21 @@ class WebPage:
                     answer: Answer = finished.value
                     break
                 is_streamed = True
-                yield {self.live: wav_bytes(piece, rate)}
+                yield {self.live: encoder.encode(piece)}
             if not is_streamed:
-                yield {self.live: wav_bytes(answer.audio.wav, rate)}
-            yield self._values(replace(answer, drafts=tuple(drafts) or answer.drafts), is_new=not drafts)
+                yield {self.live: encoder.encode(answer.audio.wav)}
+            values = self._values(replace(answer, drafts=tuple(drafts) or answer.drafts), is_new=not drafts)
+            yield {self.live: encoder.encode(None), **values}
+
+    async def _stream_output(self, content: bytes | None, name: str, is_first: bool) -> tuple[Any, Any]:
+        """The next segment of a stream of AAC; Gradio's own method needs the program ffmpeg."""
+        segment = {"data": content, "duration": aac_seconds(content, self.rate), "extension": ".aac"} if content else None
+        return segment, {
+            "path": name,
+            "is_stream": True,
+            "orig_name": "live.aac",
+            "meta": {"_type": "gradio.FileData"},
+        }
 
     def _refined(self, name: str | None, last: Answer | None) -> Iterator[dict[Any, Any]]:
         draft = self._draft(name, last)

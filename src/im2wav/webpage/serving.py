@@ -173,6 +173,7 @@ def open_page(cfg: DictConfig, build: Callable[..., Any], folder: Path) -> Any:
 
     limits = Limits(cfg.max_seconds, cfg.max_video * 60, cfg.max_drafts)
     service = AudioService(load, adapter_names(cfg.adapters), limits, folder, given_sampling(cfg.sampler))
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it runs
     log.info("loading the model and generating once, so that the first request is fast")
     for _ in service.model().stream(Image.new("RGB", (64, 64)), **service.sampling):
         break
