@@ -138,7 +138,7 @@ class Web(GenerationModel):
         None, "file that contains the password of the page; null: that of IM2WAV_PASSWORD, or no password"
     )
     max_seconds: float = option(30, "maximum length of the generated audio", unit="seconds", above=0)
-    max_upload: float = option(25, "maximum size of an uploaded file", unit="MB", above=0)
+    max_upload: float = option(25, "maximum size of an uploaded file", unit="MiB", above=0)
     max_video: float = option(10, "maximum duration of an uploaded video", unit="minutes", above=0)
     max_drafts: int = option(8, "maximum number of drafts to choose from", minimum=1)
     max_queue: int = option(32, "maximum number of waiting requests; further ones are rejected", minimum=1)

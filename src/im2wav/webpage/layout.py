@@ -36,8 +36,9 @@ PLOT_SIZE = (900, 160)  # pixels of a spectrogram
 MODEL = "model"  # events that use the model run one at a time
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}
-#spectrogram img, #waveform img {width: 100%; height: auto; object-fit: fill; border-radius: 6px}
-#waveform img {cursor: crosshair}
+#spectrogram img {width: 100%; height: 130px; object-fit: fill; border-radius: 6px}
+#waveform img {width: 100%; height: auto; cursor: crosshair}
+#files button[aria-label^="Remove"] {display: none}
 """
 
 
@@ -73,12 +74,16 @@ class WebPage:
             with gr.Row():
                 with gr.Column(min_width=320):
                     self._inputs()
+                    self._length_and_seed()
                     with gr.Row():
                         self.generate = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
                         self.stop = gr.Button("Stop", scale=1, min_width=80)
-                    self._settings()
                 with gr.Column(min_width=320):
                     self._results()
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                self._settings()
+            with gr.Accordion("Continue or inpaint audio", open=False, elem_id="edit"):
+                self._edit()
             self._events()
         return page
 
@@ -107,20 +112,21 @@ class WebPage:
         )
         self.fields |= {"kind": kind, "photo": photo, "video": video, "text": text}
 
+    def _length_and_seed(self) -> None:
+        longest = self.service.limits.seconds
+        window = min(self.service.model().window, longest)
+        note = f"seconds; 0: that of the video, or {window:.1f} for a photo"
+        with gr.Row():
+            self.fields["seconds"] = gr.Number(
+                0, minimum=0, maximum=longest, step=0.1, label="Length", info=note, min_width=140, elem_id="seconds"
+            )
+            self.fields["seed"] = gr.Number(
+                0, precision=0, minimum=0, label="Seed", info="same seed, same audio", min_width=140, elem_id="seed"
+            )
+
     def _settings(self) -> None:
         model, limits = self.service.model(), self.service.limits
         sampling, is_guided = model.sampling(self.service.sampling), model.networks.low.can_be_guided
-        window = min(model.window, limits.seconds)
-        with gr.Row():
-            self.fields["seconds"] = gr.Slider(
-                0,
-                limits.seconds,
-                0,
-                step=0.1,
-                label="Length in seconds",
-                info=f"0: that of the video, or {window:.1f} s for a photo",
-            )
-            self.fields["seed"] = gr.Number(0, precision=0, minimum=0, label="Seed", info="same seed, same audio")
         with gr.Row():
             self.fields["guidance_scale"] = gr.Slider(
                 0, 10, sampling.guidance_scale, step=0.1, label="Guidance", info="how closely to follow the input"
@@ -128,23 +134,33 @@ class WebPage:
             self.fields["temperature"] = gr.Slider(
                 0.1, 2, sampling.temperature, step=0.05, label="Temperature", info="higher: more varied"
             )
-        self.fields["num_drafts"] = gr.Slider(
-            1, limits.drafts, 1, step=1, label="Drafts to choose from", visible=is_guided and limits.drafts > 1
-        )
+            self.fields["num_drafts"] = gr.Slider(
+                1,
+                limits.drafts,
+                1,
+                step=1,
+                label="Drafts to choose from",
+                info="the one that the input explains best is refined first",
+                visible=is_guided and limits.drafts > 1,
+                elem_id="num_drafts",
+            )
         self.fields["adapters"] = gr.CheckboxGroup(
             list(self.service.adapters),
             value=list(self.service.adapters),
             label="Adapters",
             visible=bool(self.service.adapters),
         )
-        with gr.Accordion("Move away from another photo", open=False, visible=is_guided):
-            negative = gr.Image(label="Negative photo", type="filepath", height=200, sources=["upload", "clipboard"])
+        with gr.Row(visible=is_guided):
+            negative = gr.Image(
+                label="Negative photo", type="filepath", height=200, sources=["upload", "clipboard"], elem_id="negative"
+            )
             _pass_path(negative)
-            negative_text = gr.Textbox(label="Or a negative text", max_length=LONGEST_TEXT, visible=self.has_text)
-            scale = gr.Slider(0, 5, sampling.negative_scale, step=0.1, label="Negative scale")
+            with gr.Column():
+                negative_text = gr.Textbox(label="Or a negative text", max_length=LONGEST_TEXT, visible=self.has_text)
+                scale = gr.Slider(
+                    0, 5, sampling.negative_scale, step=0.1, label="Negative scale", info="how far to move away from it"
+                )
         self.fields |= {"negative": negative, "negative_text": negative_text, "negative_scale": scale}
-        with gr.Accordion("Continue or inpaint audio", open=False, elem_id="edit"):
-            self._edit()
 
     def _edit(self) -> None:
         task = gr.Radio(
@@ -158,8 +174,9 @@ class WebPage:
         _pass_path(known)
         self.take = gr.Button("Take the latest result", size="sm")
         self.waveform = gr.Image(
-            label="Click to move the nearer end of the interval", interactive=False, buttons=[], elem_id="waveform"
+            show_label=False, alt_text="Waveform", interactive=False, buttons=[], elem_id="waveform"
         )
+        gr.Markdown("Click on the waveform to move the nearer end of the interval.")
         with gr.Row():
             start = gr.Number(0, minimum=0, label="From second", info="for inpainting")
             end = gr.Number(0, minimum=0, label="To second", info="continuation begins here")
@@ -167,22 +184,29 @@ class WebPage:
 
     def _results(self) -> None:
         self.live = gr.Audio(
-            label="Plays while it is generated", streaming=True, autoplay=True, interactive=False, elem_id="live"
+            label="Live: plays while it is generated",
+            streaming=True,
+            autoplay=True,
+            interactive=False,
+            buttons=[],
+            elem_id="live",
         )
         self.live.stream_output = self._stream_output
         self.audio = gr.Audio(label="Generated audio", interactive=False, buttons=[], elem_id="audio")
         self.spectrogram = gr.Image(
-            label="Log-mel spectrogram: time to the right, frequency upwards",
+            show_label=False,
+            alt_text="Log-mel spectrogram",
             interactive=False,
             format="png",
             buttons=[],
             elem_id="spectrogram",
         )
+        gr.Markdown("Mel spectrogram, on a logarithmic scale: time to the right, frequency upwards.")
         self.clip = gr.Video(label="With the audio", interactive=False, visible=False, buttons=[], elem_id="clip")
         self.files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
         self.note = gr.Markdown(elem_id="note")
         with gr.Group(visible=False) as self.drafts:
-            self.draft = gr.Radio([], label="Draft, the best first: how much the input explains it", elem_id="drafts")
+            self.draft = gr.Radio([], label="Drafts, the best first (guidance gap)", elem_id="drafts")
             self.draft_audio = gr.Audio(label="Draft: low level only", interactive=False, buttons=[])
             self.refine = gr.Button("Use this draft", elem_id="refine")
         self.last = gr.State(None, time_to_live=self.keep)

@@ -58,7 +58,7 @@ class Guard:
         elif b"transfer-encoding" in headers or not size.isdecimal():
             await _reply(send, 411, "the size of the request is missing")
         elif int(size) > limit:
-            await _reply(send, 413, f"the request is larger than {limit / 1e6:g} MB")
+            await _reply(send, 413, f"the request is larger than {limit / 2**20:.3g} MiB")
         else:
             await self.app(scope, receive, _with_policy(send))
 
@@ -137,30 +137,19 @@ def adapter_names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def open_page(cfg: DictConfig, build: Callable[..., Any], folder: Path) -> Any:
-    """Load the model, and start the server in a thread.
+def make_service(cfg: DictConfig, build: Callable[..., Any], folder: Path) -> AudioService:
+    """Load the model, and generate once, so that the first request is fast.
 
     Args:
         cfg: options of conf/web.yaml.
         build: instantiates a config node.
         folder: see `gradio_folder`.
 
-    Returns:
-        The running `gradio.Blocks`; `local_url` is its address, and `close()` stops it.
-
     Raises:
-        ValueError: a model that cannot be loaded, or a port that is in use.
+        ValueError: options out of range, or a model that cannot be loaded.
     """
-    password = read_password(cfg.password_file)
-    check_port(cfg.port)
-    try:
-        import gradio as gr
-        from starlette.middleware import Middleware
-    except ImportError as error:
-        raise ValueError(f"the web page needs Gradio ({error}): pip install 'im2wav[web]'") from error
-    from im2wav.webpage.layout import CSS, WebPage
-
-    SamplingOptions().updated(given_sampling(cfg.sampler))
+    sampling = given_sampling(cfg.sampler)
+    SamplingOptions().updated(sampling)
     encoders: list[Any] = []
 
     def shared_encoder(node: Any) -> Any:
@@ -169,29 +158,45 @@ def open_page(cfg: DictConfig, build: Callable[..., Any], folder: Path) -> Any:
         return encoders[0]
 
     def load(adapters: list[str]) -> Any:
-        return load_model(OmegaConf.merge(cfg, {"adapters": adapters}), shared_encoder, cfg.device)
+        return load_model(OmegaConf.merge(cfg, {"adapters": adapters}), shared_encoder, cfg.device)  # type: ignore
 
     limits = Limits(cfg.max_seconds, cfg.max_video * 60, cfg.max_drafts)
-    service = AudioService(load, adapter_names(cfg.adapters), limits, folder, given_sampling(cfg.sampler))
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it runs
+    service = AudioService(load, adapter_names(cfg.adapters), limits, folder, sampling)
     log.info("loading the model and generating once, so that the first request is fast")
-    for _ in service.model().stream(Image.new("RGB", (64, 64)), **service.sampling):
+    for _ in service.model().stream(Image.new("RGB", (64, 64)), **sampling):
         break
-    max_upload = cfg.max_upload * 1e6
+    return service
+
+
+def open_page(cfg: DictConfig, service: AudioService, password: str | None = None) -> Any:
+    """Start the server in a thread.
+
+    Args:
+        cfg: options of conf/web.yaml.
+        service: answers the requests of the page.
+        password: of the page; None for none.
+
+    Returns:
+        The running `gradio.Blocks`; `local_url` is its address, and `close()` stops it.
+    """
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from im2wav.webpage.layout import CSS, WebPage
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it runs
+    max_upload = int(cfg.max_upload * 2**20)
     page = WebPage(service, Path(cfg.pretrained or cfg.run_name).name, cfg.keep * 60).build()
     page.queue(max_size=cfg.max_queue, api_open=False)
-    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=cfg.host,
         server_port=cfg.port,
         auth=None if password is None else (lambda _, given: hmac.compare_digest(given.encode(), password.encode())),
         auth_message="Any user name, and the password of this page.",
-        max_file_size=int(max_upload),
+        max_file_size=max_upload,
         app_kwargs={"middleware": [Middleware(Guard, max_upload=max_upload)], "docs_url": None, "redoc_url": None},
-        allowed_paths=[],
-        blocked_paths=[],
         state_session_capacity=SESSIONS,
-        theme=theme,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
         footer_links=[],
         prevent_thread_lock=True,
@@ -214,16 +219,20 @@ def serve(cfg: DictConfig, build: Callable[..., Any]) -> None:
         build: instantiates a config node.
 
     Raises:
-        ValueError: see `open_page`.
+        ValueError: Gradio is not installed, a port that is in use, or see `make_service`.
     """
+    password = read_password(cfg.password_file)
+    check_port(cfg.port)
     with gradio_folder() as folder:
-        page = open_page(cfg, build, folder)
         try:
-            if cfg.host not in LOOPBACK and page.auth is None:
-                log.warning(
-                    "warning: everyone in this network can open the page: set %s, or password_file=FILE", PASSWORD
-                )
-            log.info("\nThe page is at %s\nCtrl-C stops it.", page.local_url)
+            import gradio  # noqa: F401, here: it reads the environment
+        except ImportError as error:
+            raise ValueError(f"the web page needs Gradio ({error}): pip install 'im2wav[web]'") from error
+        page = open_page(cfg, make_service(cfg, build, folder), password)
+        if cfg.host not in LOOPBACK and password is None:
+            log.warning("warning: everyone in this network can open the page: set %s, or password_file=FILE", PASSWORD)
+        log.info("\nThe page is at %s\nCtrl-C stops it.", page.local_url)
+        try:
             with report_progress(lambda: "the page is closed, its files are deleted"):
                 threading.Event().wait()
         finally:
