@@ -14,7 +14,20 @@ from im2wav.cli import CONF, SUMMARIES
 from im2wav.options import check_config
 
 SOURCE = REPO / "src" / "im2wav"
-ENTRIES = {"train", "embed", "sample", "demo", "convert", "evaluate", "bench", "shard", "tokenize", "inspect", "cli"}
+ENTRIES = {
+    "train",
+    "embed",
+    "sample",
+    "web",
+    "demo",
+    "convert",
+    "evaluate",
+    "bench",
+    "shard",
+    "tokenize",
+    "inspect",
+    "cli",
+}
 SHARED = {"files", "layers", "network", "system", "tables"}  # every package may import these
 # package -> what else it may import of ours, besides itself
 MAY_IMPORT: dict[str, set[str]] = {
@@ -40,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prepare": {"data", "media", "report", "distributed"},
     "inference": {"adapter", "codec", "prior", "media", "data", "decoding", "checkpoint", "hub", "distributed"},
     "training": {"adapter", "codec", "prior", "data", "decoding", "report", "checkpoint", "hub", "distributed"},
+    "webpage": {"media", "decoding", "inference", "report"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",
@@ -68,6 +82,7 @@ ONLY_IN = {
     "litdata": {"data/pairs.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
+    "gradio": {"webpage"},
 }
 
 

@@ -131,9 +131,7 @@ class Web(GenerationModel):
     )
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: all, so that other machines can open the page")
-    port: int | None = option(
-        7860, "port to listen on; null: the first free one from 7860", minimum=1, maximum=65535
-    )
+    port: int | None = option(7860, "port to listen on; null: the first free one from 7860", minimum=1, maximum=65535)
     password_file: str | None = option(
         None, "file that contains the password of the page; null: that of IM2WAV_PASSWORD, or no password"
     )

@@ -43,7 +43,9 @@ def mel_image(wav: Tensor, sample_rate: int) -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
-def waveform_image(wav: Tensor, interval: tuple[float, float] = (0.0, 1.0), size: tuple[int, int] = (1200, 140)) -> Image.Image:
+def waveform_image(
+    wav: Tensor, interval: tuple[float, float] = (0.0, 1.0), size: tuple[int, int] = (1200, 140)
+) -> Image.Image:
     """Image of wav [N]: the range of its samples in each column of pixels; an interval, in fractions, is highlighted.
 
     Args:

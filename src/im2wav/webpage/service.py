@@ -225,7 +225,7 @@ class AudioService:
         seconds, longest = Video(path).seconds, self.limits.video
         if seconds > longest:
             raise ValueError(
-                f"{Path(path).name} lasts {seconds / 60:.1f} minutes: at most {longest / 60:g} are allowed. Cut it first"
+                f"{Path(path).name} lasts {seconds / 60:.1f} minutes: at most {longest / 60:g} are allowed; cut it"
             )
         return seconds
 
