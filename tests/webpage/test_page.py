@@ -20,7 +20,7 @@ from conftest import ASSETS, config, tone, write_mp4, write_wav
 from im2wav.cli import instantiate
 from im2wav.media.mux import AacStream, aac_seconds
 from im2wav.report.plots import waveform_image
-from im2wav.webpage.service import CONTINUE, INPAINT, TEXT, VIDEO, Form
+from im2wav.webpage.service import CONTINUE, INPAINT, TEXT, VIDEO, AudioService, Form, Limits
 from im2wav.webpage.serving import adapter_names, check_port, gradio_folder, make_service, open_page, read_password
 
 gradio = pytest.importorskip("gradio")
@@ -152,6 +152,7 @@ def bad(tmp_path_factory) -> dict[str, str]:
         ({"photo": OWL, "task": CONTINUE, "known": "notes.wav"}, r"unreadable audio: notes\.wav"),
         ({"photo": OWL, "task": INPAINT, "known": "short.wav", "start": 0.4, "end": 0.2}, "within 0.50 s"),
         ({"kind": TEXT, "text": " "}, "Enter a text first"),
+        ({"kind": TEXT, "text": "a dog barks"}, "encoder=efficientnet_lite2 encodes images only"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -317,11 +318,22 @@ def test_the_waveform_shows_the_interval():
 
 
 def test_a_click_moves_the_nearer_end():
-    from im2wav.webpage.layout import move_interval
+    from im2wav.webpage.fields import move_interval
 
     assert move_interval(1.0, 2.0, 0.2) == (0.2, 2.0)
     assert move_interval(1.0, 2.0, 1.8) == (1.0, 1.8)
     assert move_interval(1.0, 2.0, 3.0) == (1.0, 3.0)
+
+
+def test_the_model_has_the_chosen_adapters(tmp_path):
+    loaded = []
+    service = AudioService(
+        lambda paths: loaded.append(paths) or len(loaded), {"a": "x/a", "b": "x/b@0.5"}, Limits(2, 60, 8), tmp_path, {}
+    )
+    assert service.model() == service.model(["b", "a"]) == 1  # all at first, loaded once, in the order of the command
+    assert service.model(["b"]) == 2
+    assert service.model([]) == 3
+    assert loaded == [["x/a", "x/b@0.5"], ["x/b@0.5"], []]
 
 
 def test_a_password_is_needed_where_one_is_set(trained, tmp_path, monkeypatch):
