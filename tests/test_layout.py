@@ -16,6 +16,7 @@ SOURCE = REPO / "src" / "im2wav"
 ENTRIES = {
     *("bench", "cli", "convert", "demo", "embed", "evaluate", "inspect", "licenses", "sample", "shard", "tokenize"),
     "train",
+    "web",
 }
 SHARED = {"files", "layers", "network", "system", "tables"}  # every package may import these
 # package -> what else it may import of ours, besides itself
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
     },
     "training": {"adapter", "codec", "prior", "data", "decoding", "report", "checkpoint", "hub", "distributed"},
+    "webpage": {"media", "decoding", "inference", "report"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
         "codec",
@@ -84,6 +86,7 @@ ONLY_IN = {
     "litdata": {"data/pairs.py"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
+    "gradio": {"webpage"},
 }
 
 

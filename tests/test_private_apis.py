@@ -48,3 +48,11 @@ def test_lightning():
 def test_litdata():
     binary_writer = pytest.importorskip("litdata.streaming.writer").BinaryWriter
     assert {"cache_dir", "chunk_bytes"} <= set(inspect.signature(binary_writer).parameters)
+
+
+def test_gradio():
+    """The live player of the web page replaces a method that encodes with the program ffmpeg."""
+    audio = pytest.importorskip("gradio").Audio
+    assert list(inspect.signature(audio.stream_output).parameters) == ["self", "value", "output_id", "first_chunk"]
+    assert inspect.iscoroutinefunction(audio.flush_stream_output)
+    assert list(inspect.signature(audio.preprocess).parameters) == ["self", "payload"]

@@ -28,6 +28,7 @@ SUMMARIES = {  # of the commands
     "tokenize": "encode whole clips once, so that training of priors can read the codes",
     "train": "train a model (vqvae, low_prior or up_prior) on a pairs folder",
     "sample": "generate audio for a photo, a video or a folder",
+    "web": "start a web page that generates audio for photos and videos",
     "convert": "convert official Im2Wav checkpoints and CLIP pickles to the formats of im2wav",
     "evaluate": "evaluate generated audio or a model: metrics with intervals and baselines, and a page",
     "bench": "measure speed, memory and quality, and compare them with limits measured in the same run",
@@ -109,7 +110,7 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
       group, and requires it otherwise. Both spellings are common.
     - `model=DIR` and `data=DIR` of `evaluate` become `model_dir=DIR` and `data_dir=DIR`: the folder of configs has
       groups of these names, and Hydra would look for a config called DIR.
-    - `adapter=FILE,FILE` of `sample` becomes the list `adapters`, for the same reason.
+    - `adapter=FILE,FILE` of `sample` and `web` becomes the list `adapters`, for the same reason.
     - `evaluate` without `mode=` gets the mode of the first of these options that is given.
     """
     arguments = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in arguments]
@@ -117,7 +118,7 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
     if command == "evaluate":
         names = {"model": "model_dir", "data": "data_dir"}
         split = [(names.get(key, key) if equals else key, equals, value) for key, equals, value in split]
-    if command == "sample":
+    if command in ("sample", "web"):
         split = [("adapters", "=", _list(word[2])) if word[0] == "adapter" else word for word in split]
     is_multirun = bool({"-m", "--multirun"} & set(arguments))
     arguments = [key + equals + literal(command, key, value, is_multirun) for key, equals, value in split]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from im2wav.config_inference import MODES, Sample
+from im2wav.config_inference import MODES, Sample, Web
 from im2wav.config_tools import Bench, Licenses
 from im2wav.options import device_option, group, option, seed_option
 
@@ -288,6 +288,7 @@ COMMANDS = {
     "tokenize": Tokenize,
     "inspect": Inspect,
     "sample": Sample,
+    "web": Web,
     "convert": Convert,
     "bench": Bench,
     "demo": Demo,

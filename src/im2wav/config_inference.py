@@ -19,21 +19,9 @@ class Negative:
 
 
 @dataclass
-class Sample:
-    """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, a table of jobs (.csv), or -.
+class GenerationModel:
+    """Options of the commands that generate audio: which model, and how it computes."""
 
-    - is a list of paths on stdin. Instead of a path, set input.timeline or input.text. Existing audio with the same
-    settings is kept.
-    """
-
-    example_commands: ClassVar[tuple[str, ...]] = (
-        "input=photo.jpg",
-        "input=clip.mp4 num_samples=4 seed=1 sampler.guidance_scale=5",
-        "pretrained=official input=photos out=sounds trainer.devices=8",
-    )
-
-    input: Any = group(or_path=True)
-    out: str = option("samples", "folder of the generated audio")
     run_name: str = option("base", "run name of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
     pretrained: str | None = option(
         None,
@@ -46,6 +34,45 @@ class Sample:
     adapters: list[str] = option(
         [], "adapter=FILE,FILE: adapters of the priors, see docs/finetuning.md; FILE@0.5 has a weight of 0.5"
     )
+    device: str = device_option(" or mps (Apple silicon)")
+    precision: str = option(
+        "auto",
+        "precision of the priors: fp32, bf16, fp16 (GPUs) or int8 (CPUs); auto: fp32 on a CPU and on MPS, bf16 on CUDA "
+        "(fp16 before Ampere)",
+    )
+    compile: bool | str = option(
+        False,
+        "true: compile decoding steps on CUDA (needs Triton) or on a CPU (needs g++; batch_size=auto is then at most "
+        "2); triton: fused Triton kernels on CUDA (experimental)",
+        choices=(True, False, "triton"),
+    )
+    encoder: Any = group()
+    sampler: Any = group()
+    paths: Any = group()
+
+
+@dataclass
+class SampleFiles:
+    """What `sample` reads and writes; of a base class of their own, these options are the first of --help."""
+
+    input: Any = group(or_path=True)
+    out: str = option("samples", "folder of the generated audio")
+
+
+@dataclass
+class Sample(GenerationModel, SampleFiles):
+    """Generate audio for input=PATH: a photo, a video, a folder of them, a pairs folder, a table of jobs (.csv), or -.
+
+    - is a list of paths on stdin. Instead of a path, set input.timeline or input.text. Existing audio with the same
+    settings is kept.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "input=photo.jpg",
+        "input=clip.mp4 num_samples=4 seed=1 sampler.guidance_scale=5",
+        "pretrained=official input=photos out=sounds trainer.devices=8",
+    )
+
     seconds: float | None = option(
         None,
         "length of the audio; null: length of the video, or one window of the priors for a photo",
@@ -93,22 +120,34 @@ class Sample:
     batch_size: int | str = option(
         "auto", "audio files per batch; auto: as many as fit into free memory", minimum=1, words=("auto",)
     )
-    device: str = device_option(" or mps (Apple silicon)")
-    precision: str = option(
-        "auto",
-        "precision of the priors: fp32, bf16, fp16 (GPUs) or int8 (CPUs); auto: fp32 on a CPU and on MPS, bf16 on CUDA "
-        "(fp16 before Ampere)",
-    )
-    compile: bool | str = option(
-        False,
-        "true: compile decoding steps on CUDA (needs Triton) or on a CPU (needs g++; batch_size=auto is then at most "
-        "2); triton: fused Triton kernels on CUDA (experimental)",
-        choices=(True, False, "triton"),
-    )
-    encoder: Any = group()
-    sampler: Any = group()
     trainer: Any = group()
-    paths: Any = group()
+
+
+@dataclass
+class Web(GenerationModel):
+    """Start a web page that generates audio for photos and videos, and print its address.
+
+    Only this machine can open the page, unless host=0.0.0.0. The environment variable IM2WAV_PASSWORD, or
+    password_file=FILE, sets a password.
+    """
+
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "",
+        "pretrained=official device=cuda port=8080",
+        "host=0.0.0.0 password_file=password.txt max_seconds=10",
+    )
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: all, so that other machines can open the page")
+    port: int | None = option(7860, "port to listen on; null: the first free one from 7860", minimum=1, maximum=65535)
+    password_file: str | None = option(
+        None, "file that contains the password of the page; null: that of IM2WAV_PASSWORD, or no password"
+    )
+    max_seconds: float = option(30, "maximum length of the generated audio", unit="seconds", above=0)
+    max_upload: float = option(25, "maximum size of an uploaded file", unit="MiB", above=0)
+    max_video: float = option(10, "maximum duration of an uploaded video", unit="minutes", above=0)
+    max_drafts: int = option(8, "maximum number of drafts to choose from", minimum=1)
+    max_queue: int = option(32, "maximum number of waiting requests; further ones are rejected", minimum=1)
+    keep: float = option(60, "time after which uploaded and generated files are deleted", unit="minutes", above=0)
 
 
 @dataclass

@@ -6,7 +6,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,10 +230,11 @@ def _decode(buffer: CodeBuffer) -> GeneratedAudio:
     return GeneratedAudio(buffer.request, {k: c.cpu() for k, c in codes.items()}, wav, buffer.rank, buffer.gap)
 
 
-def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor]:
+def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Generator[Tensor, None, GeneratedAudio]:
     """Generate one audio and yield it in pieces, samples [n] in [-1, 1] on the CPU, as soon as their codes are drawn.
 
-    The two levels alternate, window by window. The concatenated pieces equal the result of `generate`.
+    The two levels alternate, window by window. The concatenated pieces equal the result of `generate`. The generator
+    returns the audio; it has no waveform `low`.
 
     Args:
         buffer: no codes drawn yet.
@@ -241,11 +242,13 @@ def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor
     """
     networks, length, codes = buffer.networks, buffer.lengths["up"], buffer.codes["up"]
     blocks, remaining = BlockDecoder(networks.codec, "up", length), buffer.samples
+    parts: list[Tensor] = []
 
     def pieces(known: int) -> Iterator[Tensor]:
         nonlocal remaining
         for part in blocks.push(codes, known):
-            yield part[:remaining].cpu()
+            parts.append(part[:remaining].cpu())
+            yield parts[-1]
             remaining -= len(part)
 
     low, up = buffer.windows["low"], buffer.windows["up"]
@@ -262,3 +265,5 @@ def stream(buffer: CodeBuffer, on_step: OnStep | None = None) -> Iterator[Tensor
         state.release()
         up.pop(0)
         yield from pieces(up[0].first if up else length)
+    drawn = {level: buffer.codes[level][: buffer.lengths[level]].cpu() for level in LEVELS}
+    return GeneratedAudio(buffer.request, drawn, {"up": torch.cat(parts)})

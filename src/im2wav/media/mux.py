@@ -1,11 +1,13 @@
-"""Writing audio as AAC: into a copy of a video, into a video of a photo, or alone."""
+"""Writing audio as AAC: into a copy of a video, into a video of a photo, alone, or piece by piece."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +78,38 @@ class _AudioTrack:
             self.sent += _FRAME
         if until is None:
             self.target.mux(self.stream.encode(None))
+
+
+class AacStream:
+    """Encodes audio as AAC (ADTS) piece by piece, without gaps between the pieces."""
+
+    def __init__(self, sample_rate: int):
+        self._buffer = io.BytesIO()
+        self._target: Any = av.open(self._buffer, "w", format="adts")
+        self._track = _AudioTrack(self._target, torch.empty(0), sample_rate)
+
+    def encode(self, wav: Tensor | None) -> bytes:
+        """Encode the next piece [n]: the bytes of all frames that are complete; None for the rest, at the end."""
+        track = self._track
+        if wav is None:
+            track.send()
+            self._target.close()
+        else:
+            track.samples = np.concatenate([track.samples, wav.clamp(-1, 1).float().numpy()])
+            track.send(len(track.samples) // _FRAME * _FRAME / track.rate)
+        content = self._buffer.getvalue()
+        self._buffer.seek(0)
+        self._buffer.truncate()
+        return content
+
+
+def aac_seconds(content: bytes, sample_rate: int) -> float:
+    """Duration of complete AAC (ADTS) frames; each has its length in bytes in its header."""
+    place = count = 0
+    while place < len(content):
+        place += (content[place + 3] & 3) << 11 | content[place + 4] << 3 | content[place + 5] >> 5
+        count += 1
+    return count * _FRAME / sample_rate
 
 
 def write_m4a(wav: Tensor, sample_rate: int, out: Path) -> None:

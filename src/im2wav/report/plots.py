@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,32 @@ def mel_image(wav: Tensor, sample_rate: int) -> Image.Image:
     stops = np.linspace(0, 1, len(COLOURS))
     channels = [np.interp(level, stops, COLOURS[:, c]) for c in range(3)]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def waveform_image(
+    wav: Tensor, interval: tuple[float, float] = (0.0, 1.0), size: tuple[int, int] = (1200, 140)
+) -> Image.Image:
+    """Image of wav [N]: the range of its samples in each column of pixels; an interval, in fractions, is highlighted.
+
+    Args:
+        wav: samples, scaled to the largest one.
+        interval: start and end of the highlighted part.
+        size: width and height in pixels.
+    """
+    width, height = size
+    edges = np.linspace(0, len(wav), width + 1).astype(int)
+    samples = wav.numpy() / max(float(wav.abs().max()), 1e-9)
+    columns = [samples[a : max(b, a + 1)] for a, b in pairwise(edges)]
+    low, high = (np.array([bound(part) for part in columns]) for bound in (np.min, np.max))
+    rows = np.linspace(1, -1, height)[:, None]
+    margin = 1.5 / height
+    inside = (rows >= low - margin) & (rows <= high + margin)
+    place = (np.arange(width) + 0.5) / width
+    chosen = (place >= interval[0]) & (place <= interval[1])
+    colours = np.where(chosen[:, None], COLOURS[3], [150, 150, 160])
+    background = np.where(chosen[:, None], [255, 241, 230], [245, 245, 247])
+    pixels = np.where(inside[..., None], colours, background)
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _axes(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:

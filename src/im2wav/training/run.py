@@ -168,7 +168,7 @@ def _start_from(loaded: Loaded, source: str, module: Any) -> None:
 
 def _insert_adapter(cfg: DictConfig, module: Any, base: Loaded | None) -> None:
     """Add an adapter to the network, and the hash of its own weights to the configuration in the checkpoints."""
-    if not isinstance(module, PriorModule):
+    if module.kind == "vqvae":
         raise ValueError(
             f"adapter=lora is for priors, and model={module.kind}: train parts of a codec with model.freeze"
         )
