@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from conftest import ASSETS, command, config, tone, write_mp4, write_wav
+from im2wav.inference.api import make_batches
 from im2wav.inference.generate import write_audio
-from im2wav.inference.runner import make_batches
 from im2wav.media.reading import read_audio
 from im2wav.media.video import Video
 from im2wav.sample import sample

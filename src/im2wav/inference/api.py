@@ -7,8 +7,10 @@ audio = model.generate("dog.jpg", seed=1)
 audio.save("dog.wav")
 """
 
+import logging
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2wav.adapter import apply_adapters
-from im2wav.cards import read_card
-from im2wav.checkpoint import Loaded, base_name, check_same_origin, net_sha256
+from im2wav.checkpoint import Loaded, check_same_origin, net_sha256
 from im2wav.data.pairs import DatasetInfo
 from im2wav.decoding import SamplingOptions
-from im2wav.decoding.decoder import Networks
+from im2wav.decoding.compiled import ROWS_AT_ONCE
+from im2wav.decoding.decoder import MAX_BATCH_SIZE, Networks, batch_that_fits
 from im2wav.decoding.linear import Compile, check_compile, pick_device, resolve_precision
 from im2wav.decoding.sampler import item_seed
-from im2wav.hub import find_adapters, find_folder, load_folder
-from im2wav.inference.generate import GeneratedAudio
+from im2wav.inference.generate import GeneratedAudio, count_codes, generate, stream
 from im2wav.inference.hub_model import HubModel
-from im2wav.inference.inputs import ImageSource, one_input
-from im2wav.inference.request import Request, make_request
-from im2wav.inference.runner import Runner
+from im2wav.inference.inputs import ImageSource, Input, embed_input, one_input
+from im2wav.inference.request import CodeBuffer, Request, make_request
 from im2wav.media.encoder import ImageEncoder, build_encoder
+from im2wav.system import track_progress
+
+log = logging.getLogger(__name__)
 
 
 class Im2Wav(HubModel):
@@ -75,56 +77,6 @@ class Im2Wav(HubModel):
         if consume:
             _ = self.sha256  # before the weights are freed
         self._make_encoder = make_encoder or (lambda: build_encoder(self.info.encoder))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        encoder: Mapping[str, Any] | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        consume: bool = False,
-        compile: Compile = False,
-        adapters: Sequence[str] = (),
-        **hub: Any,
-    ) -> "Im2Wav":
-        """Load a model.
-
-        Args:
-            pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
-                runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
-            encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
-            device, precision, consume, compile: see the class.
-            adapters: files of adapters or ids on the Hub, each with or without a weight, such as
-                "dogs.safetensors@0.5".
-            hub: for the Hub `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
-
-        Raises:
-            ValueError: no such folder or id, one that cannot be read without access or without a connection, or
-                networks that are missing or of different origin.
-        """
-        name = str(pretrained_model_name_or_path)
-        folder = find_folder(name, **hub)
-        loaded, saved = load_folder(folder)
-        paths = find_adapters(adapters, **{key: hub[key] for key in ("token", "cache_dir") if key in hub})
-        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, paths)
-        options = {**saved, **(encoder or {})}
-        model = cls(
-            **loaded,
-            make_encoder=lambda: build_encoder(**options),
-            device=device,
-            precision=precision,
-            consume=consume,
-            compile=compile,
-        )
-        if adapters:
-            about = {"base": base_name(name, loaded["low"]), "adapters": [Path(text).name for text in adapters]}
-            for key in ("low", "up"):
-                model.loaded[key] = replace(loaded[key], training={**(loaded[key].training or {}), **about})
-        else:
-            model.card = read_card(folder)
-        return model
 
     @cached_property
     def encoder(self) -> ImageEncoder:
@@ -251,3 +203,93 @@ class Im2Wav(HubModel):
         sampling = self.sampling({k: v for k, v in options.items() if k in known})
         rest = {k: v for k, v in options.items() if k not in known}
         return make_request(self, one_input(image, video, timeline, text), sampling, **rest)
+
+
+@dataclass
+class Runner:
+    """Generates the audio of groups of requests; a group has one input and different seeds.
+
+    Attributes:
+        model: the model.
+        keep: drafts of each group to refine; None to refine all and rank none.
+        batch_size: audio files generated in a batch; None for as many as fit into the free memory of the device.
+        hide_progress: see `track_progress`.
+    """
+
+    model: Im2Wav
+    keep: int | None = None
+    batch_size: int | None = None
+    hide_progress: bool | None = None
+
+    def fit_batch(self, has_negative: bool) -> int:
+        """`batch_size`, or what fits on the device at first use: devices may differ."""
+        if self.batch_size is None:
+            networks, rows = self.model.networks, 3 if has_negative else 2
+            grouped = networks.compile and networks.device.type == "cpu"  # more rows than one compiled group are slower
+            most = ROWS_AT_ONCE // rows if grouped else MAX_BATCH_SIZE
+            self.batch_size = batch_that_fits([networks.low, networks.up], networks.precision, rows, most)
+            log.info("batch_size=%d on %s", self.batch_size, networks.device)
+        return self.batch_size
+
+    def buffers(self, group: Sequence[Request]) -> list[CodeBuffer]:
+        """Embed the input of a group of requests, whose lengths are resolved, and create its code buffers.
+
+        Raises:
+            MediaError: an input that cannot be read.
+            ValueError: embeddings of another encoder, a text without a text encoder, or known codes that do not fit.
+        """
+        first = group[0]
+        item = self._embed(first.input, first.seconds)
+        negative = None if first.negative is None else self._embed(first.negative, first.seconds)
+        return [CodeBuffer(self.model.networks, replace(request, input=item, negative=negative)) for request in group]
+
+    def _embed(self, item: Input, seconds: float) -> Input:
+        info = self.model.info
+        if item.pair is not None:
+            stored = item.pair[0].info
+            info.check_encoder(stored.encoder, stored.weights_sha256, f"input={item.path}")
+        return embed_input(item, lambda: self.model.encoder, info.fps, seconds)
+
+    def generate(self, groups: Sequence[Sequence[CodeBuffer]]) -> list[list[GeneratedAudio]]:
+        """Generate the audio of groups of buffers in batches, see `generate`."""
+        start, requests = time.monotonic(), [buffer.request for group in groups for buffer in group]
+        names = {request.input.name for request in requests}
+        title = names.pop() if len(names) == 1 else f"{len(requests)} audio files"
+        size = self.fit_batch(requests[0].negative is not None)
+        total = count_codes(groups, self.keep)
+        with track_progress(desc=title, unit="code", total=total, hidden=self.hide_progress) as bar:
+            results = generate(groups, self.keep, size, bar.update)
+        timing = {"seconds": round(time.monotonic() - start, 3), "batch": len(requests)}
+        return [[replace(audio, about=self._about(audio, len(group), timing)) for audio in group] for group in results]
+
+    def stream(self, buffer: CodeBuffer) -> Generator[Tensor, None, GeneratedAudio]:
+        """Generate the audio of a buffer and yield it in pieces, see `im2wav.inference.generate.stream`."""
+        start = time.monotonic()
+        audio = yield from stream(buffer)
+        timing = {"seconds": round(time.monotonic() - start, 3), "batch": 1}
+        return replace(audio, about=self._about(audio, 1, timing))
+
+    def _about(self, audio: GeneratedAudio, drafts: int, timing: dict[str, Any]) -> dict[str, Any]:
+        request = audio.request
+        rank = {} if audio.gap is None else {"rank": audio.rank, "gap": audio.gap}
+        about = {"input": request.input.source, "seed": request.seed, "seconds": request.seconds}
+        return {**about, **rank, "identity": self.identity(request, drafts), "timing": timing}
+
+    def identity(self, request: Request, drafts: int) -> dict[str, Any]:
+        """Everything that the audio files of a request depend on, as plain values; see `Request.identity`."""
+        networks, identity = self.model.networks, request.identity()
+        identity["settings"]["precision"] = networks.precision
+        if networks.compile:  # compiled kernels round differently
+            identity["settings"]["compile"] = networks.compile
+        ranking = {} if self.keep is None else {"num_drafts": drafts, "keep": self.keep}
+        return {**identity, "models": self.model.sha256, **ranking}
+
+
+def make_batches(groups: Sequence[Sequence[Request]], size: int) -> list[list[Sequence[Request]]]:
+    """Divide groups into batches of at most `size` requests, without dividing a group."""
+    batches: list[list[Sequence[Request]]] = []
+    for group in groups:
+        if not batches or sum(map(len, batches[-1])) + len(group) > size:
+            batches.append([])
+        batches[-1].append(group)
+    return batches

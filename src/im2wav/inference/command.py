@@ -20,11 +20,10 @@ from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
 from im2wav.files import flatten, path_inside, table_bytes, write_atomic
 from im2wav.hub import find_adapters, find_folder
-from im2wav.inference.api import Im2Wav
+from im2wav.inference.api import Im2Wav, Runner, make_batches
 from im2wav.inference.generate import FORMATS, GeneratedAudio, write_about, write_audio, write_video
 from im2wav.inference.jobs import Job
 from im2wav.inference.request import Request, make_request
-from im2wav.inference.runner import Runner, make_batches
 from im2wav.media.loudness import SHORTEST, check_loudness_options, normalise_loudness
 from im2wav.media.playing import play
 from im2wav.media.reading import MediaError

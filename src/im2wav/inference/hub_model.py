@@ -1,19 +1,26 @@
-"""Saving a model and its card in a folder, and uploading them to the Hugging Face Hub."""
+"""Loading a model, saving it and its card in a folder, and uploading them to the Hugging Face Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 
-from im2wav.cards import is_edited, network_card, write_card
-from im2wav.checkpoint import Loaded
+from im2wav.adapter import apply_adapters
+from im2wav.cards import is_edited, network_card, read_card, write_card
+from im2wav.checkpoint import Loaded, base_name
 from im2wav.decoding.decoder import Networks
-from im2wav.hub import remote_card, save_folder
+from im2wav.decoding.linear import Compile
+from im2wav.hub import find_adapters, find_folder, load_folder, remote_card, save_folder
+from im2wav.media.encoder import build_encoder
+
+if TYPE_CHECKING:
+    from im2wav.inference.api import Im2Wav
 
 
 class HubModel(ModelHubMixin):
-    """A model that can be saved and shared.
+    """A model that can be loaded, saved and shared.
 
     Attributes:
         loaded: the networks with their metadata, by name: codec, low and up.
@@ -24,6 +31,56 @@ class HubModel(ModelHubMixin):
     loaded: dict[str, Loaded]
     networks: Networks
     card: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        encoder: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        consume: bool = False,
+        compile: Compile = False,
+        adapters: Sequence[str] = (),
+        **hub: Any,
+    ) -> "Im2Wav":
+        """Load a model.
+
+        Args:
+            pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
+                runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
+            encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
+            device, precision, consume, compile: see the class.
+            adapters: files of adapters or ids on the Hub, each with or without a weight, such as
+                "dogs.safetensors@0.5".
+            hub: for the Hub `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            ValueError: no such folder or id, one that cannot be read without access or without a connection, or
+                networks that are missing or of different origin.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = find_folder(name, **hub)
+        loaded, saved = load_folder(folder)
+        paths = find_adapters(adapters, **{key: hub[key] for key in ("token", "cache_dir") if key in hub})
+        apply_adapters({loaded[name].kind: loaded[name].net for name in ("low", "up")}, paths)
+        options = {**saved, **(encoder or {})}
+        model: Any = cls(
+            **loaded,
+            make_encoder=lambda: build_encoder(**options),
+            device=device,
+            precision=precision,
+            consume=consume,
+            compile=compile,
+        )
+        if adapters:
+            about = {"base": base_name(name, loaded["low"]), "adapters": [Path(text).name for text in adapters]}
+            for key in ("low", "up"):
+                model.loaded[key] = replace(loaded[key], training={**(loaded[key].training or {}), **about})
+        else:
+            model.card = read_card(folder)
+        return model
 
     def save_pretrained(
         self,
