@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product, zip_longest
 
 import pytest
+import soundfile
 from mkdocs.exceptions import PluginError
 from omegaconf import OmegaConf
 from PIL import Image
@@ -170,4 +171,9 @@ def test_each_recording_has_player_spectrogram_and_authors():
         for column in ("image_licence", "sound_licence"):
             assert row[column] in card
         assert row["image_author"].split(" http")[0].split('"')[0] in card
-    assert len(files) == 3 * len(recordings.SHOWN)
+        for title in ("codec-reconstruction", "generated-for-the-photo-seed-1"):  # by the starter model
+            assert f'src="../listen/{row["id"]}-{title}.flac"' in card
+            samples, rate = soundfile.read(io.BytesIO(files[f"listen/{row['id']}-{title}.flac"]))
+            assert rate == 16000
+            assert abs(samples).max() > 0
+    assert len(files) == 7 * len(recordings.SHOWN)

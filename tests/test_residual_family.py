@@ -259,7 +259,14 @@ def test_files_in_half_precision_are_half_as_large_and_make_a_model(run, model, 
         sizes = [(tmp_path / name / f"{kind}.safetensors").stat().st_size for name in ("small", "full")]
         assert sizes[0] < 0.55 * sizes[1]
         for name, value in full.net.state_dict().items():
-            torch.testing.assert_close(small.net.state_dict()[name], value, rtol=2e-3, atol=1e-5)
+            if name.endswith("code_usage"):  # left out with code_sum: every code counts as one latent a step
+                assert torch.equal(small.net.state_dict()[name], torch.ones_like(value))
+            elif name.endswith("code_sum"):
+                assert torch.equal(
+                    small.net.state_dict()[name], small.net.state_dict()[name.replace("code_sum", "codebook")]
+                )
+            else:
+                torch.testing.assert_close(small.net.state_dict()[name], value, rtol=2e-3, atol=1e-5)
     again = Im2Wav.from_pretrained(tmp_path / "small", device="cpu")  # checks that codec and priors belong together
     assert again.generate(OWL, seed=3).wav.shape == model.generate(OWL, seed=3).wav.shape
     assert again.sampling({}) == model.sampling({})

@@ -1,6 +1,6 @@
 """Photos, recordings and spectrograms of the page to listen to, from the pairs that im2wav ships.
 
-IM2WAV_DOCS_MODEL=DIR adds what a model generates for each photo, and its codec reconstruction of each recording.
+Beside them: what the starter model, or IM2WAV_DOCS_MODEL=DIR, generates for each photo, and its codec reconstruction.
 """
 
 import csv
@@ -34,7 +34,7 @@ SHOWN = (  # ids, one of each kind
     "running_stream_01",
     "baby_crying_01",
 )
-MODEL = "IM2WAV_DOCS_MODEL"  # environment variable: folder of a model
+MODEL = os.environ.get("IM2WAV_DOCS_MODEL") or "starter"
 SEED = 1
 TITLES = ("Codec reconstruction", f"Generated for the photo, seed {SEED}")  # of what the model makes
 MARK = "<!-- recordings -->"
@@ -70,21 +70,21 @@ def read(path: Path) -> tuple[torch.Tensor, int]:
 
 @functools.cache
 def model() -> Any:
-    """The model that IM2WAV_DOCS_MODEL names."""
+    """The model whose audio is on the page."""
     from im2wav import Im2Wav
 
-    return Im2Wav.from_pretrained(os.environ[MODEL], device="cpu")
+    return Im2Wav.from_pretrained(MODEL, device="cpu")
 
 
 @functools.cache
 def codec() -> Any:
-    """Codec reconstruction of samples [N] at a sample rate, by the model that IM2WAV_DOCS_MODEL names."""
+    """Codec reconstruction of samples [N] at a sample rate, by that model."""
     from im2wav.checkpoint import find_weights
     from im2wav.evaluation.audio_files import AudioFileSet
     from im2wav.evaluation.evaluated_model import reconstruct
     from im2wav.hub import find_folder
 
-    weights = find_weights(find_folder(os.environ[MODEL]))["codec"]
+    weights = find_weights(find_folder(MODEL))["codec"]
     return reconstruct(AudioFileSet("recordings", ()), weights, "cpu").process
 
 
@@ -104,7 +104,7 @@ def files() -> dict[str, bytes]:
         found[f"{FOLDER}/{row['id']}.jpg"] = (PAIRS / row["image"]).read_bytes()
         found[f"{FOLDER}/{row['id']}.flac"] = (PAIRS / row["audio"]).read_bytes()
         found[f"{FOLDER}/{row['id']}.png"] = spectrogram(*read(PAIRS / row["audio"]))
-        for title, wav, rate in generated(row) if os.environ.get(MODEL) else ():
+        for title, wav, rate in generated(row):
             name = f"{FOLDER}/{row['id']}-{slug(title)}"
             found |= {f"{name}.flac": flac(wav, rate), f"{name}.png": spectrogram(wav, rate)}
     return found
@@ -128,7 +128,7 @@ def card(row: Mapping[str, str]) -> str:
     """Photo, players and authors of a pair."""
     name, label = f"{FOLDER}/{row['id']}", row["label"]
     titles = {name: "Recording"}
-    titles |= {f"{name}-{slug(title)}": title for title in (TITLES if os.environ.get(MODEL) else ())}
+    titles |= {f"{name}-{slug(title)}": title for title in TITLES}
     credit = "".join(
         f"<li>{kind}: {link(row[f'{key}_author'])}, {escape(row[f'{key}_licence'])}</li>"
         for kind, key in (("Photo", "image"), ("Recording", "sound"))

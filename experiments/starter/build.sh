@@ -4,7 +4,7 @@
 #     bash experiments/starter/build.sh RECORDINGS [OUT]
 #
 # RECORDINGS has audio files and sources.csv in the form of recordings.csv, which lists the address of each recording.
-# Needs fluidsynth, the soundfonts of render.py and the package mido; takes about 5 hours on 2 CPU cores. A second start
+# Needs fluidsynth, the soundfonts of render.py and the package mido; takes about 6 hours on 2 CPU cores. A second start
 # goes on where the first one stopped.
 set -euo pipefail
 recordings=$1 out=${2:-data/starter}
@@ -35,13 +35,24 @@ codec=$out/runs/codec/vqvae/last.ckpt
 weights "$codec" "$out/codec.safetensors"
 train experiment=starter/decoder data.root="$out/more" ckpt_path="$out/codec.safetensors"
 
-# priors: on random crops and changed copies, then the low prior on the beginning of 16 recordings of each class
-for pairs in more few; do
-    python -m im2wav.tokenize data.root="$out/$pairs" codec="$codec" data.num_samples=32640
-done
+# priors: on random crops and changed copies, then on the beginning of 16 recordings of each class; the low prior first
+# with two codebooks, then with four
+tokenize() { python -m im2wav.tokenize data.root="$out/$1" codec="$2" data.num_samples=32640; }
+tokenize more "$codec"
+tokenize few "$codec"
 train experiment=starter/low_prior data.root="$out/more" codec="$codec" run_name=crops
-weights "$out/runs/crops/low_prior/last.ckpt" "$out/low.safetensors"
-train experiment=starter/low_prior_start data.root="$out/few" codec="$codec" ckpt_path="$out/low.safetensors"
-train experiment=starter/up_prior data.root="$out/more" codec="$codec"
+weights "$out/runs/crops/low_prior/last.ckpt" "$out/crops.safetensors"
+train experiment=starter/low_prior_start data.root="$out/few" codec="$codec" ckpt_path="$out/crops.safetensors" \
+    run_name=start
+weights "$out/runs/start/low_prior/last.ckpt" "$out/start.safetensors"
+weights "$out/runs/starter/vqvae/last.ckpt" "$out/decoder.safetensors"
+python "$here/widen.py" "$out/decoder.safetensors" "$out/start.safetensors" 4 "$out/wide"
+rm -rf "$out/few/codes"    # of two low codebooks
+tokenize few "$out/wide/codec.safetensors"
+for prior in low_prior_four up_prior; do
+    begin=$([ $prior = up_prior ] || echo "ckpt_path=$out/wide/low.safetensors")
+    train experiment=starter/$prior data.root="$out/few" codec="$out/wide/codec.safetensors" $begin run_name=final
+done
 
-python -m im2wav.convert run="$out/runs/starter" out="$out/model" dtype=fp16
+cp "$out/wide/codec.safetensors" "$out/runs/final/vqvae.safetensors"
+python -m im2wav.convert run="$out/runs/final" out="$out/model" dtype=fp16 license=cc-by-sa-4.0

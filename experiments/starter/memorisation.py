@@ -1,6 +1,6 @@
 """How much of the audio that a model generates for labels is copied from its training recordings, and how varied is it?
 
-    python experiments/starter/memorisation.py MODEL PAIRS OUT [--labels 30] [--sounds 8] [temperature=0.9 ...]
+    python experiments/starter/memorisation.py MODEL PAIRS OUT [--codec CODEC] [--sounds 8] [temperature=0.9 ...]
     python -m im2wav.evaluate generated=OUT/generated reference=OUT/reference labels=OUT/labels.csv
 
 For one pseudo-embedding of each ImageHear label it generates audio with several seeds, and prints, for each label and
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from im2wav import Im2Wav
+from im2wav.checkpoint import load
 from im2wav.data.manifest import Pair
 from im2wav.data.pairs import PairsFolder
 from im2wav.data.windows import CodesFolder, extend_wav
@@ -83,13 +84,15 @@ def main() -> None:
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("pairs", help="the pairs folder that it was trained on, with cached codes")
     parser.add_argument("out", type=Path, help="folder of the audio")
+    parser.add_argument("--codec", help="the codec that has written the cached codes; by default that of the model")
     parser.add_argument("--labels", type=int, default=30, help="number of labels")
     parser.add_argument("--sounds", type=int, default=8, help="sounds for each label")
     parser.add_argument("options", nargs="*", help="such as temperature=0.9 guidance_scale=3")
     given = parser.parse_args()
     options = {key: float(value) for key, value in (word.split("=") for word in given.options)}
     folder, model = PairsFolder(given.pairs), Im2Wav.from_pretrained(given.model, device="cpu")
-    rate, training = model.sample_rate, TrainingCodes(folder, model.networks.codec, model.networks.window)
+    codec = load(given.codec, "vqvae").net if given.codec else model.networks.codec
+    rate, training = model.sample_rate, TrainingCodes(folder, codec, model.networks.window)
     for name in ("generated", "reference"):
         (given.out / name).mkdir(parents=True, exist_ok=True)
     names = [OTHER_NAMES.get(name.lower(), name.lower()) for name in class_names()][: given.labels]

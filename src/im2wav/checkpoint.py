@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from im2wav.adapter import merged_state
 from im2wav.codec import AudioCodec, ResidualCodec
-from im2wav.codec.quantizer import CODE_SUM
+from im2wav.codec.quantizer import STATISTICS
 from im2wav.files import atomic_path, load_failure, state_sha256
 from im2wav.prior import MaskedPrior, Prior
 
@@ -26,6 +26,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 KINDS = {"codec": "vqvae", "low": "low_prior", "up": "up_prior"}
+STARTER = Path(__file__).parent / "assets" / "starter"  # a small model that is part of the package
 LOCAL = "a local model"  # base of a model that has no name for others
 MAPPED_TOGETHER = 2**24  # bytes of tensors per memory mapping of a file
 
@@ -147,7 +148,7 @@ def save(loaded: Loaded, path: Path, dtype: str = "fp32") -> Path:
     if dtype == "fp16":
         if loaded.kind == KINDS["codec"] and loaded.codes_sha256 is None:
             about["codes_sha256"] = net_sha256(loaded.net)
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items() if not k.endswith(CODE_SUM)}
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items() if not k.endswith(STATISTICS)}
     try:
         with atomic_path(path) as temporary:
             save_file(state, temporary, {"im2wav": json.dumps(about)})

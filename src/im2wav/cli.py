@@ -123,7 +123,7 @@ def rewrite(command: str, arguments: list[str]) -> list[str]:
     is_multirun = bool({"-m", "--multirun"} & set(arguments))
     arguments = [key + equals + literal(command, key, value, is_multirun) for key, equals, value in split]
     given = {key for key, equals, _ in split if equals}
-    modes = {"codec": "codec", "model_dir": "model", "generated": "folders"}
+    modes = {"codec": "codec", "model_dir": "model", "generated": "folders", "data_dir": "model"}
     mode = next((mode for key, mode in modes.items() if key in given), None)
     return arguments if command != "evaluate" or "mode" in given or mode is None else [*arguments, f"mode={mode}"]
 

@@ -40,7 +40,7 @@ class Train:
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "model=vqvae data.root=data/pairs",
-        "model=low_prior init_from=runs/base data.root=data/mine run_name=mine",
+        "model=low_prior init_from=starter data.root=data/mine run_name=mine",
         "experiment=official/up data=vggsound logger=wandb tags=[official] test=true",
     )
 
@@ -58,8 +58,8 @@ class Train:
     )
     init_from: str | None = option(
         None,
-        "model to begin with (fine-tuning): official, a folder of a model or of runs, an id on the Hub, or a file; "
-        "sizes, codec and encoder are those of the model, optimizer and schedule are new",
+        "model to begin with (fine-tuning): starter, official, a folder of a model or of runs, an id on the Hub, or a "
+        "file; sizes, codec and encoder are those of the model, optimizer and schedule are new",
     )
     overwrite: bool = option(False, "replace a finished run of the same name")
     test: bool = option(False, "after training, evaluate best.ckpt (last.ckpt without validation) on the test split")
@@ -256,14 +256,16 @@ class Convert:
 class DemoStages:
     """Options of the stages of the demo."""
 
-    images: str | None = option(None, "folder of your own images, to generate audio for them too")
+    images: str | None = option(
+        None, "folder of your own images, to generate audio for them too, with the starter model"
+    )
     family: str = option("residual", "family of the three models", choices=("residual", "im2wav"))
     overrides: list[str] = option([], "options of all three training runs, such as ['trainer.max_steps=20']")
 
 
 @dataclass
 class Demo:
-    """Run everything end to end on the shipped pairs: embed, train three small models, evaluate, and write a page.
+    """Generate audio for photos with the starter model; then embed, train and evaluate on the shipped pairs.
 
     The page is runs/demo/index.html. The demo takes about 5 minutes on two CPU cores.
     """

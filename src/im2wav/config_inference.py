@@ -22,11 +22,13 @@ class Negative:
 class GenerationModel:
     """Options of the commands that generate audio: which model, and how it computes."""
 
-    run_name: str = option("base", "run name of the models: runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt")
     pretrained: str | None = option(
         None,
-        "instead of run_name: official, the official Im2Wav weights; a folder written by convert or save_pretrained; "
-        "or an id on the Hugging Face Hub",
+        "the model: starter, a small model that is part of im2wav; official, the official Im2Wav weights; a folder "
+        "written by convert or save_pretrained; or an id on the Hugging Face Hub; null: starter, unless a run is named",
+    )
+    run_name: str | None = option(
+        None, "instead of pretrained: your run runs/RUN_NAME/{vqvae,low_prior,up_prior}/last.ckpt"
     )
     codec: str | None = option(None, "checkpoint of the VQ-VAE; null: that of the model")
     low: str | None = option(None, "checkpoint of the low prior; null: that of the model")
@@ -69,7 +71,7 @@ class Sample(GenerationModel, SampleFiles):
 
     example_commands: ClassVar[tuple[str, ...]] = (
         "input=photo.jpg",
-        "input=clip.mp4 num_samples=4 seed=1 sampler.guidance_scale=5",
+        "input=clip.mp4 run_name=base num_samples=4 seed=1",
         "pretrained=official input=photos out=sounds trainer.devices=8",
     )
 
@@ -141,6 +143,9 @@ class Web(GenerationModel):
     port: int | None = option(7860, "port to listen on; null: the first free one from 7860", minimum=1, maximum=65535)
     password_file: str | None = option(
         None, "file that contains the password of the page; null: that of IM2WAV_PASSWORD, or no password"
+    )
+    frames: list[str] = option(
+        [], "addresses of other pages that may show this page in a frame, such as ['https://huggingface.co']"
     )
     max_seconds: float = option(30, "maximum length of the generated audio", unit="seconds", above=0)
     max_upload: float = option(25, "maximum size of an uploaded file", unit="MiB", above=0)
@@ -257,7 +262,7 @@ class EvaluateModel(EvaluateAudio, Generation):
 
     mode: str = option("model", "what is evaluated")
     model_dir: str = option(
-        MISSING, "model=DIR: folder of the models: a run, or written by convert or save_pretrained; or official"
+        "starter", "model=DIR: a run, a folder written by convert or save_pretrained, starter or official"
     )
     data_dir: str = option(
         MISSING, "data=DIR: a pairs folder, whose images are the inputs and whose audio is the reference"
@@ -286,11 +291,11 @@ class EvaluateCodec(Evaluate):
 class EvaluateImageHear(EvaluateAudio, Generation):
     """Evaluate on ImageHear, the benchmark of Im2Wav: 101 photographs of 30 classes.
 
-    Set model=DIR and images=DIR to generate the audio first, or generated=DIR.
+    Set images=DIR to generate the audio with a model first, or generated=DIR.
     """
 
     example_commands: ClassVar[tuple[str, ...]] = (
-        "mode=imagehear model=runs/base images=DIR",
+        "mode=imagehear images=DIR",
         "mode=imagehear generated=DIR",
         "mode=imagehear model=runs/base images=DIR per_class=8 out=quick",
     )
@@ -298,7 +303,11 @@ class EvaluateImageHear(EvaluateAudio, Generation):
     mode: str = option("imagehear", "what is evaluated")
     generated: str | None = option(None, "folder of audio files named after the photographs: NAME_00.wav, ...")
     reference: str | None = option(None, "folder of real audio files; only the two sets are compared")
-    model_dir: str | None = option(None, "model=DIR: folder of the models, instead of generated; or official")
+    model_dir: str | None = option(
+        None,
+        "model=DIR: instead of generated, a run, a folder written by convert or save_pretrained, starter or official; "
+        "null without generated: starter",
+    )
     per_class: int = option(120, "number of audio files for each class (120 in the paper)", minimum=1)
 
 

@@ -1,4 +1,4 @@
-"""`python -m im2wav.demo`: embed the shipped pairs, train three small models, evaluate them, and write a page.
+"""`python -m im2wav.demo`: audio for photos by the starter model; then train and evaluate three small models.
 
 Each stage is the command that a user would type. Writes runs/demo/index.html and runs/demo/metrics.json.
 """
@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets" / "pairs"
 EXPERIMENTS = {"im2wav": "demo", "residual": "demo_residual"}
 STAGES = ("vqvae", "low_prior", "up_prior")
+# photos of the shipped pairs, which the starter model has never seen
+PHOTOS = (
+    "bird_01", "bird_02", "bus_01", "car_passing_01", "cow_04", "crickets_01", "drum_01", "ferry_horn_01", "kitten_01",
+    "monkey_01", "running_stream_01", "sheep_03",
+)  # fmt: skip
 
 
 def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
@@ -27,16 +32,18 @@ def stage_commands(cfg: DictConfig, out: Path) -> dict[str, list[str]]:
     runs, pairs = [f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"], quoted(out / "pairs")
     encoder = f"encoder={cfg.encoder.name}"
     sampler = [f"sampler.{k}={v}" for k, v in given_sampling(cfg.sampler).items()]
-    commands = {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
+    starter = ["sample", "pretrained=starter", f"paths.runs={quoted(cfg.paths.runs)}", f"seed={cfg.seed}"]
+    commands = {"starter": [*starter, f"input={quoted(out / 'photos')}", f"out={quoted(out / 'starter')}"]}
+    if cfg.demo.images:
+        own = [f"input={quoted(cfg.demo.images)}", f"out={quoted(out / 'own')}", "max_failed=1"]
+        commands["own images"] = [*starter, *own]
+    commands |= {"embed": ["embed", encoder, f"input={quoted(ASSETS)}", f"out={pairs}", "loudness=-18"]}
     for stage in STAGES:
         experiment = f"experiment={EXPERIMENTS[cfg.demo.family]}/{stage}"
         commands[stage] = ["train", experiment, "overwrite=true", *runs, *cfg.demo.overrides]
     for split in ("train", "valid"):
         where = [f"model={quoted(out)}", f"data={pairs}", f"split={split}", f"out={quoted(out / 'evaluation' / split)}"]
         commands[f"evaluate_{split}"] = ["evaluate", *where, "batch_size=64", "resamples_fd=2", *runs, *sampler]
-    if cfg.demo.images:
-        where = ["run_name=demo", f"input={quoted(cfg.demo.images)}", f"out={quoted(out / 'own')}", "max_failed=1"]
-        commands["sample"] = ["sample", encoder, *where, "batch_size=64", *runs, *sampler]
     return commands
 
 
@@ -45,8 +52,11 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     from im2wav.evaluation.demo_page import write_demo
 
     start, out, seconds = time.monotonic(), Path(cfg.paths.runs) / "demo", {}
-    for made in ("pairs", "evaluation", "own"):  # written by an earlier demo
+    for made in ("pairs", "evaluation", "own", "photos", "starter"):  # written by an earlier demo
         shutil.rmtree(out / made, ignore_errors=True)
+    (out / "photos").mkdir(parents=True)
+    for name in PHOTOS:
+        shutil.copy(ASSETS / "images" / f"{name}.jpg", out / "photos")
     for name, arguments in stage_commands(cfg, out).items():
         before = time.monotonic()
         run_command(*arguments)

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
 
 from im2wav.cards import CARD, HUB_ID, adapter_card, is_edited, updated_card
-from im2wav.checkpoint import KINDS, Loaded, check_same_origin, find_weights, load, save
+from im2wav.checkpoint import KINDS, STARTER, Loaded, check_same_origin, find_weights, load, save
 from im2wav.files import cache_folder, write_atomic
 from im2wav.network import check_hub, first_line, is_reachable
 
@@ -21,13 +21,16 @@ def find_folder(name: str, cache: Path | None = None, **hub: Any) -> Path:
     """The folder of a model, downloaded if necessary.
 
     Args:
-        name: a folder, `official` for the official weights, or an id on the Hub.
+        name: `starter` for the model of the package, `official` for the official weights, a folder, or an id on the
+            Hub.
         cache: folder for the official weights; IM2WAV_CACHE, or ~/.cache/im2wav, if None.
         hub: options of `huggingface_hub.snapshot_download`.
 
     Raises:
         ValueError: no such folder, and the download failed.
     """
+    if name == "starter":
+        return STARTER
     if name == "official":
         from im2wav.official import fetch
 

@@ -236,6 +236,7 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
     ("overrides", "message"),
     [
         ([], "generated=... is required: folder of generated audio files"),
+        (["data=GENERATED"], "is not a pairs folder"),  # audio of the starter model for its photos
         (["generated=GENERATED"], "needs reference=DIR"),
         (["generated=none", "reference=REFERENCE"], "generated=none: no such folder"),
         (
@@ -247,8 +248,8 @@ def test_rates_are_brought_together_and_sets_may_be_unpaired(folders, tmp_path):
             ["generated=GENERATED", "reference=REFERENCE", "suite=all", "weights_dir=GENERATED"],
             "lacks 4 of 4 files: passt-s-f128",
         ),
-        (["mode=imagehear"], "give one of generated=DIR"),
-        (["mode=imagehear", "model=GENERATED"], "needs images=DIR"),
+        (["mode=imagehear", "generated=GENERATED", "model=GENERATED"], "give one of generated=DIR"),
+        (["mode=imagehear"], r"needs generated=DIR \(audio files\), or images=DIR"),
         (["generated=GENERATED", "reference=REFERENCE", "missing=drop"], "missing=drop: must be one of error, skip"),
         (["generated=GENERATED", "reference=REFERENCE", "resamples=1"], "resamples=1: must be >= 2"),
         (["model=GENERATED"], "data_dir=... is required: data=DIR: a pairs folder"),

@@ -193,7 +193,10 @@ def test_a_dry_run_writes_nothing(trained, folder, tmp_path, capfd):
         (["input=IMAGE", "num_drafts=2", "num_samples=2"], "and num_samples=1"),
         (["input=IMAGE", "negative.text=owl"], "encodes images only"),
         (["input=IMAGE", "negative.image=none.jpg"], "none.jpg"),
-        (["input=IMAGE", "pretrained=none"], "none is no folder, and could not be fetched from the Hub"),
+        (
+            ["input=IMAGE", "run_name=null", "pretrained=none"],
+            "none is no folder, and could not be fetched from the Hub",
+        ),
         (["input=IMAGE", "seconds=-1"], "seconds=-1"),
         (["input=IMAGE", "precision=fp8"], "precision=fp8"),
         (["input=-"], "stdin lists no photo"),

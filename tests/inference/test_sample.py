@@ -101,6 +101,7 @@ def test_a_real_video(trained, tmp_path, shared):
         (["input=EMPTY"], "expected a photo, a video"),
         (["input=IMAGE", "encoder=clip_vit_b32"], "made with encoder=efficientnet_lite2"),
         (["input=IMAGE", "low=RUNS/base/up_prior/last.ckpt"], "holds a up_prior, expected a low_prior"),
+        (["input=IMAGE", "pretrained=starter"], "pretrained=starter and run_name=base: set one of the two"),
         (["input=IMAGE", "codec=none.ckpt"], "none.ckpt does not exist"),
         (["input=IMAGE", "run_name=other"], "other holds no vqvae: expected vqvae.safetensors"),
         (["input=IMAGE", "sampler.temperature=0"], "temperature=0"),

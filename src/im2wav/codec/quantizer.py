@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CODE_SUM = "code_sum"  # a buffer that follows from two others
+STATISTICS = ("code_sum", "code_usage")  # buffers of training only, which small files leave out
 SHOWN = ("entropy", "codes_alive")  # metrics that each codebook of a residual quantiser logs
 
 
@@ -87,9 +87,9 @@ class Codebook(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self._seen_initialised = False
-        if prefix + CODE_SUM not in state and prefix + "code_usage" in state:  # a file without it
-            usage = state[prefix + "code_usage"]
-            state[prefix + CODE_SUM] = state[prefix + "codebook"] * usage[:, None]
+        rows = state.get(prefix + "codebook")
+        if rows is not None and not any(prefix + name in state for name in STATISTICS):  # a small file
+            state[prefix + "code_sum"], state[prefix + "code_usage"] = rows.clone(), rows.new_ones(len(rows))
         super()._load_from_state_dict(state, prefix, *args)
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:

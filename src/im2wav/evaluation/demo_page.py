@@ -5,19 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from im2wav.checkpoint import STARTER
 from im2wav.data.pairs import PairsFolder
 from im2wav.evaluation import summary
 from im2wav.files import IMAGE_SUFFIXES, item_names, list_files, write_atomic
 from im2wav.media.reading import read_audio
-from im2wav.report import Audio, Card, Cards, Plot, Table, inline_audio, inline_image, render_page
+from im2wav.report import Audio, Card, Cards, Plot, Table, Text, inline_audio, inline_image, render_page
 from im2wav.report.plots import plot_curves
 from im2wav.tables import read_table
 
 INTRODUCTION = (
-    "Three small models, trained on {sounds} images and their recordings in {minutes:.0f} minutes, generated the audio "
-    "on this page from the images. Such small models memorise their few recordings: the demo shows that everything "
-    "works end to end. Generating audio for new images needs more data and larger models. The full evaluations are "
-    "evaluation/train/report.html and evaluation/valid/report.html in the folder of this page."
+    "The starter model, which is part of im2wav, generated audio for photos that it has never seen. Then three small "
+    "models were trained on {sounds} images and their recordings, all in {minutes:.0f} minutes, and generated the rest "
+    "of the audio. They memorise their few recordings: they show that everything works end to end. Their full "
+    "evaluations are evaluation/train/report.html and evaluation/valid/report.html in the folder of this page."
+)
+UNSEEN_PHOTOS = (
+    "Audio for photos that it was not trained on, at its default settings, one seed, none left out. Its card is below."
 )
 UNSEEN = (
     "These images were not used in training, but other images of the same label were. With so little data, expect the "
@@ -121,19 +125,24 @@ def demo_page(
         note = f"{pair.id}: nearest training recording is {nearest}{' (its own)' if nearest == pair.id else ''}"
         return Card(pair.label, inline_image(Path(pair.source)), audio, note)
 
+    def photo_cards(title: str, text: str, photos: Path, made: Path) -> Cards:
+        paths = list_files(photos, IMAGE_SUFFIXES)
+        files = dict(zip(item_names(paths, photos), paths, strict=True))
+        shown = {name: path for name, path in files.items() if (made / "up" / f"{name}_00.wav").is_file()}
+        return Cards(title, text, [Card(n, inline_image(path), generated(made, n)) for n, path in shown.items()])
+
+    parts: list[Any] = [photo_cards("The starter model: unseen photos", UNSEEN_PHOTOS, out / "photos", out / "starter")]
+    if own:
+        text = f"From {own}, by the starter model."
+        parts.insert(0, photo_cards("Your own images", text, Path(own), out / "own"))
     retrieval: list[Any] = [("audio", "fraction", "meaning")]
     retrieval += [(name, figures[key], meaning) for key, (_, name, meaning) in RETRIEVAL.items()]
-    parts: list[Any] = [Table("How often is the nearest training recording the image's own?", retrieval)]
-    if own:
-        photos = list_files(Path(own), IMAGE_SUFFIXES)
-        files = dict(zip(item_names(photos, Path(own)), photos, strict=True))
-        shown = {name: path for name, path in files.items() if (out / "own" / "up" / f"{name}_00.wav").is_file()}
-        cards = [Card(name, inline_image(path), generated(out / "own", name)) for name, path in shown.items()]
-        parts.append(Cards("Your own images", f"From {own}.", cards))
-    parts.append(Cards("Unseen images", UNSEEN, [card("valid", row) for row in rows["valid"]]))
-    parts.append(Cards("Images of the training set", "", [card("train", row) for row in rows["train"]]))
+    parts.append(Table("Trained here: how often is the nearest training recording the image's own?", retrieval))
+    parts.append(Cards("Trained here: unseen images", UNSEEN, [card("valid", row) for row in rows["valid"]]))
+    parts.append(Cards("Trained here: images of the training set", "", [card("train", row) for row in rows["train"]]))
     for split, report in reports.items():
         parts += [Table(f"{name}, {split} split", lines) for name, lines in summary.model_tables(report)]
     parts += [Table("Time", [("stage", "seconds"), *figures["seconds"].items()]), Plot("Loss", plot_curves(curves))]
+    parts.append(Text("The starter model: its card", (STARTER / "README.md").read_text(encoding="utf-8")))
     text = INTRODUCTION.format(sounds=figures["sounds"], minutes=figures["seconds"]["total"] / 60)
     return render_page("im2wav: generated audio of the demo", text, parts)

@@ -31,10 +31,13 @@ class Inputs:
 def check_options(cfg: Any) -> None:
     """Reject options that do not go together, before anything is read."""
     if cfg.mode == "imagehear":
-        if bool(cfg.generated) == bool(cfg.model_dir):
+        if cfg.generated and cfg.model_dir:
             raise ValueError("mode=imagehear: give one of generated=DIR (audio files) and model=DIR (generates first)")
-        if cfg.model_dir and not cfg.images:
-            raise ValueError("mode=imagehear with model=DIR needs images=DIR, the folder of its 101 photographs")
+        if not cfg.generated and not cfg.images:
+            raise ValueError(
+                "mode=imagehear needs generated=DIR (audio files), or images=DIR, the folder of its 101 photographs, "
+                "to generate the audio first"
+            )
     if cfg.mode == "folders" and not (cfg.reference or cfg.data_dir):
         raise ValueError("mode=folders needs reference=DIR (real audio of the same names) or data=PAIRS")
     if cfg.seconds is not None and cfg.seconds < SHORTEST:

@@ -159,6 +159,8 @@ def evaluate_audio(cfg: Any, make_config: MakeConfig, build: Build) -> dict[str,
         ValueError: options, folders or audio that cannot be used.
     """
     check_options(cfg)
+    if cfg.mode == "imagehear" and not cfg.generated:
+        cfg.model_dir = cfg.model_dir or "starter"
     cfg.device = pick_device(cfg.device, mps=False)
     start = time.monotonic()
     if cfg.get("model_dir") and not cfg.export:

@@ -2,7 +2,7 @@
 
 from im2wav import Im2Wav
 
-model = Im2Wav.from_pretrained("runs/base")
+model = Im2Wav.from_pretrained()
 audio = model.generate("dog.jpg", seed=1)
 audio.save("dog.wav")
 """

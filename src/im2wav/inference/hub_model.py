@@ -35,7 +35,7 @@ class HubModel(ModelHubMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path = "starter",
         *,
         encoder: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -48,8 +48,9 @@ class HubModel(ModelHubMixin):
         """Load a model.
 
         Args:
-            pretrained_model_name_or_path: a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of
-                runs, such as runs/base; `official` for the authors' weights; or an id on the Hugging Face Hub.
+            pretrained_model_name_or_path: `starter`, a small model that is part of im2wav; `official` for the authors'
+                weights; a folder from `save_pretrained` or `python -m im2wav.convert`; a folder of runs, such as
+                runs/base; or an id on the Hugging Face Hub.
             encoder: options of the image encoder, such as {"weights": "/path/to/ViT-B-32.pt"}.
             device, precision, consume, compile: see the class.
             adapters: files of adapters or ids on the Hub, each with or without a weight, such as

@@ -107,6 +107,16 @@ class Plot:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text with its own line breaks, such as a model card."""
+
+    template: ClassVar[str] = "text.html"
+    title: str
+    content: str
+    text: str = ""
+
+
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("im2wav.report")
@@ -120,7 +130,7 @@ def _environment() -> Environment:
 
 
 def render_page(title: str, text: str, parts: Sequence[Any], wide: bool = False) -> bytes:
-    """The HTML of a page: title, introduction, and parts (`Table`, `Cards`, `Plot`); `wide`: as wide as the window."""
+    """The HTML of a page: its title, introduction and parts, such as `Table`; `wide`: as wide as the window."""
     return _environment().get_template("page.html").render(title=title, text=text, parts=parts, wide=wide).encode()
 
 

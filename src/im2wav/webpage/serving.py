@@ -29,7 +29,7 @@ CLOSED = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/deep_link"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self'"
+    "worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self' "
 )
 Scope = dict[str, Any]
 
@@ -40,10 +40,11 @@ class Guard:
     Args:
         app: what it protects.
         max_upload: bytes of an uploaded file.
+        frames: addresses of other pages that may show this one in a frame.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], max_upload: float):
-        self.app, self.max_upload = app, max_upload
+    def __init__(self, app: Callable[..., Awaitable[None]], max_upload: float, frames: Sequence[str] = ()):
+        self.app, self.max_upload, self.policy = app, max_upload, POLICY + " ".join(frames)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -60,13 +61,13 @@ class Guard:
         elif int(size) > limit:
             await _reply(send, 413, f"the request is larger than {limit / 2**20:.3g} MiB")
         else:
-            await self.app(scope, receive, _with_policy(send))
+            await self.app(scope, receive, _with_policy(send, self.policy))
 
 
-def _with_policy(send: Any) -> Any:
+def _with_policy(send: Any, policy: str) -> Any:
     async def sending(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            added = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+            added = {"content-security-policy": policy, "referrer-policy": "no-referrer"}
             message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in added.items())]
         await send(message)
 
@@ -186,7 +187,8 @@ def open_page(cfg: DictConfig, service: AudioService, password: str | None = Non
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it runs
     max_upload = int(cfg.max_upload * 2**20)
-    page = WebPage(service, Path(cfg.pretrained or cfg.run_name).name, cfg.keep * 60).build()
+    guard = Middleware(Guard, max_upload=max_upload, frames=list(cfg.frames))
+    page = WebPage(service, Path(cfg.pretrained or cfg.run_name or "starter").name, cfg.keep * 60).build()
     page.queue(max_size=cfg.max_queue, api_open=False)
     page.launch(
         server_name=cfg.host,
@@ -194,7 +196,7 @@ def open_page(cfg: DictConfig, service: AudioService, password: str | None = Non
         auth=None if password is None else (lambda _, given: hmac.compare_digest(given.encode(), password.encode())),
         auth_message="Any user name, and the password of this page.",
         max_file_size=max_upload,
-        app_kwargs={"middleware": [Middleware(Guard, max_upload=max_upload)], "docs_url": None, "redoc_url": None},
+        app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
         state_session_capacity=SESSIONS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
