@@ -355,13 +355,13 @@ def test_processes_wait_for_the_slowest_as_long_as_it_takes():
 
 def test_each_device_sizes_its_batches_by_its_own_memory(monkeypatch):
     """With several devices the nets are on the CPU until the Trainer gives a process its device."""
-    from im2wav.inference import runner
+    from im2wav.inference import api
 
     nets = SimpleNamespace(low=low_prior(), up=up_prior(), precision="fp32", compile=False, device=CPU)
-    work = runner.Runner(SimpleNamespace(networks=nets))
+    work = api.Runner(SimpleNamespace(networks=nets))
     asked = []
     monkeypatch.setattr(
-        runner, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
+        api, "batch_that_fits", lambda priors, *_: asked.append(priors[0].position_embedding.device) or 7
     )
     nets.low, nets.device = nets.low.to("meta"), torch.device("meta")
     assert work.fit_batch(has_negative=False) == 7

@@ -98,7 +98,7 @@ def test_settings_that_an_optimizer_state_cannot_take_over_are_rejected(pairs, t
     common = ["data.windows_per_epoch=5", "resume=auto", "trainer.max_steps=1"]
     train(tiny_config("vqvae", pairs, tmp_path, *common))
     with pytest.raises(ValueError, match=r"trained with model.decay_everything=False, now True"):
-        train(tiny_config("vqvae", pairs, tmp_path, *common, "+model.decay_everything=true"))
+        train(tiny_config("vqvae", pairs, tmp_path, *common, "model.decay_everything=true"))
 
 
 def test_slurm_variables_without_srun_are_ignored(pairs, tmp_path, monkeypatch, capfd):

@@ -27,7 +27,16 @@ SOUNDS = "(document.querySelector('#live audio') || {currentTime: 0}).currentTim
 def url(trained, tmp_path_factory):
     """The address that `im2wav web` prints; the command ends when it is interrupted, and deletes its files."""
     temporary = tmp_path_factory.mktemp("tmp")
-    command = [sys.executable, "-m", "im2wav.cli", "web", f"paths.runs={trained}", "device=cpu", "port=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "im2wav.cli",
+        "web",
+        f"paths.runs={trained}",
+        "run_name=base",
+        "device=cpu",
+        "port=null",
+    ]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         lines = []

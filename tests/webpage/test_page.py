@@ -34,7 +34,15 @@ def opened(trained: Path, *options: str, password: str | None = None):
     before = dict(os.environ)
     try:
         with gradio_folder() as folder:
-            names = [f"paths.runs={trained}", "device=cpu", "port=null", "max_seconds=2", "max_upload=1", *options]
+            names = [
+                f"paths.runs={trained}",
+                "run_name=base",
+                "device=cpu",
+                "port=null",
+                "max_seconds=2",
+                "max_upload=1",
+                *options,
+            ]
             cfg = config("web", *names)
             service = make_service(cfg, instantiate, folder)
             page = open_page(cfg, service, password)
@@ -290,7 +298,7 @@ def test_audio_is_continued_from_the_chosen_second(service, tmp_path):
     form = Form(photo=OWL, task=CONTINUE, known=str(prompt), end=0.5)
     answer, _ = finish(service.run(form))
     assert len(answer.audio.wav) == round((0.5 + service.model().window) * 16000)
-    known = service.model().networks.encode(torch.from_numpy(tone(0.5)).float(), pad=False)["low"]
+    known = service.model().networks.encode(service.read_known(str(prompt))[0][:8000], pad=False)["low"]
     assert torch.equal(answer.audio.codes["low"][: len(known)], known)
     whole, _ = finish(service.run(replace(form, end=0)))
     assert len(whole.audio.wav) == round((1.0 + service.model().window) * 16000)

@@ -29,7 +29,7 @@ CLOSED = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/deep_link"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self' "
+    "worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self'"
 )
 Scope = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Guard:
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], max_upload: float, frames: Sequence[str] = ()):
-        self.app, self.max_upload, self.policy = app, max_upload, POLICY + " ".join(frames)
+        self.app, self.max_upload, self.policy = app, max_upload, " ".join([POLICY, *frames])
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer one request."""
