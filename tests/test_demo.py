@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from conftest import ASSETS, command, config
-from im2wav.demo import stage_commands
+from im2wav.demo import PHOTOS, stage_commands
 
 
 @pytest.mark.slow
@@ -35,9 +35,9 @@ def test_the_demo_from_end_to_end_in_a_few_steps(tmp_path, capfd):
         for stage in ("low_prior", "up_prior"):
             assert all(0 < bits < 20 for bits in figures["bits_per_code"][split][stage].values())
     page = (out / "index.html").read_text()
-    assert page.count("<audio") == 3 * (42 + 4) + 2
-    assert "my owl" in page
-    assert page.count("data:image/jpeg") == 42 + 4 + 1
+    assert page.count("<audio") == 3 * (42 + 4) + 2 * (len(PHOTOS) + 1)
+    assert page.index("my owl") < page.index(PHOTOS[0]) < page.index("Trained here") < page.index("Model card")
+    assert page.count("data:image/jpeg") == 42 + 4 + len(PHOTOS) + 1
     for split, count in (("train", 42), ("valid", 6)):
         report = json.loads((out / "evaluation" / split / "report.json").read_text())
         assert report["sets"]["generated"]["n"] == count
