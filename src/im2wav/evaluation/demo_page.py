@@ -143,6 +143,7 @@ def demo_page(
     for split, report in reports.items():
         parts += [Table(f"{name}, {split} split", lines) for name, lines in summary.model_tables(report)]
     parts += [Table("Time", [("stage", "seconds"), *figures["seconds"].items()]), Plot("Loss", plot_curves(curves))]
-    parts.append(Text("The starter model: its card", (STARTER / "README.md").read_text(encoding="utf-8")))
+    card_text = (STARTER / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]  # without its metadata
+    parts.append(Text("The starter model: its card", card_text.strip()))
     text = INTRODUCTION.format(sounds=figures["sounds"], minutes=figures["seconds"]["total"] / 60)
     return render_page("im2wav: generated audio of the demo", text, parts)
