@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from im2wav.adapter import apply_adapters
-from im2wav.checkpoint import KINDS, STARTER, find_weights, load
+from im2wav.checkpoint import KINDS, find_weights, load
 from im2wav.decoding.decoder import MAX_BATCH_SIZE
 from im2wav.decoding.sampler import SamplingOptions, given_sampling, item_seed
 from im2wav.files import flatten, path_inside, table_bytes, write_atomic
@@ -150,8 +150,8 @@ def load_model(cfg: DictConfig, build: Build, device: str) -> Im2Wav:
     """The model that the options name, on a device."""
     if cfg.pretrained and cfg.run_name:
         raise ValueError(f"pretrained={cfg.pretrained} and run_name={cfg.run_name}: set one of the two")
-    own = Path(cfg.paths.runs) / cfg.run_name if cfg.run_name else STARTER
-    folder = find_folder(str(cfg.pretrained), Path(cfg.paths.cache)) if cfg.pretrained else own
+    own = Path(cfg.paths.runs) / cfg.run_name if cfg.run_name else None
+    folder = own or find_folder(str(cfg.pretrained or "starter"), Path(cfg.paths.cache))
     paths = find_weights(folder, {name: cfg[name] for name in KINDS})
 
     def make_encoder() -> Any:
