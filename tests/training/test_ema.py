@@ -37,12 +37,26 @@ def started(module: Small, **options) -> EMA:
 def test_the_average_is_that_of_pytorch_to_the_last_bit():
     torch.manual_seed(0)
     module = Small()
-    ema, expected = started(module, decay=0.9), AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    options = {"decay": 0.9, "warmup": False}
+    ema, expected = started(module, **options), AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for _ in steps(ema, module, 5):
         expected.update_parameters(module)
         for name, value in ema.averaged.state_dict().items():
             assert (value == expected.module.state_dict()[name]).all(), name
     assert (ema.averaged.net[0].weight != module.net[0].weight).any()
+
+
+def test_the_average_of_a_short_training_does_not_hold_the_first_weights():
+    ema, module = started(Small()), Small()
+    weight = module.net[0].weight
+    for step in range(1, 101):
+        weight.data.fill_(float(step == 1))  # the first weights are the only ones that are not zero
+        ema.on_train_batch_end(SimpleNamespace(global_step=step), module, None, None, 0)
+    kept = 1.0
+    for n in range(1, 100):
+        kept *= min(0.999, (1 + n) / (10 + n))
+    torch.testing.assert_close(ema.averaged.net[0].weight.mean().item(), kept, rtol=1e-4, atol=0)
+    assert kept < 1e-9 < 0.9 < 0.999**99
 
 
 def test_the_average_is_on_the_device_of_the_weights_and_no_update_waits():

@@ -26,18 +26,22 @@ class EMA(pl.Callback):
     Args:
         decay: decay per update, 0 <= decay < 1; or `official`: 1 - global batch size / 8000 per step.
         update_every_n_steps: number of optimizer steps between updates; `official` raises the decay to this power.
+        warmup: use at most (1 + n) / (10 + n) after n updates, so that the average of a short training does not hold
+            the weights that it began with. Source: `num_updates` of TensorFlow's ExponentialMovingAverage. Without
+            effect for `official`.
 
     Raises:
         ValueError: `decay` is neither in range nor `official`, or `update_every_n_steps` < 1.
     """
 
-    def __init__(self, decay: float | str = 0.999, update_every_n_steps: int = 1):
+    def __init__(self, decay: float | str = 0.999, update_every_n_steps: int = 1, warmup: bool = True):
         if decay != "official" and not (isinstance(decay, float | int) and 0 <= decay < 1):
             raise ValueError(f"callbacks.ema.decay={decay}: must be >= 0 and < 1, or official")
         if update_every_n_steps < 1:
             raise ValueError(f"callbacks.ema.update_every_n_steps={update_every_n_steps}: must be >= 1")
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
+        self.warmup = warmup and decay != "official"
         self.num_updates = 0
         self._latest_update_step = 0
         self._step_decay = 0.0
@@ -85,7 +89,8 @@ class EMA(pl.Callback):
             return
         average, live = (local_tensors(module.parameters()) for module in (self.averaged, pl_module))
         if self.num_updates:
-            torch._foreach_lerp_(average, [value.float() for value in live], 1 - self._step_decay)
+            highest = (1 + self.num_updates) / (10 + self.num_updates) if self.warmup else 1.0
+            torch._foreach_lerp_(average, [value.float() for value in live], 1 - min(self._step_decay, highest))
         else:
             torch._foreach_copy_(average, live)
         for buffer, value in zip(self.averaged.buffers(), pl_module.buffers(), strict=True):
