@@ -28,11 +28,13 @@ def test_torch_compiler():
 
 
 def test_torch_tensor_modes():
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
     assert issubclass(FakeTensorMode, TorchDispatchMode)
+    with FakeTensorMode(), unset_fake_temporarily():
+        assert type(torch.zeros(1)) is torch.Tensor
     assert tree_leaves({"a": [1, 2]}) == [1, 2]
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from im2wav.files import atomic_path, state_sha256
 from im2wav.network import first_line
@@ -34,7 +35,8 @@ def insert_adapter(net: nn.Module, rank: int, alpha: float, dropout: float, targ
         raise ValueError(f"adapter=lora needs peft ({error}): pip install 'im2wav[adapters]'") from error
     try:
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        inject_adapter_in_model(config, net, NAME)
+        with unset_fake_temporarily():  # peft converts weights in a way that fake tensors do not support
+            inject_adapter_in_model(config, net, NAME)
     except ValueError as error:
         raise ValueError(f"adapter: {first_line(error)}") from error
     for name, parameter in net.named_parameters():

@@ -11,6 +11,7 @@ from im2wav import Im2Wav
 from im2wav.adapter import apply_adapters, read_adapter
 from im2wav.checkpoint import load, net_sha256
 from im2wav.train import train
+from im2wav.training import hardware
 
 OWL = ASSETS / "images" / "owl_03.jpg"
 LORA = ["adapter=lora", "model.adapter.rank=2", "model.optimizer.lr=0.05", "model.scheduler.steps=1"]
@@ -58,6 +59,22 @@ def test_a_stopped_run_of_an_adapter_resumes_to_the_same_adapter(pairs, trained,
     train(base_config(*arguments, "resume=auto"))
     files = [(folder / "adapter.safetensors").read_bytes() for folder in (tmp_path / "run", tuned / "low_prior")]
     assert files[0] == files[1]
+
+
+def test_the_memory_of_an_adapter_is_counted_without_gradients_of_the_model(pairs, trained, tmp_path, monkeypatch):
+    seen, measure = [], hardware.training_memory
+
+    def measured(*arguments):
+        seen.append(measure(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(hardware, "training_memory", measured)
+    monkeypatch.setattr(hardware, "device_memory", lambda trainer: 8 * 10**9)
+    for options in ([], LORA):
+        options = [*options, "data.batch_size=auto", "trainer.fast_dev_run=1"]
+        train(base_config("low_prior", pairs, trained / "base", tmp_path, *options))
+    whole, adapter = (found.state for found in seen)
+    assert 2 / 5 < adapter / whole < 3 / 5  # weights and average; without gradients and two moments
 
 
 def test_adapters_change_the_audio_and_without_them_it_is_that_of_the_model(trained, tuned, tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from im2wav.adapter import insert_adapter
 from im2wav.benchmarks.machine import Row
 from im2wav.codec import AudioCodec
 from im2wav.codec.losses import Bandwidth, CodecLoss
@@ -21,16 +22,27 @@ PARTS = ("throughput", "memory")
 WINDOW, CLIP, FRAMES = 65536, 512, 123  # samples, width of CLIP ViT-B/32, frames of 4.096 s at 30 a second
 CARDS = (8, 12, 24, 80)  # GB
 LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed"}
+ADAPTED = ("qkv", "attention_out", "mlp_in", "mlp_out")  # the linear layers of conf/adapter/lora.yaml
 
 
-def official_net(model: str, **options: Any) -> nn.Module:
-    """Build a network of official size with random weights; `options` are options of the transformer.
+def official_net(model: str, adapter_rank: int = 0, **options: Any) -> nn.Module:
+    """Build a network of official size with random weights.
+
+    Args:
+        model: vqvae, low_prior or up_prior.
+        adapter_rank: rank of an adapter (LoRA) of a prior, whose own weights are then frozen; 0: no adapter.
+        options: of the transformer.
 
     Raises:
-        ValueError: unknown model.
+        ValueError: unknown model, or peft is not installed.
     """
-    if model == "vqvae":
-        return AudioCodec()
+    net = AudioCodec() if model == "vqvae" else _official_prior(model, options)
+    if adapter_rank and model != "vqvae":
+        insert_adapter(net, adapter_rank, alpha=2 * adapter_rank, dropout=0.0, targets=ADAPTED)
+    return net
+
+
+def _official_prior(model: str, options: dict[str, Any]) -> Prior:
     if model == "low_prior":
         conditioning: dict[str, Any] = {"frames": True, "timing": True, "guidance": True}
         return Prior(2048, 2048, options, {"clip_dim": CLIP, **conditioning})
@@ -88,17 +100,18 @@ def _measure_throughput(
     return rows
 
 
-def _measure_memory(model: str, precision: str) -> list[Row]:
+def _measure_memory(model: str, precision: str, adapter_rank: int) -> list[Row]:
     """Memory of a training step: state, peak by batch size, and the largest batch on several GPUs."""
+    trained = f", LoRA of rank {adapter_rank}" if adapter_rank and model != "vqvae" else ""
     rows: list[Row] = []
     for checkpointing in (False, True) if model != "vqvae" else (False,):
 
         def build(batch: int, checkpointing: bool = checkpointing) -> tuple[nn.Module, Callable[[], Tensor]]:
-            net = official_net(model, checkpointing=checkpointing)
+            net = official_net(model, adapter_rank, checkpointing=checkpointing)
             return net, loss_of(net, batch, "cpu")
 
         found = step_memory(build, precision=LIGHTNING[precision])
-        name = f"{model}, {LIGHTNING[precision]}{', checkpointing' if checkpointing else ''}"
+        name = f"{model}{trained}, {LIGHTNING[precision]}{', checkpointing' if checkpointing else ''}"
         fits = ", ".join(f"{card} GB {found.largest_batch(card * 1e9) or 'none'}" for card in CARDS)
         if not checkpointing:
             rows.append(Row(f"{name}: weights, gradients, moments, average", found.state / 1e9, "GB"))
@@ -115,8 +128,9 @@ def measure_training(
     checkpointing: bool = False,
     repeats: int = 2,
     parts: Sequence[str] = PARTS,
+    adapter_rank: int = 0,
 ) -> list[Row]:
-    """Benchmark training steps, or some `parts`.
+    """Benchmark training steps, or some `parts`; memory with an adapter of `adapter_rank`, unless it is 0.
 
     Raises:
         ValueError: unknown model or part.
@@ -126,7 +140,7 @@ def measure_training(
         raise ValueError(f"measure.parts: unknown {sorted(unknown)}: expected some of {', '.join(PARTS)}")
     rows: list[Row] = []
     for model in models if "memory" in parts else ():
-        rows += _measure_memory(model, precision)
+        rows += _measure_memory(model, precision, adapter_rank)
     for model in models if "throughput" in parts else ():
         rows += _measure_throughput(model, batch, device, precision, checkpointing, repeats)
     return rows

@@ -177,9 +177,10 @@ def step_peak(
         with _default_dtype(WEIGHTS.get(width, torch.float32) if kind == "true" else torch.float32):
             module, loss = build(batch)
         module.train()
-        stepper = optimizer(module) if optimizer else torch.optim.AdamW(module.parameters(), fused=True)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        stepper = optimizer(module) if optimizer else torch.optim.AdamW(trained, fused=True)
         average = [p.detach().clone() for p in module.parameters()] if averaged else []
-        for p in module.parameters():
+        for p in trained:
             p.grad = torch.zeros_like(p)
         stepper.step()  # allocates the optimizer moments
         state = live.now

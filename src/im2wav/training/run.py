@@ -77,7 +77,7 @@ def _train(
     if cfg.trainer.fast_dev_run:
         trainer.loggers = [DummyLogger()]  # callbacks want one
     _check_launcher(trainer, launcher)
-    size_batch(cfg, trainer, datamodule, lambda: instantiate(cfg.model))
+    size_batch(cfg, trainer, datamodule, lambda: _untrained(cfg, instantiate))
     if not cfg.trainer.fast_dev_run:
         resolved = {output / "config.yaml": OmegaConf.to_yaml(cfg, resolve=True)}
         accept_run({**start_files, **resolved})
@@ -104,6 +104,14 @@ def _train(
         log.info("adapter (%.1f MB): %s", path.stat().st_size / 1e6, path)
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
+
+
+def _untrained(cfg: DictConfig, instantiate: Callable[..., Any]) -> Any:
+    """Another module of this configuration, whose memory is counted."""
+    module = instantiate(cfg.model)
+    if module.adapter is not None:
+        insert_adapter(module.net, **module.adapter)
+    return module
 
 
 def _start_loggers(cfg: DictConfig, instantiate: Callable[..., Any], is_new: bool) -> list[Any]:
