@@ -21,10 +21,12 @@ python "$here/render.py" "$out/rendered"
 python "$here/augment.py" "$recordings" "$out/augmented"
 python "$here/manifest.py" "$out/plain.csv" "$recordings" "$out/rendered"
 python "$here/manifest.py" "$out/more.csv" "$recordings" "$out/rendered" "$out/augmented"
-python "$here/manifest.py" "$out/few.csv" --most 16 "$recordings" "$out/rendered"
-for pairs in plain more few; do
+for pairs in plain more; do
     embed input="$out/$pairs.csv" out="$out/$pairs"
 done
+python "$here/typical.py" "$out/plain" "$out/typical.csv"
+python "$here/manifest.py" "$out/few.csv" --most 16 --typical "$out/typical.csv" "$recordings" "$out/rendered"
+embed input="$out/few.csv" out="$out/few"
 
 # codec: first without, then with the discriminator
 train experiment=starter/vqvae data.root="$out/plain" model.discriminator=null trainer.max_steps=2500 \

@@ -4,12 +4,14 @@
 
 A folder has audio files and sources.csv, which says `file`, `class` and `group` of each (and its author and licence). A
 group, the original recording, is in one split only. Changed copies (augment.py) of held-out recordings are left out,
-and so are files whose class is not in classes.yaml, which are listed.
+and so are files whose class is not in classes.yaml, which are listed. With --most, so are recordings of something else
+that belongs to the class, by what their source says, such as the horn of a car.
 """
 
 import argparse
 import csv
 import hashlib
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 
 VALID, TEST = 6, 14  # per cent of the groups in the validation split, and up to which in the test split
 COLUMNS = ("id", "audio", "label", "group", "split")
+OTHER = {"car": "horn|honk|claxon", "train": "crossing"}  # words in the name or the description of a recording
 
 
 def split_of(group: str) -> str:
@@ -26,15 +29,21 @@ def split_of(group: str) -> str:
     return "valid" if place < VALID else "test" if place < TEST else "train"
 
 
-def fewest(rows: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-    """The rows with at most `most` of each class in the training split."""
+def fewest(rows: list[dict[str, str]], most: int, scores: dict[str, float]) -> list[dict[str, str]]:
+    """The rows with the `most` of the highest score of each class in the training split."""
     counts: Counter[str] = Counter()
     kept = set()
-    for row in sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest()):
+    for row in sorted(rows, key=lambda row: (-scores.get(row["id"], 0), row["id"])):
         counts[row["label"]] += row["split"] == "train"
         if row["split"] != "train" or counts[row["label"]] <= most:
             kept.add(row["id"])
     return [row for row in rows if row["id"] in kept]
+
+
+def is_something_else(source: dict[str, str]) -> bool:
+    """Whether a recording is of something else that belongs to its class."""
+    words = " ".join(source[column] for column in ("file", "original", "note")).lower()
+    return source["class"] in OTHER and re.search(OTHER[source["class"]], words) is not None
 
 
 def main() -> None:
@@ -42,7 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="manifest.csv to write")
     parser.add_argument("folders", type=Path, nargs="+", help="folders with sources.csv")
-    parser.add_argument("--most", type=int, help="number of training recordings of each class, chosen by a hash")
+    parser.add_argument("--most", type=int, help="number of training recordings of each class")
+    parser.add_argument("--typical", type=Path, help="scores by which these are chosen, written by typical.py")
     options = parser.parse_args()
     known = set(OmegaConf.load(Path(__file__).with_name("classes.yaml")))
     rows, left_out = [], Counter()
@@ -55,11 +65,15 @@ def main() -> None:
                 name, split = source["file"].rpartition(".")[0].replace("/", "_"), split_of(source["group"])
                 if split != "train" and "augment.py" in source["note"]:
                     continue
+                if options.most and is_something_else(source):
+                    continue
                 audio = str((folder / source["file"]).resolve())
                 fields = (name, audio, source["class"], source["group"], split)
                 rows.append(dict(zip(COLUMNS, fields, strict=True)))
     if options.most:
-        rows = fewest(rows, options.most)
+        with options.typical.open(newline="", encoding="utf-8") as file:
+            scores = {row["id"]: float(row["score"]) for row in csv.DictReader(file)}
+        rows = fewest(rows, options.most, scores)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -29,6 +29,14 @@ def test_draws_follow_the_distribution_and_never_what_was_filtered():
     assert draw(logits[:2], edges, SamplingOptions(top_k=1)).tolist() == [0, 0]
 
 
+def test_the_up_prior_can_have_its_own_temperature():
+    options = SamplingOptions(temperature=0.9, up_temperature=0.5)
+    assert (options.of_level("low").temperature, options.of_level("up").temperature) == (0.9, 0.5)
+    assert SamplingOptions(temperature=0.9).of_level("up").temperature == 0.9
+    with pytest.raises(ValueError, match="up_temperature=-1: expected more than 0"):
+        SamplingOptions(up_temperature=-1)
+
+
 def test_a_low_temperature_sharpens():
     logits = torch.tensor([[1.0, 0.0]]).repeat(1000, 1)
     uniform = torch.linspace(0, 0.999, 1000, dtype=torch.float64)

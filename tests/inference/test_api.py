@@ -79,6 +79,12 @@ def test_streamed_audio_equals_generated_audio(model):
     assert (torch.cat(list(model.stream(OWL, **what))) == whole.wav).all()
 
 
+def test_the_temperature_of_the_up_prior_changes_the_fine_codes_only(model):
+    plain, cold = (model.generate(OWL, seed=2, **options) for options in ({}, {"up_temperature": 0.05}))
+    assert torch.equal(plain.codes["low"], cold.codes["low"])
+    assert not torch.equal(plain.codes["up"], cold.codes["up"])
+
+
 def test_a_timeline_and_drafts(model):
     sound = model.generate(timeline=[f"{OWL}@0", f"{CAT}@0.2"], num_drafts=3)
     assert len(sound.wav) == round((0.2 + model.window) * 16000)

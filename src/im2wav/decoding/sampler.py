@@ -20,6 +20,7 @@ class SamplingOptions:
             one (3 in Im2Wav); 0 ignores the image. Has no effect on priors without guidance.
         negative_scale: scale of the guidance away from a negative input, if any; 0 ignores it.
         temperature: logits are divided by it.
+        up_temperature: the same for the up prior; None: `temperature`.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the most likely codes that together reach this probability; 0 keeps all.
         up_condition: image embedding of the up prior in audio longer than a window: the mean over the frames of the
@@ -37,20 +38,27 @@ class SamplingOptions:
     top_p: float = 0.0
     up_condition: str = "window"
     passes: int = 2
+    up_temperature: float | None = None
 
     def __post_init__(self):
         if self.passes < 1:
             raise ValueError(f"passes={self.passes}: expected 1 or more")
         if self.up_condition not in ("window", "video"):
             raise ValueError(f"up_condition={self.up_condition}: expected window or video")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature={self.temperature}: expected more than 0 (use top_k=1 for the likeliest code)"
-            )
+        for name in ("temperature", "up_temperature"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: expected more than 0 (use top_k=1 for the likeliest code)")
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: expected top_k >= 0 and top_p between 0 and 1")
         if self.top_k and self.top_p:
             raise ValueError(f"top_k={self.top_k} and top_p={self.top_p}: use one of them, and 0 for the other")
+
+    def of_level(self, level: str) -> "SamplingOptions":
+        """The options for one level, low or up, at its temperature."""
+        if level == "low" or self.up_temperature is None:
+            return self
+        return replace(self, temperature=self.up_temperature)
 
     def updated(self, values: Mapping[str, Any]) -> "SamplingOptions":
         """The same with other values, of which None keep what is here.

@@ -124,7 +124,7 @@ def start_windows(level: str, batch: Sequence[tuple[CodeBuffer, Window]]) -> Dec
     return decoder.start(
         conditions.to(networks.device),
         torch.stack([buffer.uniform[level][w.start : w.end] for buffer, w in batch]),
-        request.sampling,
+        request.sampling.of_level(level),
         torch.stack([buffer.codes[level][w.start : w.first] for buffer, w in batch]),
         negative,
         torch.stack([buffer.following(level, w) for buffer, w in batch]),

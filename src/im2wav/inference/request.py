@@ -95,7 +95,7 @@ class Request:
         Raises:
             MediaError: a file of the input is missing.
         """
-        later = {"up_condition": "window", "passes": 2}  # audio of versions without these options stays valid
+        later = {"up_condition": "window", "passes": 2, "up_temperature": None}  # of older versions: as without them
         settings: dict[str, Any] = {k: v for k, v in asdict(self.sampling).items() if later.get(k) != v}
         settings["overlap"] = self.overlap
         if self.negative is not None:
