@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The starter model from a folder of recordings: data, training, weights.
 #
-#     bash experiments/starter/build.sh RECORDINGS [OUT]
+#     bash experiments/starter/build.sh RECORDINGS [OUT] [OPTION ...]
 #
 # RECORDINGS has audio files and sources.csv in the form of recordings.csv, which lists the address of each recording.
 # Needs fluidsynth, the soundfonts of render.py and the package mido; takes about 6 hours on 2 CPU cores. A second start
-# goes on where the first one stopped.
+# goes on where the first one stopped. Options are added to each training: trainer.max_steps=2 tries everything out.
 set -euo pipefail
-recordings=$1 out=${2:-data/starter}
+recordings=$1 out=${2:-data/starter} options=("${@:3}")
 here=$(dirname "$0")
-train() { python -m im2wav.train paths.runs="$out/runs" run_name=starter resume=auto "$@"; }
+train() { python -m im2wav.train paths.runs="$out/runs" run_name=starter resume=auto "$@" "${options[@]}"; }
 weights() { # the averaged weights of a checkpoint, to begin another training with: CHECKPOINT FILE
     python -c 'import sys, pathlib; from im2wav.checkpoint import load, save
 save(load(sys.argv[1]), pathlib.Path(sys.argv[2]))' "$1" "$2"
@@ -56,5 +56,8 @@ for prior in low_prior_four up_prior; do
     train experiment=starter/$prior data.root="$out/few" codec="$out/wide/codec.safetensors" $begin run_name=final
 done
 
-cp "$out/wide/codec.safetensors" "$out/runs/final/vqvae.safetensors"
+# the decoder once more, on what the priors generate
+train experiment=starter/decoder data.root="$out/few" data.crop=start sizes.low_codebooks=4 \
+    ckpt_path="$out/wide/codec.safetensors" trainer.max_steps=2400 run_name=final
+
 python -m im2wav.convert run="$out/runs/final" out="$out/model" dtype=fp16 license=cc-by-sa-4.0

@@ -14,6 +14,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -46,17 +47,19 @@ def is_something_else(source: dict[str, str]) -> bool:
     return source["class"] in OTHER and re.search(OTHER[source["class"]], words) is not None
 
 
-def main() -> None:
-    """Write the manifest, and the number of recordings of each class to the terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="manifest.csv to write")
-    parser.add_argument("folders", type=Path, nargs="+", help="folders with sources.csv")
-    parser.add_argument("--most", type=int, help="number of training recordings of each class")
-    parser.add_argument("--typical", type=Path, help="scores by which these are chosen, written by typical.py")
-    options = parser.parse_args()
+def by_hash(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows in an order that has nothing to do with their names."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
+
+
+def read_sources(folders: Iterable[Path], everything: bool = True) -> tuple[list[dict[str, str]], Counter[str]]:
+    """Rows of the manifest for the recordings of some folders, and how many are left out of classes that are unknown.
+
+    Without `everything`, recordings of something else that belongs to their class are left out, too.
+    """
     known = set(OmegaConf.load(Path(__file__).with_name("classes.yaml")))
     rows, left_out = [], Counter()
-    for folder in options.folders:
+    for folder in folders:
         with (folder / "sources.csv").open(newline="", encoding="utf-8") as file:
             for source in csv.DictReader(file):
                 if source["class"] not in known:
@@ -65,22 +68,39 @@ def main() -> None:
                 name, split = source["file"].rpartition(".")[0].replace("/", "_"), split_of(source["group"])
                 if split != "train" and "augment.py" in source["note"]:
                     continue
-                if options.most and is_something_else(source):
+                if not everything and is_something_else(source):
                     continue
                 audio = str((folder / source["file"]).resolve())
-                fields = (name, audio, source["class"], source["group"], split)
-                rows.append(dict(zip(COLUMNS, fields, strict=True)))
-    if options.most:
-        with options.typical.open(newline="", encoding="utf-8") as file:
-            scores = {row["id"]: float(row["score"]) for row in csv.DictReader(file)}
-        rows = fewest(rows, options.most, scores)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="", encoding="utf-8") as file:
+                rows.append(dict(zip(COLUMNS, (name, audio, source["class"], source["group"], split), strict=True)))
+    return rows, left_out
+
+
+def write_manifest(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write the manifest, and the number of recordings of each class to the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     counts = Counter(row["label"] for row in rows)
-    sys.stdout.write(f"{len(rows)} recordings: {', '.join(f'{name} {n}' for name, n in counts.most_common())}\n")
+    found = ", ".join(f"{name} {n}" for name, n in counts.most_common())
+    sys.stdout.write(f"{path}: {len(rows)} recordings: {found}\n")
+
+
+def main() -> None:
+    """Write the manifest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="manifest.csv to write")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders with sources.csv")
+    parser.add_argument("--most", type=int, help="number of training recordings of each class")
+    parser.add_argument("--typical", type=Path, help="scores by which these are chosen, written by typical.py")
+    options = parser.parse_args()
+    rows, left_out = read_sources(options.folders, everything=not options.most)
+    if options.most:
+        with options.typical.open(newline="", encoding="utf-8") as file:
+            scores = {row["id"]: float(row["score"]) for row in csv.DictReader(file)}
+        rows = fewest(rows, options.most, scores)
+    write_manifest(options.out, rows)
     if left_out:
         sys.stdout.write(f"left out, as their class is not in classes.yaml: {dict(left_out)}\n")
 

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=30, help="number of labels")
     parser.add_argument("--sounds", type=int, default=8, help="sounds for each label")
     parser.add_argument("options", nargs="*", help="such as temperature=0.9 guidance_scale=3")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     options = {key: float(value) for key, value in (word.split("=") for word in given.options)}
     folder, model = PairsFolder(given.pairs), Im2Wav.from_pretrained(given.model, device="cpu")
     codec = load(given.codec, "vqvae").net if given.codec else model.networks.codec

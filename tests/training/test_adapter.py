@@ -8,8 +8,8 @@ import torch
 
 from conftest import ASSETS, TINY, command, config
 from im2wav import Im2Wav
-from im2wav.adapter import apply_adapters, read_adapter
-from im2wav.checkpoint import load, net_sha256
+from im2wav.adapter import adapter_state, apply_adapters, read_adapter
+from im2wav.checkpoint import load, net_sha256, training_state
 from im2wav.train import train
 from im2wav.training import hardware
 
@@ -51,6 +51,20 @@ def test_an_adapter_is_all_that_changes(trained, tuned, model):
         assert torch.equal(value, found.net.state_dict()[name]) == (name not in changed), name
     apply_adapters({model: base.net}, [str(tuned / model / "adapter.safetensors")])
     assert net_sha256(base.net) == net_sha256(found.net)  # the file and the checkpoint are the same model
+
+
+def test_there_is_an_adapter_of_the_last_and_of_the_best_checkpoint(pairs, trained, tmp_path):
+    steps = set()
+    for mode in ("min", "max"):
+        options = [*LORA, f"callbacks.checkpoint.mode={mode}", "data.windows_per_epoch=8", "data.batch_size=8"]
+        train(base_config("low_prior", pairs, trained / "base", tmp_path / mode, *options))
+        for checkpoint, adapter in (("last.ckpt", "adapter"), ("best.ckpt", "adapter_best")):
+            found, state = training_state(tmp_path / mode / checkpoint)
+            _, tensors = read_adapter(tmp_path / mode / f"{adapter}.safetensors")
+            for name, value in adapter_state(state).items():
+                assert torch.equal(value, tensors[name]), name
+        steps.add(found["global_step"])
+    assert len(steps) == 2  # in one of them the best is not the last
 
 
 def test_a_stopped_run_of_an_adapter_resumes_to_the_same_adapter(pairs, trained, tuned, tmp_path):

@@ -15,7 +15,7 @@ class ClassScores(nn.Module):
     directions of the label. `set_directions` sets these buffers, which checkpoints keep.
     """
 
-    SHARPNESS = 30.0  # photos lie about 0.1 to 0.4 into the direction of their class, and 0.03 into that of others
+    SHARPNESS = 90.0  # photos lie about 0.1 to 0.4 into the direction of their class, and 0.03 into that of others
 
     directions: Tensor
     mean: Tensor

@@ -177,12 +177,13 @@ def _summary(trainer: pl.Trainer, module: Any) -> list[str]:
     total = sum(sizes.values())
     parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items() if size)
     averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    copies = 4 + averaged  # weights, gradients, two moments, the average
+    trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+    numbers = (1 + averaged) * total + 3 * trained  # weights and their average; gradients and two moments
     batches, passes = trainer.num_training_batches, trainer.accumulate_grad_batches
     batch = trainer.train_dataloader.dataset.partition.global_batch_size  # type: ignore[union-attr]
     return [
-        f"{total / 1e6:.2f} M parameters: {parts}",
-        f"memory: {copies * 4 * total / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
+        f"{total / 1e6:.2f} M parameters{f', {trained / 1e6:.2f} M of them trained' * (trained < total)}: {parts}",
+        f"memory: {4 * numbers / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
         "without the activations of a batch (see the table in docs/training.md)",
         f"{-(-batches // passes)} steps per epoch, each of {batch} windows on {trainer.world_size} device(s); "
         f"{trainer.max_steps} steps in total, {trainer.global_step} completed",

@@ -98,10 +98,8 @@ def _train(
             f"batch of {rows} pairs; lower it, or raise data.windows_per_epoch"
         )
     checkpoint = output / "last.ckpt"
-    if module.adapter is not None and checkpoint.is_file() and trainer.is_global_zero:
-        _, state = training_state(checkpoint)
-        path = save_adapter(output / "adapter.safetensors", state, module.kind, module.config["adapter"])
-        log.info("adapter (%.1f MB): %s", path.stat().st_size / 1e6, path)
+    if module.adapter is not None and trainer.is_global_zero:
+        _save_adapters(output, module)
     log.info("done: %s", checkpoint if checkpoint.is_file() else "nothing was saved")
     return {**metrics, "checkpoint": str(checkpoint), "trainer": trainer, "module": module, "datamodule": datamodule}
 
@@ -246,6 +244,15 @@ def _explained(cfg: DictConfig) -> Iterator[None]:
             options.append("model.net.transformer.checkpointing=true")
         options += ["trainer.precision=bf16-mixed", "trainer=fsdp"]
         raise ValueError(f"out of memory: try {'; '.join(options)}. ({str(error).splitlines()[0][:160]})") from error
+
+
+def _save_adapters(output: Path, module: Any) -> None:
+    """Write the adapter of last.ckpt, and that of best.ckpt if a validation chose one."""
+    for checkpoint, name in (("last.ckpt", "adapter.safetensors"), ("best.ckpt", "adapter_best.safetensors")):
+        if (output / checkpoint).is_file():
+            found, state = training_state(output / checkpoint)
+            path = save_adapter(output / name, state, module.kind, module.config["adapter"])
+            log.info("adapter after %d steps (%.1f MB): %s", found["global_step"], path.stat().st_size / 1e6, path)
 
 
 def _evaluate_test_split(trainer: Any, module: Any, datamodule: Any, output: Path) -> dict[str, float]:
