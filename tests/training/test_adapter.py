@@ -40,6 +40,13 @@ def test_a_run_that_begins_with_a_model_has_its_sizes_its_codec_and_its_weights(
         torch.testing.assert_close(found.net.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
+def test_a_prior_fine_tuned_from_half_precision_still_belongs_to_the_other_prior(pairs, trained, tmp_path):
+    assert command("convert", f"run={trained}/base", f"out={tmp_path}/half", "dtype=fp16") == 0
+    train(base_config("low_prior", pairs, tmp_path / "half", tmp_path / "run"))
+    priors = load(tmp_path / "run" / "last.ckpt"), load(tmp_path / "half" / "up_prior.safetensors")
+    assert priors[0].codec_sha256 == priors[1].codec_sha256
+
+
 @pytest.mark.parametrize("model", ["low_prior", "up_prior"])
 def test_an_adapter_is_all_that_changes(trained, tuned, model):
     base, found = load(trained / "base" / model / "last.ckpt"), load(tuned / model / "last.ckpt")

@@ -186,7 +186,8 @@ def _insert_adapter(cfg: DictConfig, module: Any, base: Loaded | None) -> None:
 
 def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
     """The frozen codec whose codes a prior learns; its identity goes into the prior's checkpoints."""
-    codec: Any = load(cfg.codec, "vqvae").net
+    loaded = load(cfg.codec, "vqvae")
+    codec: Any = loaded.net
     expected = int(cfg.data.num_samples) // codec.hop_lengths[module.level]
     for what, given, wanted in (
         ("number of codebooks", list(module.net.code_shape), list(codec.code_shapes[module.level])),
@@ -195,7 +196,7 @@ def _load_tokenizer(cfg: DictConfig, module: PriorModule) -> Any:
     ):
         if given != wanted:
             raise ValueError(f"{cfg.codec} does not fit this prior: its {what} is {wanted}, the prior's is {given}")
-    module.codec_sha256 = net_sha256(codec)
+    module.codec_sha256 = loaded.codes_sha256 or net_sha256(codec)
     return codec
 
 
