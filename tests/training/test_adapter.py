@@ -42,7 +42,8 @@ def test_a_run_that_begins_with_a_model_has_its_sizes_its_codec_and_its_weights(
 
 def test_a_prior_fine_tuned_from_half_precision_still_belongs_to_the_other_prior(pairs, trained, tmp_path):
     assert command("convert", f"run={trained}/base", f"out={tmp_path}/half", "dtype=fp16") == 0
-    train(base_config("low_prior", pairs, tmp_path / "half", tmp_path / "run"))
+    partner = f"callbacks.dashboard.partner={tmp_path}/half"
+    train(base_config("low_prior", pairs, tmp_path / "half", tmp_path / "run", partner))
     priors = load(tmp_path / "run" / "last.ckpt"), load(tmp_path / "half" / "up_prior.safetensors")
     assert priors[0].codec_sha256 == priors[1].codec_sha256
 

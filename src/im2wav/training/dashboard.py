@@ -243,7 +243,8 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
         if sizes[0] != sizes[1]:  # the only check for files without a codec hash
             raise ValueError(f"its codebook has {sizes[0]} codes, but the {module.kind} in training has {sizes[1]}")
         pair = {own.kind: own, loaded.kind: loaded}
-        check_same_origin(Loaded(codec, "vqvae", {}), pair["low_prior"], pair["up_prior"])
+        own_codec = Loaded(codec, "vqvae", {}, codes_sha256=module.codec_sha256)
+        check_same_origin(own_codec, pair["low_prior"], pair["up_prior"])
     except ValueError as error:
         raise ValueError(f"{OPTION}={path}: {error}") from error
     return loaded
