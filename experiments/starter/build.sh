@@ -5,7 +5,8 @@
 #
 # RECORDINGS has audio files and sources.csv in the form of recordings.csv, which lists the address of each recording.
 # Needs fluidsynth, the soundfonts of render.py and the package mido; takes about 6 hours on 2 CPU cores. A second start
-# goes on where the first one stopped. Options are added to each training: trainer.max_steps=2 tries everything out.
+# goes on where the first one stopped. Options are added to each training:
+# trainer.max_steps=2 model.scheduler.steps=1 tries everything out.
 set -euo pipefail
 recordings=$1 out=${2:-data/starter} options=("${@:3}")
 here=$(dirname "$0")

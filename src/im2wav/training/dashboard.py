@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from im2wav.adapter import plain_copy
-from im2wav.checkpoint import Loaded, check_same_origin, find_net, load
+from im2wav.checkpoint import STARTER, Loaded, check_same_origin, find_net, load
 from im2wav.codec import LEVELS
 from im2wav.codec.codec import exact_fp32
 from im2wav.data.windows import Batch, Key, collate
@@ -222,7 +222,7 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
     """Load the partner of a prior: a trained prior of the other level. Its weights are memory-mapped.
 
     Args:
-        path: a model folder, a folder of runs, the folder of one run, or a .safetensors or .ckpt file.
+        path: starter, a model folder, a folder of runs, the folder of one run, or a .safetensors or .ckpt file.
         module: prior in training.
         codec: codec of the training run.
         identity: identity of the training data.
@@ -234,7 +234,8 @@ def load_partner(path: str, module: Any, codec: Any, identity: Mapping[str, Any]
     try:
         if module.kind not in OTHER:
             raise ValueError(f"a {module.kind} has no partner: set it to null; only low_prior and up_prior have one")
-        own, found = Loaded(module.net, module.kind, {}, identity, module.codec_sha256), Path(path)
+        own = Loaded(module.net, module.kind, {}, identity, module.codec_sha256)
+        found = STARTER if path == STARTER.name else Path(path)
         if found.is_dir():
             last = found / "last.ckpt"  # folder of one run
             found = last if last.is_file() else find_net(found, OTHER[module.kind])
