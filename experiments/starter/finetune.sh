@@ -37,9 +37,22 @@ for rate in 2e-3 1e-4; do
         data.num_samples=32640 model.early_positions=0 model.optimizer.lr=$rate run_name="scratch_$rate"
 done
 
-# one sound for each held-out clip
-for name in base lora full scratch_2e-3 scratch_1e-4; do
-    python -m im2wav.sample input="$out/few" pretrained="$out/base_model" out="$out/sounds/$name" \
-        low="$out/runs/$name/low_prior/best.ckpt"
-    python -m im2wav.evaluate generated="$out/sounds/$name/up" data="$out/few" out="$out/sounds/$name/evaluation"
+# the same by heart: the beginnings, with six times the weight for the first frames
+heart=(data.crop=start model.early_positions=8 trainer.max_steps=600 data.windows_per_epoch=1600)
+train "${few[@]}" "${base[@]}" "${heart[@]}" model.optimizer.lr=3e-4 run_name=full_heart
+train "${few[@]}" "${base[@]}" "${heart[@]}" model.optimizer.lr=4e-3 adapter=lora model.adapter.rank=32 \
+    model.adapter.alpha=64 run_name=lora_heart
+
+# one sound for each clip
+sounds() { # RUN CHECKPOINT
+    python -m im2wav.sample input="$out/few" pretrained="$out/base_model" out="$out/sounds/$1" \
+        low="$out/runs/$1/low_prior/$2.ckpt" "${@:3}"
+    python -m im2wav.evaluate generated="$out/sounds/$1/up" reference="$out/few/wav" labels="$out/few.csv" \
+        out="$out/sounds/$1/evaluation"
+}
+for name in base lora full scratch_1e-4; do
+    sounds $name best
+done
+for name in full_heart lora_heart; do
+    sounds $name last sampler.guidance_scale=1.2 sampler.temperature=0.86 sampler.up_temperature=0.5
 done
