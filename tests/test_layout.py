@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "webpage": {"media", "decoding", "inference", "report"},
     "evaluation": {"data", "media", "prior", "decoding", "inference", "report", "checkpoint", "hub"},
     "benchmarks": {
+        "adapter",
         "codec",
         "prior",
         "decoding",

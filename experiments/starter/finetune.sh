@@ -37,11 +37,11 @@ for rate in 2e-3 1e-4; do
         data.num_samples=32640 model.early_positions=0 model.optimizer.lr=$rate run_name="scratch_$rate"
 done
 
-# the same by heart: the beginnings, with six times the weight for the first frames
-heart=(data.crop=start model.early_positions=8 trainer.max_steps=600 data.windows_per_epoch=1600)
-train "${few[@]}" "${base[@]}" "${heart[@]}" model.optimizer.lr=3e-4 run_name=full_heart
-train "${few[@]}" "${base[@]}" "${heart[@]}" model.optimizer.lr=4e-3 adapter=lora model.adapter.rank=32 \
-    model.adapter.alpha=64 run_name=lora_heart
+# memorised: the beginnings, with six times the weight for the first frames
+memorised=(data.crop=start model.early_positions=8 trainer.max_steps=600 data.windows_per_epoch=1600)
+train "${few[@]}" "${base[@]}" "${memorised[@]}" model.optimizer.lr=3e-4 run_name=full_memorised
+train "${few[@]}" "${base[@]}" "${memorised[@]}" model.optimizer.lr=4e-3 adapter=lora model.adapter.rank=32 \
+    model.adapter.alpha=64 run_name=lora_memorised
 
 # one sound for each clip
 sounds() { # RUN CHECKPOINT
@@ -53,6 +53,6 @@ sounds() { # RUN CHECKPOINT
 for name in base lora full scratch_1e-4; do
     sounds $name best
 done
-for name in full_heart lora_heart; do
+for name in full_memorised lora_memorised; do
     sounds $name last sampler.guidance_scale=1.2 sampler.temperature=0.86 sampler.up_temperature=0.5
 done
