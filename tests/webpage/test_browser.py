@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 
+import av
 import pytest
 import soundfile
 
-from conftest import ASSETS
+from conftest import ASSETS, write_mp4
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -19,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed"),
     pytest.mark.slow,
 ]
+# tests may run as root; the camera is one of chromium's own
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 COW = str(ASSETS / "images" / "cow_04.jpg")
 SOUNDS = "(document.querySelector('#live audio') || {currentTime: 0}).currentTime > 0.05"
 
@@ -59,7 +62,7 @@ def url(trained, tmp_path_factory):
 def page(url):
     """The page in a browser; it must not load anything from other servers, nor raise errors of JavaScript."""
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # tests may run as root
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         shown = browser.new_page(viewport={"width": 1280, "height": 900})
         requests, errors = [], []
         shown.on("request", lambda request: requests.append(request.url))
@@ -163,3 +166,26 @@ def test_an_example_drafts_and_inpainting_on_the_waveform(page):
     page.click("#generate")
     page.wait_for_function(f"document.querySelector('#files a').getAttribute('href') != '{second}'")
     assert page.query_selector(".toast-body") is None
+
+
+def test_a_video(page, tmp_path):
+    page.click('#kind label:has-text("Video")')
+    page.set_input_files("#video input[type=file]", str(write_mp4(tmp_path / "clip.mp4", seconds=0.5)))
+    page.wait_for_selector("#video video")
+    generate(page)
+    page.wait_for_selector("#clip video")
+    (link,) = [link for link in page.query_selector_all("#files a") if link.get_attribute("href").endswith(".mp4")]
+    with page.expect_download() as download:
+        link.click()
+    download.value.save_as(tmp_path / "made.mp4")
+    with av.open(tmp_path / "made.mp4") as made:
+        assert {stream.type for stream in made.streams} == {"video", "audio"}
+
+
+def test_a_photo_of_the_camera(page):
+    page.click('#photo button[aria-label="Capture from camera"]')
+    page.click('#photo [title="grant webcam access"]')
+    page.click('#photo button[aria-label="capture photo"]')
+    page.wait_for_selector("#photo img")
+    generate(page)
+    page.wait_for_selector("#files a")
