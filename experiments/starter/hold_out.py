@@ -8,9 +8,10 @@ split.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
-from manifest import by_hash, read_sources, write_manifest
+from manifest import read_sources, write_manifest
 
 
 def main() -> None:
@@ -24,7 +25,8 @@ def main() -> None:
     rows, _ = read_sources(given.folders)
     few = []
     for name in given.classes:
-        own, groups = by_hash(row for row in rows if row["label"] == name), set()
+        own, groups = [row for row in rows if row["label"] == name], set()
+        own.sort(key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())  # nothing to do with names
         for row in own:
             if len(groups) < given.clips // len(given.classes) and row["group"] not in groups:
                 groups.add(row["group"])

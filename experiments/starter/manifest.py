@@ -47,11 +47,6 @@ def is_something_else(source: dict[str, str]) -> bool:
     return source["class"] in OTHER and re.search(OTHER[source["class"]], words) is not None
 
 
-def by_hash(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows in an order that has nothing to do with their names."""
-    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
-
-
 def read_sources(folders: Iterable[Path], everything: bool = True) -> tuple[list[dict[str, str]], Counter[str]]:
     """Rows of the manifest for the recordings of some folders, and how many are left out of classes that are unknown.
 

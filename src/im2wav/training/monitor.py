@@ -178,11 +178,12 @@ def _summary(trainer: pl.Trainer, module: Any) -> list[str]:
     parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items() if size)
     averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+    some = f", {trained / 1e6:.2f} M of them trained" if trained < total else ""
     numbers = (1 + averaged) * total + 3 * trained  # weights and their average; gradients and two moments
     batches, passes = trainer.num_training_batches, trainer.accumulate_grad_batches
     batch = trainer.train_dataloader.dataset.partition.global_batch_size  # type: ignore[union-attr]
     return [
-        f"{total / 1e6:.2f} M parameters{f', {trained / 1e6:.2f} M of them trained' * (trained < total)}: {parts}",
+        f"{total / 1e6:.2f} M parameters{some}: {parts}",
         f"memory: {4 * numbers / 1e9:.2f} GB for weights{', average' if averaged else ''}, gradients, moments, "
         "without the activations of a batch (see the table in docs/training.md)",
         f"{-(-batches // passes)} steps per epoch, each of {batch} windows on {trainer.world_size} device(s); "
