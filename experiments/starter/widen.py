@@ -1,8 +1,8 @@
 """Move codebooks from the up prior to the low prior of a trained model: `widen.py CODEC LOW NUMBER OUT`.
 
 CODEC and LOW are .safetensors files, with fewer low codebooks than NUMBER. Writes OUT/codec.safetensors, the same codec
-whose level `low` has NUMBER codebooks, and OUT/low.safetensors, the same prior with untrained weights for the new ones,
-to begin a training with.
+whose level `low` has NUMBER codebooks and whose decoder can add noise, and OUT/low.safetensors, the same prior. What is
+new has untrained weights, to begin a training with.
 """
 
 import json
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+NOISE_BANDS = 12
 STD = 0.02  # of untrained weights; embeddings of the heads have 0.1, as in `im2wav.prior.depth`
 
 
@@ -48,7 +49,9 @@ def main() -> None:
     codec, low, number, out = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     out.mkdir(parents=True, exist_ok=True)
     about, state = read(codec)
-    about["config"]["low_codebooks"] = number
+    about["config"] |= {"low_codebooks": number, "noise_bands": NOISE_BANDS}
+    state["decoder.share.weight"] = torch.zeros(NOISE_BANDS, about["config"]["decoder_width"])
+    state["decoder.share.bias"] = torch.full((NOISE_BANDS,), -1.0)
     save_file(state, out / "codec.safetensors", {"im2wav": json.dumps(about)})
     about, state = read(low)
     widen_prior(state, about["config"]["codebooks"], number, about["config"]["codebook_size"])

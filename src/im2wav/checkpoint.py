@@ -79,6 +79,7 @@ def load(path: str | Path, kind: str | None = None) -> Loaded:
     halves = (torch.float16, torch.bfloat16)  # small files, see `save`
     state = {name: value.float() if value.dtype in halves else value for name, value in state.items()}
     net.load_state_dict(state, assign=True)
+    assert not any(buffer.is_meta for buffer in net.buffers()), "buffers that are not saved have no values here"
     rest = {k: about.get(k) for k in ("codec_sha256", "bandwidth", "sampling", "codes_sha256", "training")}
     return Loaded(net.eval().requires_grad_(False), found, config, about.get("data") or {}, **rest)
 

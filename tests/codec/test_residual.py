@@ -6,9 +6,9 @@ import torch
 from im2wav.codec import ResidualCodec
 from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.codec.discriminator import Discriminator
-from im2wav.codec.losses import Bandwidth, SpectralLoss
+from im2wav.codec.losses import Bandwidth, SpectralLoss, texture_distance
 from im2wav.codec.quantizer import k_means
-from im2wav.codec.residual import HOP, spectra, waveform
+from im2wav.codec.residual import HOP, band_filters, code_noise, spectra, waveform, with_noise
 
 SIZES = {"codebook_size": 32, "codebooks": 4, "latent": 12, "encoder_width": 16, "encoder_depth": 1}
 
@@ -62,8 +62,9 @@ def test_each_codebook_brings_the_quantised_latents_closer():
     assert errors[-1] < 0.5 * latents.square().mean()
 
 
-def test_streamed_audio_equals_audio_decoded_at_once():
-    net = codec()
+@pytest.mark.parametrize("noise_bands", [0, 4])
+def test_streamed_audio_equals_audio_decoded_at_once(noise_bands):
+    net = codec(noise_bands=noise_bands)
     codes = torch.randint(32, (150, 4))
     decoder, pieces = BlockDecoder(net, "up", len(codes), 3200), []
     for known in range(0, 151, 7):
@@ -90,7 +91,7 @@ def test_initialisation_is_deterministic_and_reconstructs_magnitudes():
     wav = torch.stack(tones(6))
     latents = nets[0].encoder(wav)
     want = spectra(wav).abs().log1p()
-    got = nets[0].decoder.spectrum(latents).abs().log1p()
+    got = nets[0].decoder.spectrum(latents)[0].abs().log1p()
     assert (got - want).abs().mean() < 0.4 * (want - want.mean()).abs().mean()
 
 
@@ -138,3 +139,91 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_noise_is_white_and_a_function_of_the_codes_of_a_frame():
+    codes = torch.randint(1024, (2, 200, 4))
+    noise = code_noise(codes)
+    assert noise.shape == (2, 1, 200 * 320)
+    frames = noise.view(2, 200, 320)
+    torch.testing.assert_close(code_noise(codes[:, 7:9])[:, 0], frames[:, 7:9].flatten(1))
+    power = torch.fft.rfft(frames.flatten(0, 1)).abs().square().mean(0)[1:-1] / 320
+    assert abs(power.mean() - 1) < 0.02
+    assert power.std() < 0.1  # 1 / sqrt(400) of a white spectrum
+    others = [frames[:, 1:], code_noise(codes, salt=1).view(2, 200, 320)[:, :-1]]
+    changed = codes.clone()
+    changed[..., 3] += 1
+    others.append(code_noise(changed).view(2, 200, 320)[:, :-1])
+    for other in others:
+        assert (frames[:, :-1] * other).mean(-1).abs().max() < 0.3  # 5 deviations
+
+
+def test_bands_of_noise_cover_all_bins():
+    filters = band_filters(5)
+    torch.testing.assert_close(filters.sum(0), torch.ones(321))
+    assert filters[0].argmax() == 0
+    assert filters[-1].argmax() == 320
+    assert filters.argmax(1).diff().diff().min() > 0  # wider towards high frequencies
+
+
+def test_decoded_noise_keeps_the_power_of_the_spectra():
+    net = codec(noise_bands=4)
+    codes = torch.randint(32, (4, 100, 4))
+    latents, noise = net.quantizer.decode(codes), code_noise(codes)
+    torch.nn.init.constant_(net.decoder.share.bias, 30.0)  # nothing but noise
+    spectrum, share = net.decoder.spectrum(latents)
+    torch.testing.assert_close(share, torch.ones_like(share))
+    power = with_noise(spectrum, share, noise).abs().square().mean()
+    torch.testing.assert_close(power, spectrum.abs().square().mean(), rtol=0.1, atol=0)
+    one, other = net.decode(codes, "up"), net.decoder(latents, code_noise(codes, salt=1))
+    assert torch.nn.functional.cosine_similarity(one, other, -1).abs().max() < 0.3
+    torch.nn.init.constant_(net.decoder.share.bias, -30.0)
+    torch.testing.assert_close(net.decode(codes, "up"), net.decoder(latents))
+
+
+def test_texture_tells_noise_from_tones_and_clicks_and_not_noise_from_noise():
+    torch.manual_seed(0)
+    noise, other = 0.1 * torch.randn(2, 4, 1, 6400)
+    tone = 0.2 * torch.sin(6.2832 * 440 / 16000 * torch.arange(6400)).expand(4, 1, -1)
+    clicks = torch.zeros(4, 1, 6400)
+    clicks[..., ::800] = 3.0
+    between = {name: texture_distance(noise, wav, 16000, 1e-2).item() for name, wav in
+               {"noise": other, "half as loud": 0.5 * other, "tone": tone, "clicks": clicks}.items()}  # fmt: skip
+    assert between["noise"] < 0.15
+    assert between["half as loud"] < 0.15
+    assert between["tone"] > 4 * between["noise"]
+    assert between["clicks"] > 4 * between["noise"]
+
+
+@pytest.mark.parametrize("kind", ["noise", "tones"])
+def test_shares_of_noise_learn_the_texture_and_not_the_spectra(kind):
+    """What is smooth without noise, as decoders make rain, gets noise; the loss of spectra has no part in it."""
+    torch.manual_seed(0)
+    share, finite = torch.full((1, 321, 40), -1.0, requires_grad=True), []
+    wav = 0.2 * torch.randn(4, 1, 6400) if kind == "noise" else torch.stack(tones(4))
+    spectrum = spectra(wav) if kind == "tones" else spectra(wav).abs().mean((0, 2), keepdim=True).expand(1, 321, 40)
+    optimizer = torch.optim.Adam([share], 0.2)
+    for salt in range(40):
+        noise = code_noise(torch.randint(32, (len(wav), 20, 4)), salt)
+        noisy = waveform(with_noise(spectrum + 0j, share.sigmoid(), noise))
+        optimizer.zero_grad()
+        texture_distance(wav, noisy, 16000, 1e-2).backward()
+        finite.append(share.grad.isfinite().all())
+        optimizer.step()
+    assert all(finite)
+    learnt = share.sigmoid().mean()  # 0.27 at the beginning
+    assert learnt > 0.3 if kind == "noise" else learnt < 0.15
+
+    net = codec(noise_bands=4).train()
+    for bias in (-30.0, 0.0, 30.0):
+        torch.nn.init.constant_(net.decoder.share.bias, bias)
+        out, parts = net.training_output(wav, [0, 1, 2, 3]), {}
+        for weights in ({"texture": 0.0}, {"mel": 0.0, "stft": 0.0, "commit": 0.0}):
+            net.zero_grad()
+            loss, parts = SpectralLoss(**weights)(wav, out, Bandwidth())
+            loss.backward(retain_graph=True)
+            of_share = net.decoder.share.weight.grad.abs().sum() > 1e-8
+            assert of_share == ("texture" not in weights and bias == 0)
+            assert (net.decoder.out.weight.grad.abs().sum() > 0) == ("texture" in weights)
+            assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+        assert parts["texture/up"] > 0

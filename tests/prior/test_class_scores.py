@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY, TINY_NET, command, config
 from helpers import conditions
-from im2wav.checkpoint import load_net
+from im2wav.checkpoint import load, load_net, save
 from im2wav.data.pairs import CLASSES_FILE
 from im2wav.prior import Prior
 from im2wav.prior.class_scores import ClassScores
@@ -70,6 +70,16 @@ def test_training_takes_the_directions_of_the_data_and_checkpoints_keep_them(pai
         net = load_net(tmp_path / "low_prior" / "last.ckpt", "low_prior")
         assert torch.equal(net.conditioner.class_scores.directions, directions)
         assert net.conditioner.start_map is None
+        weights = save(load(tmp_path / "low_prior" / "last.ckpt"), tmp_path / "low.safetensors")
+        again = [*arguments, f"ckpt_path={weights}"]
+        assert command("train", *again, f"paths.runs={tmp_path / 'same'}") == 0
+        assert "differ from those of" not in capfd.readouterr().out
+        save_file({**tensors, "label_of_row": torch.tensor([0, 0, 1])}, file)
+        assert command("train", *again, f"paths.runs={tmp_path / 'other'}") == 0
+        assert f"differ from those of {file}" in capfd.readouterr().out
+        (found,) = (tmp_path / "other").rglob("last.ckpt")
+        net = load_net(found, "low_prior")
+        assert net.conditioner.class_scores.label_of_row.tolist() == [0, 1, 1]
         save_file({**tensors, "label_of_row": torch.tensor([0, 1, 2])}, file)
         assert command("train", *arguments, f"paths.runs={tmp_path / 'b'}") == 2
         assert "the data have 3 classes with 3 directions" in capfd.readouterr().err

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,12 @@ def sharded_overrides(pairs, codec, out: Path, *overrides: str) -> list[str]:
     return [*arguments, f"paths.runs={out}", f"paths.output={out}", *overrides]
 
 
-def run_on_two(runs: list[list[str]]) -> None:
-    """Make training runs one after the other on two processes."""
+def run_on_two(runs: list[list[str]], attempts: int = 2) -> None:
+    """Make training runs one after the other on two processes.
+
+    A process that libraries have crashed ("malloc(): unaligned tcache chunk detected" was seen once) starts again, with
+    a warning that says where it happened.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,9 +98,14 @@ def run_on_two(runs: list[list[str]]) -> None:
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    for process in processes:
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output[-3000:]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    if attempts > 1 and {-signal.SIGABRT, -signal.SIGSEGV} & {*codes}:
+        warnings.warn(f"exit codes {codes}, starting again:\n" + "\n".join(x[-3000:] for x in outputs), stacklevel=1)
+        run_on_two(runs, attempts - 1)
+        return
+    for code, output in zip(codes, outputs, strict=True):
+        assert code == 0, output[-3000:]
 
 
 ONE = ["trainer=cpu", "trainer.precision=32-true"]
@@ -151,14 +161,15 @@ def column(folder: Path, name: str) -> torch.Tensor:
     return torch.tensor(logged_values(folder, name))
 
 
-def assert_same_checkpoints(one: Path, other: Path, rtol: float, atol: float) -> None:
-    """Averaged weights, live weights and optimizer state."""
+def assert_same_checkpoints(one: Path, other: Path, rtol: float, atol: float, bias_atol: float = 0.0) -> None:
+    """Averaged weights, live weights and optimizer state; `bias_atol` is for biases of queries, keys and values."""
     first, second = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other))
     assert first.keys() == second.keys()
     for part in ("state_dict", "current_model_state"):
         assert second[part].keys() == first[part].keys()
         for name, value in first[part].items():
-            torch.testing.assert_close(second[part][name], value, rtol=rtol, atol=atol)
+            tolerance = max(atol, bias_atol) if name.endswith("qkv.bias") else atol
+            torch.testing.assert_close(second[part][name], value, rtol=rtol, atol=tolerance)
     assert first["averaging_state"] == second["averaging_state"]
     moments = [moments_in_order(checkpoint["optimizer_states"][0]) for checkpoint in (first, second)]
     torch.testing.assert_close(moments[1], moments[0], rtol=rtol, atol=atol)
@@ -178,7 +189,7 @@ def test_sharded_processes_train_a_prior_with_its_average_as_one_does(sharded):
         torch.testing.assert_close(column(sharded / "two", name), column(sharded / "one", name), rtol=1e-3, atol=1e-5)
     assert len(column(sharded / "two", "train/loss")) == 12
     # the gradient of a bias of keys is rounding noise, which AdamW scales up to steps of the learning rate, 0.01
-    assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 5e-4)
+    assert_same_checkpoints(sharded / "one", sharded / "two", 1e-3, 1e-4, bias_atol=5e-4)
     end = torch.load(sharded / "two/last.ckpt", weights_only=True)
     assert any((end["state_dict"][k] != v).any() for k, v in end["current_model_state"].items())
 

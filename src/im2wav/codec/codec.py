@@ -6,7 +6,7 @@ Level `up` is fine (hop length 8 in the official model), level `low` is coarse (
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ class CodecOutput:
     codes: dict[str, Tensor]  # [B, N / hop], of residual codecs [B, N / hop, codebooks]
     commit_loss: dict[str, Tensor]
     metrics: dict[str, dict[str, Tensor]]
+    noisy: dict[str, Tensor] = field(default_factory=dict)  # the same, gradients reach the shares of noise only
 
 
 class Reach(NamedTuple):

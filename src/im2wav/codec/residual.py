@@ -12,6 +12,7 @@ import logging
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ PER_FRAME = 2  # spectra in a frame of codes
 BINS = WINDOW // 2 + 1
 LEAST = 1e-2  # added to magnitudes before the logarithm; a full-scale sine has a magnitude of 160
 LARGEST = math.log(1e3)  # of a log magnitude
+SMALL_SHARE = 0.15  # of noise, in magnitude
 
 
 def spectra(wav: Tensor) -> Tensor:
@@ -46,6 +48,40 @@ def waveform(spectrum: Tensor) -> Tensor:
     summed = F.fold(pieces, **size)[:, :, 0]
     envelope = F.fold(window.square()[None, :, None].expand(1, -1, count), **size)[:, :, 0]
     return (summed / envelope.clamp_min(1e-8))[..., margin:-margin]
+
+
+def code_noise(codes: Tensor, salt: int = 0) -> Tensor:
+    """White noise [B, 1, T * PER_FRAME * HOP] of unit variance for codes [B, T, Q], by integer hashing of each frame.
+
+    The same codes give the same noise on every device, wherever in a block they lie: streamed audio equals audio that
+    is decoded at once. Frames of noise rarely have all codes in common, so that it does not repeat. The hash is that of
+    Wellons 2018 (lowbias32).
+    """
+
+    def mix(x: Tensor) -> Tensor:  # of 32 bits in int64; products wrap around
+        x = (x ^ (x >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+        x = (x ^ (x >> 15)) * 0x846CA68B & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    frame = torch.full_like(codes[..., 0], salt, dtype=torch.int64)
+    for code in codes.unbind(-1):
+        frame = mix(frame * 31 + code + 1 & 0xFFFFFFFF)
+    samples = torch.arange(PER_FRAME * HOP, device=codes.device)
+    uniform = mix(mix(samples + 1) + frame[..., None] & 0xFFFFFFFF).float() / 2**32 - 0.5
+    return (math.sqrt(12) * uniform).flatten(1)[:, None]
+
+
+def band_filters(bands: int, device: torch.device | None = None) -> Tensor:
+    """Weights [bands, BINS] that interpolate values of bands, evenly spaced on the mel scale, at the bins; sum 1."""
+    mel = (1 + torch.linspace(0, 8000, BINS, device=device) / 700).log()
+    return (1 - (mel * ((bands - 1) / mel[-1]) - torch.arange(bands, device=device)[:, None]).abs()).clamp_min(0)
+
+
+def with_noise(spectrum: Tensor, share: Tensor, noise: Tensor) -> Tensor:
+    """Mix noise [B, 1, N] of unit variance into spectra [B, BINS, S]; shares of its magnitude [B, BINS, S], 0 to 1."""
+    random = spectra(noise) / math.sqrt(WINDOW * 3 / 8)  # the energy of the window
+    rest = (1 - share.square()).clamp_min(1e-4).sqrt()  # its gradient would be infinite at 0
+    return rest * spectrum + share * spectrum.abs() * random
 
 
 def bin_weights() -> Tensor:
@@ -100,10 +136,18 @@ class SpectralEncoder(nn.Module):
 
 
 class SpectralDecoder(nn.Module):
-    """Quantised latents [B, L, T] -> audio [B, 1, N] through magnitudes and phases of the spectra of each frame."""
+    """Quantised latents [B, L, T] -> audio [B, 1, N] through magnitudes and phases of the spectra of each frame.
 
-    def __init__(self, width: int, depth: int, latent: int):
+    With `noise_bands`, the spectra are mixtures of such phases and of noise, whose share of each band is predicted, as
+    in vocoders: rain has no phases to predict.
+    """
+
+    def __init__(self, width: int, depth: int, latent: int, noise_bands: int = 0):
         super().__init__()
+        self.share = nn.Linear(width, noise_bands) if noise_bands else None
+        if self.share is not None:
+            nn.init.zeros_(self.share.weight)
+            nn.init.constant_(self.share.bias, -1.0)
         self.linear = nn.Conv1d(latent, PER_FRAME * BINS, 1)
         self.inp = nn.Conv1d(latent, width, 7, padding=3)
         self.blocks = _stack(width, depth)
@@ -115,8 +159,8 @@ class SpectralDecoder(nn.Module):
             phase.normal_(std=1 / width**0.5)
             self.out.bias.zero_()
 
-    def spectrum(self, latents: Tensor) -> Tensor:
-        """Complex spectra [B, BINS, S] of latents [B, L, T]."""
+    def spectrum(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Complex spectra without noise [B, BINS, S] of latents [B, L, T], and the shares of noise in them, if any."""
         h = self.norm(self.blocks(self.inp(latents)).transpose(1, 2))
         log, real, imaginary = self.out(h).float().transpose(1, 2).chunk(3, 1)
         log = (log + self.linear(latents).float()) * math.log(1 / LEAST)
@@ -125,11 +169,29 @@ class SpectralDecoder(nn.Module):
         )
         magnitude = log.clamp_max(LARGEST).exp() - LEAST
         scale = magnitude.clamp_min(0.0) * (real.square() + imaginary.square() + 1e-6).rsqrt()
-        return torch.complex(scale * real, scale * imaginary)
+        spectrum = torch.complex(scale * real, scale * imaginary)
+        if self.share is None:
+            return spectrum, None
+        share = self.share(h).float().sigmoid() @ band_filters(self.share.out_features, h.device)
+        return spectrum, share.transpose(1, 2).repeat_interleave(PER_FRAME, 2)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, L, T] to audio [B, 1, T * PER_FRAME * HOP]."""
-        return waveform(self.spectrum(latents))
+    def forward(self, latents: Tensor, noise: Tensor | None = None, other: Tensor | None = None) -> Any:
+        """Decode latents [B, L, T] to audio [B, 1, N], N = T * PER_FRAME * HOP.
+
+        Args:
+            latents: [B, L, T].
+            noise: of unit variance, [B, 1, N]; None: decode without noise.
+            other: the same for a second output, to learn the shares of noise from. The gradient of the first output
+                does not reach them, and that of the second one nothing else of the spectra: their distances would teach
+                that noise only costs.
+        """
+        spectrum, share = self.spectrum(latents)
+        if share is None or noise is None:
+            return waveform(spectrum)
+        # small shares are left out: a little noise in a tone is heard, a little less in noise is not
+        audible = ((share.detach() - SMALL_SHARE) / (1 - SMALL_SHARE)).clamp_min(0.0)
+        wav = waveform(with_noise(spectrum, audible, noise))
+        return wav if other is None else (wav, waveform(with_noise(spectrum.detach(), share, other)))
 
 
 class ResidualCodec(Codec):
@@ -144,6 +206,7 @@ class ResidualCodec(Codec):
         dropout: fraction of the training items that are decoded from a random number of codebooks, at least
             `low_codebooks`, so that both levels decode well.
         codebook: additional options of `Codebook`.
+        noise_bands: bands of the mel scale in which the decoder adds noise, which is a function of the codes; 0: none.
 
     Raises:
         ValueError: `low_codebooks` is not 1 to `codebooks` - 1.
@@ -161,6 +224,7 @@ class ResidualCodec(Codec):
         decoder_depth: int = 6,
         dropout: float = 0.5,
         codebook: Mapping | None = None,
+        noise_bands: int = 0,
     ):
         super().__init__()
         if not 0 < low_codebooks < codebooks:
@@ -170,7 +234,7 @@ class ResidualCodec(Codec):
         self.code_shapes = {"low": (low_codebooks,), "up": (codebooks,)}
         self.encoder = SpectralEncoder(encoder_width, encoder_depth, latent)
         self.quantizer = ResidualQuantizer(codebooks, codebook_size, latent, **(codebook or {}))
-        self.decoder = SpectralDecoder(decoder_width, decoder_depth, latent)
+        self.decoder = SpectralDecoder(decoder_width, decoder_depth, latent, noise_bands)
         self._reach: Reach | None = None
 
     def encode(self, wav: Tensor, levels: Sequence[str] = LEVELS) -> dict[str, Tensor]:
@@ -196,7 +260,10 @@ class ResidualCodec(Codec):
         if isinstance(codes, Mapping):
             codes = codes[level]
         with exact_fp32(next(self.parameters()).device):
-            return self.decoder(self.quantizer.decode(codes))
+            return self.decoder(self.quantizer.decode(codes), self._noise(codes))
+
+    def _noise(self, codes: Tensor, salt: int = 0) -> Tensor | None:
+        return None if self.decoder.share is None else code_noise(codes, salt)
 
     def counts(self, seeds: Sequence[int]) -> Tensor:
         """Number of codebooks that training items are decoded from, [B], for a seed of each (quantiser dropout)."""
@@ -218,8 +285,17 @@ class ResidualCodec(Codec):
             found = {"up": self.quantizer(latents, counts.to(wav.device))}
         else:
             found = {level: self.quantizer(latents, torch.tensor(self.code_shapes[level])) for level in LEVELS}
+        waves: dict[str, Tensor] = {}
+        noisy: dict[str, Tensor] = {}
+        for level, q in found.items():
+            noise = self._noise(q.codes[..., : self.code_shapes[level][0]])
+            if noise is None or not self.training:
+                waves[level] = self.decoder(q.latents, noise)
+            else:
+                waves[level], noisy[level] = self.decoder(q.latents, noise, self._noise(q.codes, salt=1))
         return CodecOutput(
-            wav={level: self.decoder(q.latents) for level, q in found.items()},
+            wav=waves,
+            noisy=noisy,
             codes={level: q.codes for level, q in found.items()},
             commit_loss={level: q.commit_loss for level, q in found.items()},
             metrics={level: q.metrics for level, q in found.items()},

@@ -47,6 +47,15 @@ class ClassScores(nn.Module):
         self.mean.copy_(mean)
         self.label_of_row.copy_(label_of_row)
 
+    def has_directions(self, directions: Tensor, mean: Tensor, label_of_row: Tensor) -> bool:
+        """Whether these are the arguments of `set_directions`, but for rounding to fp16."""
+        given = (directions, mean, label_of_row)
+        own = (self.directions, self.mean, self.label_of_row)
+        return all(
+            a.shape == b.shape and torch.allclose(a.float(), b.float().cpu(), atol=1e-3)
+            for a, b in zip(given, own, strict=True)
+        )
+
     def forward(self, clip: Tensor) -> Tensor:
         """Scores of embeddings of unit norm."""
         projected = (clip.float() - self.mean.float()) @ self.directions.float().t()

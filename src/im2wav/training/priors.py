@@ -1,5 +1,6 @@
 """LightningModules of the priors."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from im2wav.data.pairs import CLASSES_FILE
 from im2wav.data.windows import Batch
 from im2wav.decoding.sampler import SamplingOptions, item_seed
 from im2wav.prior import CodePrior, Conditions, Timing
 from im2wav.training.module import NetModule, eager_eval_mode, training_flops
+
+log = logging.getLogger(__name__)
 
 
 class PriorModule(NetModule):
@@ -68,14 +72,23 @@ class PriorModule(NetModule):
         self.codec_sha256: str | None = None
 
     def setup(self, stage: str) -> None:
-        """Set the directions of class scores to those of the data, unless they were loaded.
+        """Set the directions of class scores to those of the data, unless they were loaded; warn where those differ.
 
         Raises:
             ValueError: the data have none, or other classes.
         """
-        scores = self.net.conditioner.class_scores
-        if scores is not None and not scores.directions.any() and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            scores.set_directions(**self.trainer.datamodule.folder.class_directions())  # type: ignore[attr-defined]
+        scores, data = self.net.conditioner.class_scores, self.trainer.datamodule  # type: ignore[attr-defined]
+        if scores is None or data is None:
+            return
+        path = data.folder.root / CLASSES_FILE
+        if not scores.directions.any():
+            scores.set_directions(**data.folder.class_directions())
+        elif path.is_file() and not scores.has_directions(**data.folder.class_directions()):
+            log.warning(
+                "the loaded weights read labels from images by directions that differ from those of %s, and keep their "
+                "own; for those of the data, begin without these weights",
+                path,
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the hash of the codec of this prior."""
