@@ -59,6 +59,6 @@ done
 
 # the decoder once more, on what the priors generate
 train experiment=starter/decoder data.root="$out/few" data.crop=start sizes.low_codebooks=4 model.net.noise_bands=12 \
-    ckpt_path="$out/wide/codec.safetensors" trainer.max_steps=2400 run_name=final
+    ckpt_path="$out/wide/codec.safetensors" trainer.max_steps=4400 run_name=final
 
 python -m im2wav.convert run="$out/runs/final" out="$out/model" dtype=fp16 license=cc-by-sa-4.0

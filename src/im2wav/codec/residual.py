@@ -188,7 +188,7 @@ class SpectralDecoder(nn.Module):
         spectrum, share = self.spectrum(latents)
         if share is None or noise is None:
             return waveform(spectrum)
-        # small shares are left out: a little noise in a tone is heard, a little less in noise is not
+        # small shares are left out: a little noise makes tones rough, a little less does not change noise
         audible = ((share.detach() - SMALL_SHARE) / (1 - SMALL_SHARE)).clamp_min(0.0)
         wav = waveform(with_noise(spectrum, audible, noise))
         return wav if other is None else (wav, waveform(with_noise(spectrum.detach(), share, other)))
