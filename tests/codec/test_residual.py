@@ -8,7 +8,7 @@ from im2wav.codec.codec import BlockDecoder, decode_wave
 from im2wav.codec.discriminator import Discriminator
 from im2wav.codec.losses import Bandwidth, SpectralLoss, texture_distance
 from im2wav.codec.quantizer import k_means
-from im2wav.codec.residual import HOP, band_filters, code_noise, spectra, waveform, with_noise
+from im2wav.codec.spectra import HOP, band_filters, code_noise, spectra, waveform, with_noise
 
 SIZES = {"codebook_size": 32, "codebooks": 4, "latent": 12, "encoder_width": 16, "encoder_depth": 1}
 

@@ -142,7 +142,8 @@ def texture_distance(target: Tensor, output: Tensor, sample_rate: int, least: fl
     """Mean absolute difference of the log spectral flatness of audio [B, 1, N] in cells of a mel band and 140 ms.
 
     Flatness is the geometric mean of the power divided by its arithmetic mean. Noise has about 0.56, tones less in long
-    windows, clicks less in short ones; it does not depend on which noise it is, as distances of spectra do.
+    windows, clicks less in short ones; it does not depend on which noise it is, as distances of spectra do. Source:
+    Gray and Markel 1974.
     """
     distances = []
     for n_fft, hop in FLATNESS:
