@@ -185,6 +185,7 @@ def test_a_video(page, tmp_path):
 def test_a_photo_of_the_camera(page):
     page.click('#photo button[aria-label="Capture from camera"]')
     page.click('#photo [title="grant webcam access"]')
+    page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")  # a busy machine starts it late
     page.click('#photo button[aria-label="capture photo"]')
     page.wait_for_selector("#photo img")
     generate(page)
