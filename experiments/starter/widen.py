@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from im2wav.codec import ResidualCodec
+
 NOISE_BANDS = 12
 STD = 0.02  # of untrained weights; embeddings of the heads have 0.1, as in `im2wav.prior.depth`
 
@@ -50,8 +52,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     about, state = read(codec)
     about["config"] |= {"low_codebooks": number, "noise_bands": NOISE_BANDS}
-    state["decoder.share.weight"] = torch.zeros(NOISE_BANDS, about["config"]["decoder_width"])
-    state["decoder.share.bias"] = torch.full((NOISE_BANDS,), -1.0)
+    untrained = ResidualCodec(**{name: value for name, value in about["config"].items() if name != "_target_"})
+    state |= {name: value for name, value in untrained.state_dict().items() if name.startswith("decoder.share.")}
     save_file(state, out / "codec.safetensors", {"im2wav": json.dumps(about)})
     about, state = read(low)
     widen_prior(state, about["config"]["codebooks"], number, about["config"]["codebook_size"])

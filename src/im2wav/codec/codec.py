@@ -73,7 +73,7 @@ class CodecOutput:
     codes: dict[str, Tensor]  # [B, N / hop], of residual codecs [B, N / hop, codebooks]
     commit_loss: dict[str, Tensor]
     metrics: dict[str, dict[str, Tensor]]
-    noisy: dict[str, Tensor] = field(default_factory=dict)  # the same, gradients reach the shares of noise only
+    noisy: dict[str, Tensor] = field(default_factory=dict)  # with other noise, to learn its shares from
 
 
 class Reach(NamedTuple):

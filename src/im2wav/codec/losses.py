@@ -122,7 +122,7 @@ class CodecLoss:
 # (n_fft, hop, window) in samples, number of mel bands
 MEL_SPECTRAL = (((2048, 512, 2048), 160), ((1024, 256, 1024), 80), ((512, 128, 512), 40), ((256, 64, 256), 20))
 FLATNESS = ((2048, 320), (256, 64))  # (n_fft, hop)
-FLATNESS_BANDS = 12
+FLATNESS_BANDS, FLATNESS_CELL, FLATNESS_STEP = 12, 2240, 320  # mel bands; samples of a cell, and between cells
 
 
 @lru_cache
@@ -148,12 +148,12 @@ def texture_distance(target: Tensor, output: Tensor, sample_rate: int, least: fl
     distances = []
     for n_fft, hop in FLATNESS:
         filters = torch.from_numpy(mel_filters(n_fft, FLATNESS_BANDS, sample_rate)).to(target)
-        filters, cell = filters / filters.sum(0), 2240 // hop
+        filters, cell, step = filters / filters.sum(0), FLATNESS_CELL // hop, FLATNESS_STEP // hop
         flatness = []
         for wav in (target, output.float()):
             power = magnitude(wav, n_fft, hop, n_fft).square().transpose(1, 2) + least**2
             means = torch.cat([power @ filters, power.log() @ filters], 2).transpose(1, 2)
-            means = F.avg_pool1d(means, cell, 320 // hop, cell // 2, count_include_pad=False)
+            means = F.avg_pool1d(means, cell, step, cell // 2, count_include_pad=False)
             arithmetic, geometric = means.chunk(2, 1)
             flatness.append(geometric - arithmetic.log())
         distances.append((flatness[0] - flatness[1]).abs().mean())
