@@ -1,6 +1,7 @@
 import csv
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from im2wav.system import SIGNALS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once instead of retrying without a network
 os.environ["WANDB_SILENT"] = "true"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so: tests interrupt commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
@@ -71,7 +74,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def command(verb: str, *arguments: str) -> int:
     """Call an entry as the shell does, in this process: its exit code."""
     import importlib
-    import signal
 
     from hydra.core.global_hydra import GlobalHydra
 
