@@ -1,10 +1,15 @@
 """Small networks, data and encoders that several test files use."""
 
 import csv
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -168,3 +173,38 @@ class PeakMemory:
                 ours |= more
             self.largest = max([self.largest, *(sizes[child] for child in ours - {os.getpid()})])
             self.total = max(self.total, sum(sizes[process] for process in ours))
+
+
+PROCESS_ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "training"), *sys.path]),
+}
+
+
+def run_on_two(runs: list[list[str]], attempts: int = 2) -> None:
+    """Make training runs one after the other on two processes.
+
+    A process that libraries have crashed ("malloc(): unaligned tcache chunk detected" was seen once) starts again, with
+    a warning that says where it happened.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    script = [sys.executable, str(Path(__file__).parent / "training/train_runs.py"), json.dumps(runs)]
+    processes = [
+        subprocess.Popen(
+            script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**PROCESS_ENVIRONMENT, **group, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    if attempts > 1 and {-signal.SIGABRT, -signal.SIGSEGV} & {*codes}:
+        warnings.warn(f"exit codes {codes}, starting again:\n" + "\n".join(x[-3000:] for x in outputs), stacklevel=1)
+        run_on_two(runs, attempts - 1)
+        return
+    for code, output in zip(codes, outputs, strict=True):
+        assert code == 0, output[-3000:]

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from conftest import ASSETS, TINY, command, config, logged_values
+from helpers import run_on_two
 from im2wav import Im2Wav
 from im2wav.checkpoint import load, load_net, save
 from im2wav.cli import instantiate
@@ -167,16 +166,18 @@ def test_presets_have_the_sizes_that_they_say(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # six trainings, three of them of two processes
 def test_two_processes_train_as_one_does(pairs, run, tmp_path):
-    codec = f"codec={run / 'vqvae' / 'last.ckpt'}"
+    runs = []
     for kind in ("vqvae", "low_prior", "up_prior"):
-        common = [codec, "data.global_batch_size=4", "data.batch_size=5", "callbacks.progress=null"]
+        common = [f"codec={run / 'vqvae' / 'last.ckpt'}", "data.global_batch_size=4", "data.batch_size=5"]
         common += ["data.windows_per_epoch=20", "trainer.max_steps=5", "trainer.precision=32-true"]
+        common += ["callbacks.progress=null"]
         common += [] if kind == "vqvae" else ["model.net.conditioning.map_dropout=0"]  # drawn for each device
         train(residual_config(kind, pairs, tmp_path / "one" / kind, *common))
-        call = [sys.executable, "-m", "im2wav.train", f"model={kind}", f"data.root={pairs}", *FAMILY, *common]
-        call += ["trainer.devices=2", "trainer.strategy=ddp", f"paths.runs={tmp_path}", "run_name=two"]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        out = tmp_path / "two" / kind
+        two = ["trainer.devices=2", "trainer.strategy=ddp", f"paths.runs={out}", f"paths.output={out}"]
+        runs.append([f"model={kind}", f"data.root={pairs}", *FAMILY, *common, *two])
+    run_on_two(runs)
+    for kind in ("vqvae", "low_prior", "up_prior"):
         one, two = (torch.tensor(logged_values(tmp_path / name / kind)) for name in ("one", "two"))
         assert len(one) == 5
         torch.testing.assert_close(two, one, rtol=0, atol=1e-4)

@@ -9,11 +9,12 @@ import soundfile
 import torch
 
 from conftest import ASSETS, command, write_mp4
+from cuda.training import WINDOW
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.slow]
 PHOTO = ASSETS / "images" / "bird_02.jpg"
 OTHER = ASSETS / "images" / "cat_03.jpg"
-WAV = torch.randn(2048, generator=torch.Generator().manual_seed(0)) * 0.1
+WAV = torch.randn(WINDOW, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ def assert_same(found, expected) -> None:
     "request_of",
     [
         {},
-        {"seconds": 0.3},
+        {"seconds": 0.15},
         {"negative": OTHER},
-        {"continue_from": WAV, "seconds": 0.25},
+        {"continue_from": WAV, "seconds": 0.125},
         {"num_drafts": 3},
         {"top_k": 5, "temperature": 0.9},
     ],
@@ -69,14 +70,14 @@ def test_generation_in_fp32_gives_the_codes_of_the_cpu(machine, card_runs, cpu_m
 
 
 def test_inpainting_gives_the_codes_of_the_cpu(machine, card_runs, cpu_model):
-    options = {"inpaint": cpu_model.generate(PHOTO, seed=1, seconds=0.3), "inpaint_interval": [0.1, 0.2], "seed": 2}
+    options = {"inpaint": cpu_model.generate(PHOTO, seed=1, seconds=0.15), "inpaint_interval": [0.05, 0.1], "seed": 2}
     assert_same(on(card_runs, "cuda").generate(OTHER, **options), cpu_model.generate(OTHER, **options))
 
 
 def test_streaming_gives_the_samples_of_generate(machine, card_runs):
     model = on(card_runs, "cuda")
-    streamed = torch.cat(list(model.stream(PHOTO, seed=1, seconds=0.3)))
-    torch.testing.assert_close(streamed, model.generate(PHOTO, seed=1, seconds=0.3).wav, rtol=0, atol=1e-5)
+    streamed = torch.cat(list(model.stream(PHOTO, seed=1, seconds=0.15)))
+    torch.testing.assert_close(streamed, model.generate(PHOTO, seed=1, seconds=0.15).wav, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
@@ -111,30 +112,30 @@ def test_memory_is_freed_with_the_model_without_garbage_collection(machine, card
 def test_sample_a_photo(sample):
     files = sample(f"input={PHOTO}", "num_samples=2")
     assert [path.name for path in files["up"]] == ["bird_02_00.wav", "bird_02_01.wav"]
-    assert soundfile.info(files["up"][0]).frames == 2048
+    assert soundfile.info(files["up"][0]).frames == WINDOW
 
 
 def test_sample_a_video(sample, tmp_path):
-    files = sample(f"input={write_mp4(tmp_path / 'clip.mp4', seconds=0.5, audio=False)}")
-    assert abs(soundfile.info(files["up"][0]).frames - 8000) < 500
+    files = sample(f"input={write_mp4(tmp_path / 'clip.mp4', seconds=0.2, audio=False)}")
+    assert abs(soundfile.info(files["up"][0]).frames - 3200) < 500
 
 
 def test_sample_drafts(sample):
-    files = sample(f"input={PHOTO}", "num_drafts=3", "keep=1", "seconds=0.3")
+    files = sample(f"input={PHOTO}", "num_drafts=3", "keep=1", "seconds=0.15")
     assert (len(files["low"]), len(files["up"])) == (3, 1)
 
 
 def test_sample_inpainting_keeps_the_length(sample, tmp_path):
     original = tmp_path / "original.wav"
     soundfile.write(original, WAV.repeat(3).numpy(), 16000)
-    (path,) = sample(f"input={PHOTO}", f"inpaint={original}", "inpaint_interval=[0.1,0.2]")["up"]
-    assert soundfile.info(path).frames == 3 * 2048
+    (path,) = sample(f"input={PHOTO}", f"inpaint={original}", "inpaint_interval=[0.05,0.1]")["up"]
+    assert soundfile.info(path).frames == 3 * WINDOW
 
 
 def test_sample_a_continuation(sample, tmp_path):
     soundfile.write(tmp_path / "prompt.wav", WAV.numpy(), 16000)
-    (path,) = sample(f"input={PHOTO}", f"continue_from={tmp_path / 'prompt.wav'}", "seconds=0.3")["up"]
-    assert soundfile.info(path).frames == 4800
+    (path,) = sample(f"input={PHOTO}", f"continue_from={tmp_path / 'prompt.wav'}", "seconds=0.15")["up"]
+    assert soundfile.info(path).frames == 2400
 
 
 def test_sample_a_pairs_folder_on_device_0(sample, pairs):
@@ -163,7 +164,7 @@ def test_embed(machine, tmp_path):
 def test_tokenize(machine, card_runs, pairs, tmp_path):
     root = shutil.copytree(pairs, tmp_path / "pairs")
     codec = f"codec={card_runs.folder}/base/vqvae/last.ckpt"
-    assert command("tokenize", f"data.root={root}", codec, "data.num_samples=2048", "data.num_workers=0") == 0
+    assert command("tokenize", f"data.root={root}", codec, f"data.num_samples={WINDOW}", "data.num_workers=0") == 0
     assert machine.operations["convolution"], "no sound was encoded on the card"
 
 

@@ -12,10 +12,11 @@ from conftest import TINY_NET, TINY_ON_ANY_TRAINER, config
 from cuda.state import machine
 
 MODELS = ("vqvae", "low_prior", "up_prior")
+WINDOW = 1792  # samples: 56 low codes and 224 up codes; `evaluate` needs 0.1 s
 COMMON = [
     *TINY_ON_ANY_TRAINER,
     "trainer.log_every_n_steps=50",  # Lightning's default: steps that log synchronise more often
-    "data.num_samples=2048",
+    f"data.num_samples={WINDOW}",
     "data.batch_size=2",
     "data.windows_per_epoch=100",
     "trainer.limit_val_batches=1",
