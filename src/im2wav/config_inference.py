@@ -81,8 +81,11 @@ class Sample(GenerationModel, SampleFiles):
         unit="seconds",
         above=0,
     )
-    overlap: float = option(
-        0.5, "overlap of successive windows as a fraction of a window, for audio longer than a window; < 1", minimum=0
+    overlap: float | None = option(
+        None,
+        "overlap of successive windows as a fraction of a window, for audio longer than a window; < 1; 0: independent "
+        "windows; null: what the model recommends, otherwise 0.5",
+        minimum=0,
     )
     seed: int = seed_option("the audio; each file depends only on the seed, the name of its input and its number")
     num_samples: int = option(1, "number of audio files for each input", minimum=1)

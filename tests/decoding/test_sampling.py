@@ -37,6 +37,12 @@ def test_the_up_prior_can_have_its_own_temperature():
         SamplingOptions(up_temperature=-1)
 
 
+@pytest.mark.parametrize("overlap", [1.0, -0.1])
+def test_windows_cannot_overlap_wholly_or_negatively(overlap):
+    with pytest.raises(ValueError, match=f"overlap={overlap}: expected a fraction >= 0 and < 1"):
+        SamplingOptions(overlap=overlap)
+
+
 def test_a_low_temperature_sharpens():
     logits = torch.tensor([[1.0, 0.0]]).repeat(1000, 1)
     uniform = torch.linspace(0, 0.999, 1000, dtype=torch.float64)

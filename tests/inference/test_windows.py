@@ -68,7 +68,7 @@ def test_each_window_continues_the_codes_before_it(networks):
         {"clip_dim": 4, "map_width": 4, "guidance": True},
     ).eval()
     image = clip(1)
-    buffer = CodeBuffer(replace(networks, low=low), Request(image, 1, samples=80 * 32, overlap=0.5))
+    buffer = CodeBuffer(replace(networks, low=low), Request(image, 1, samples=80 * 32))
     draw_level([buffer], "low", 1)
     codes, uniform, conditions = buffer.codes["low"], buffer.uniform["low"], Conditions(image.embeddings[None])
     for start in (0, 16, 32, 48):  # the new codes of a window follow from its logits and random numbers
@@ -137,9 +137,9 @@ def test_decoding_in_blocks_equals_decoding_at_once(networks, level):
     assert [len(list(decoder.push(codes, n))) for n in (100, 100 + reach.after, 500, 700)] == [0, 1, 3, 3]
 
 
-@pytest.mark.parametrize(("samples", "overlap"), [(300, 0.5), (1024, 0.5), (18_000, 0.3)])
+@pytest.mark.parametrize(("samples", "overlap"), [(300, 0.5), (1024, 0.5), (18_000, 0.3), (18_000, 0.0)])
 def test_streamed_audio_equals_generated_audio(networks, samples, overlap):
-    request = Request(clip(), 5, samples=samples, overlap=overlap)
+    request = Request(clip(), 5, samples=samples, sampling=SamplingOptions(overlap=overlap))
     whole = generate_one(networks, request)
     drawn, before = [], []
     buffer = CodeBuffer(networks, request)
@@ -240,8 +240,6 @@ def test_guidance_away_from_a_negative_image(networks):
     ("options", "message"),
     [
         ({"samples": 0}, "0 samples of audio"),
-        ({"overlap": 1.0}, "overlap=1.0"),
-        ({"overlap": -0.1}, "overlap=-0.1"),
         ({"inpaint_interval": (0, 100)}, "needs the audio: set inpaint=AUDIO"),
     ],
 )
@@ -262,7 +260,7 @@ def test_independent_windows_share_a_batch(networks, monkeypatch):
 
     def buffers():
         return [
-            CodeBuffer(networks, Request(clip(1, seed=s), s, samples=n * 1024, overlap=0.0))
+            CodeBuffer(networks, Request(clip(1, seed=s), s, samples=n * 1024, sampling=SamplingOptions(overlap=0.0)))
             for s, n in enumerate((5, 5, 5, 2))
         ]
 

@@ -26,6 +26,8 @@ class SamplingOptions:
         up_condition: image embedding of the up prior in audio longer than a window: the mean over the frames of the
             `window`, as in training; or of the whole `video`, in every window, as in Im2Wav.
         passes: parallel passes for each codebook of the up level, in models that have several.
+        overlap: fraction of a window that repeats the one before, in audio longer than a window; < 1. 0: windows are
+            drawn independently, for priors that were trained on the beginnings of recordings only.
 
     Raises:
         ValueError: a value out of range, or top_k and top_p together.
@@ -39,8 +41,11 @@ class SamplingOptions:
     up_condition: str = "window"
     passes: int = 2
     up_temperature: float | None = None
+    overlap: float = 0.5
 
     def __post_init__(self):
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap={self.overlap}: expected a fraction >= 0 and < 1")
         if self.passes < 1:
             raise ValueError(f"passes={self.passes}: expected 1 or more")
         if self.up_condition not in ("window", "video"):

@@ -130,12 +130,11 @@ class Im2Wav(HubModel):
             seed: same seed, same audio.
             num_drafts: drafts to generate; with more than 1, the one that the image explains best is refined.
             progress: show a progress bar.
-            options: `seconds`: length; that of the video, else one window, if None. `overlap`: fraction of a window
-                that repeats the one before, for audio longer than a window. `negative`, `negative_text`: a photo or a
-                text that guidance moves away from. `continue_from`: an audio prompt, as a file or samples [N] at the
-                model's sample rate. `inpaint`, `inpaint_interval`: audio (from `generate`, or a file), and the
-                interval in seconds to generate again. And `guidance_scale`, `negative_scale`, `temperature`, `top_k`,
-                `top_p`, `up_condition`: see `SamplingOptions`.
+            options: `seconds`: length; that of the video, else one window, if None. `negative`, `negative_text`: a
+                photo or a text that guidance moves away from. `continue_from`: an audio prompt, as a file or samples
+                [N] at the model's sample rate. `inpaint`, `inpaint_interval`: audio (from `generate`, or a file), and
+                the interval in seconds to generate again. And `guidance_scale`, `temperature`, `overlap` and all
+                others of `SamplingOptions`; the model recommends some.
 
         Raises:
             ValueError: not exactly one input, options out of range, or drafts of a low prior without guidance.

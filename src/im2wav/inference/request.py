@@ -37,8 +37,7 @@ class Request:
         seed: same seed, same audio.
         number: of the audio among those of its input.
         samples: length of the audio; None for that of the input, else one window of the priors.
-        overlap: fraction of a window that repeats the one before, for audio longer than a window.
-        sampling: guidance, temperature, filters.
+        sampling: guidance, temperature, filters, overlap of windows.
         recording: length in samples of the recordings that the low prior was trained on, which it is conditioned on;
             by default that of VGGSound.
         sample_rate: Hz.
@@ -54,7 +53,6 @@ class Request:
     seed: int = 0
     number: int = 0
     samples: int | None = None
-    overlap: float = 0.5
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     recording: int = 160_000
     sample_rate: int = 16000
@@ -63,8 +61,6 @@ class Request:
     inpaint_interval: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap={self.overlap}: expected a fraction >= 0 and < 1")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"{self.samples} samples of audio: expected 1 or more")
         if self.inpaint_interval is not None and self.known_codes is None:
@@ -97,7 +93,6 @@ class Request:
         """
         later = {"up_condition": "window", "passes": 2, "up_temperature": None}  # of older versions: as without them
         settings: dict[str, Any] = {k: v for k, v in asdict(self.sampling).items() if later.get(k) != v}
-        settings["overlap"] = self.overlap
         if self.negative is not None:
             settings["negative_sha256"] = self.negative.sha256
         if self.known_codes is not None:
@@ -114,7 +109,6 @@ def make_request(
     sampling: SamplingOptions,
     *,
     seconds: float | None = None,
-    overlap: float = 0.5,
     negative: ImageSource | None = None,
     negative_text: str | None = None,
     continue_from: str | Path | Tensor | None = None,
@@ -142,7 +136,7 @@ def make_request(
                 "a negative input needs guidance, but this low prior was trained without (condition_dropout=0)"
             )
     samples = None if seconds is None else round(seconds * rate)
-    request = Request(item, 0, 0, samples, overlap, sampling, model.recording, rate, away)
+    request = Request(item, 0, 0, samples, sampling, model.recording, rate, away)
     if continue_from is not None:
         wav = continue_from if isinstance(continue_from, Tensor) else read_audio(continue_from, rate)
         try:
@@ -231,12 +225,14 @@ class CodeBuffer:
         hops, ratio, context = networks.codec.hop_lengths, networks.ratio, networks.low.context_length
         self.lengths = {level: -(-self.samples // hops[level]) for level in LEVELS}
         total = max(context, self.lengths["low"])
+        if request.sampling.overlap == 0:  # whole windows: the last one does not begin with codes of the one before
+            total = -(-total // context) * context
         totals = {"low": total, "up": total * ratio}
         shapes, device = networks.codec.code_shapes, networks.device
         self.codes = {k: torch.zeros(n, *shapes[k], dtype=torch.long, device=device) for k, n in totals.items()}
         self.is_given = {k: torch.zeros(n, dtype=torch.bool) for k, n in totals.items()}
         self.uniform = {k: uniforms([request.seed], n, k, device, shapes[k])[0] for k, n in totals.items()}
-        hop = max(1, int((1 - request.overlap) * context))
+        hop = max(1, int((1 - request.sampling.overlap) * context))
         low = self._intervals(total)
         up = [(a * ratio, min(b * ratio, self.lengths["up"])) for a, b in low]
         self.plan = {
