@@ -55,9 +55,9 @@ TINY_NET = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need ../shared, and skip those that need a real GPU where there is none.
 
-    Files of `tests/training` take longest and come first, so that the workers of pytest-xdist end together.
+    `tests/training` and the notebooks take longest and come first, so that the workers of pytest-xdist end together.
     """
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    items.sort(key=lambda item: {"training", "notebooks"}.isdisjoint(item.path.parts))
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
