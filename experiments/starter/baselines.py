@@ -23,7 +23,10 @@ from im2wav.data.pairs import CLASSES_FILE, PairsFolder
 from im2wav.data.windows import extend_wav
 from im2wav.evaluation.imagehear import find_imagehear_images, image_classes, images_per_class
 
-OTHER_NAMES = {"police": "police_siren"}
+
+def training_label(name: str) -> str:
+    """The label of the training recordings of an ImageHear class."""
+    return {"police": "police_siren"}.get(name.lower(), name.lower())
 
 
 @torch.inference_mode()
@@ -49,7 +52,7 @@ def main() -> None:
     for kind in ("true", "true_codec", "read"):
         (given.out / kind).mkdir(parents=True, exist_ok=True)
     for name, count in counts.items():
-        true = OTHER_NAMES.get(classes[name].lower(), classes[name].lower())
+        true = training_label(classes[name])
         read = labels[int(scores(model.encoder.encode([Image.open(images[name])]))[0].argmax())]
         right += read == true
         for number in range(count):

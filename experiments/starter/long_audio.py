@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from baselines import training_label
 
 from im2wav import Im2Wav
 from im2wav.evaluation.imagehear import class_groups, class_names
@@ -21,7 +22,6 @@ from im2wav.inference.inputs import Input
 from im2wav.inference.request import CodeBuffer, Request
 from im2wav.prepare.pseudo_embeddings import PseudoEmbeddings, read_classes
 
-OTHER_NAMES = {"police": "police_siren"}
 WINDOWS = 4
 
 
@@ -33,13 +33,13 @@ def main() -> None:
     given = parser.parse_args()
     model, tagger = Im2Wav.from_pretrained(device="cpu"), Yamnet()
     embeddings = PseudoEmbeddings(model.encoder, read_classes(str(Path(__file__).with_name("classes.yaml"))))
-    labels, groups, size = class_names(), class_groups(tagger.labels), model.networks.window
+    labels = [training_label(name) for name in class_names()]
+    groups, size = class_groups(tagger.labels), model.networks.window
     for overlap in given.overlaps:
         right = torch.zeros(WINDOWS, dtype=torch.float64)
         for number in range(given.sounds):
             buffers = []
-            for place, name in enumerate(labels):
-                label = OTHER_NAMES.get(name.lower(), name.lower())
+            for place, label in enumerate(labels):
                 item = Input(label, "image", embeddings=embeddings(label, f"{label}_{number}"))
                 seed, sampling = 1000 * number + place, model.sampling({"overlap": overlap})
                 request = Request(item, seed=seed, samples=WINDOWS * size, sampling=sampling, recording=model.recording)

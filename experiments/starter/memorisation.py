@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from augment import changed
+from baselines import training_label
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,8 +37,6 @@ from im2wav.inference.api import Runner
 from im2wav.inference.inputs import Input
 from im2wav.inference.request import make_request
 from im2wav.report.plots import log_mel
-
-OTHER_NAMES = {"police": "police_siren"}
 
 
 class TrainingCodes:
@@ -95,7 +94,7 @@ def main() -> None:
     rate, training = model.sample_rate, TrainingCodes(folder, codec, model.networks.window)
     for name in ("generated", "reference"):
         (given.out / name).mkdir(parents=True, exist_ok=True)
-    names = [OTHER_NAMES.get(name.lower(), name.lower()) for name in class_names()][: given.labels]
+    names = [training_label(name) for name in class_names()][: given.labels]
     figures, labels = [], []
     for name in names:
         pairs = [pair for pair in folder.pairs if pair.label == name]

@@ -1,6 +1,5 @@
 """Sweeps at tiny size, through the real command."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO, TINY, TINY_NET, command, logged_values
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+from helpers import PROCESS_ENVIRONMENT
 
 
 def arguments(pairs, runs, *overrides) -> list[str]:
@@ -48,7 +46,7 @@ def test_several_devices_inside_a_launcher_are_rejected(pairs, tmp_path, launche
     overrides = [o.removeprefix("+") for o in overrides]
     run = subprocess.run(
         [sys.executable, "-m", "im2wav.train", *arguments(pairs, tmp_path, *overrides)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=200,
+        capture_output=True, text=True, env=PROCESS_ENVIRONMENT, check=False, timeout=200,
     )  # fmt: skip
     assert run.returncode != 0
     said = run.stderr + "".join(p.read_text() for p in Path(tmp_path).rglob("*_log.err"))
@@ -62,7 +60,7 @@ def test_ray_makes_one_run_for_each_combination(pairs, tmp_path):
     overrides = ["seed=0,1", "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "-m"]
     run = subprocess.run(
         [sys.executable, "-m", "im2wav.train", *arguments(pairs, tmp_path, *overrides)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=200,
+        capture_output=True, text=True, env=PROCESS_ENVIRONMENT, check=False, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     (folder,) = (tmp_path / "base/sweeps").iterdir()
@@ -88,7 +86,7 @@ def test_the_wandb_agent_runs_the_real_entry(pairs, trained, tmp_path):
     tiny += [f"codec={trained}/base/vqvae/last.ckpt", "callbacks.progress=null"]  # behind the file's own: they win
     agent = {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "point1", "WANDB_DIR": str(tmp_path)}
     run = subprocess.run(
-        [*line, *tiny], capture_output=True, text=True, env=ENVIRONMENT | agent, check=False, timeout=200
+        [*line, *tiny], capture_output=True, text=True, env=PROCESS_ENVIRONMENT | agent, check=False, timeout=200
     )
     assert run.returncode == 0, run.stderr[-3000:]
     out = tmp_path / "wandb_sweep/point1/low_prior"

@@ -178,9 +178,14 @@ def read_numbers(cfg: DictConfig) -> range:
     return range(cfg.num_drafts or cfg.num_samples)
 
 
+def sampling_options(cfg: DictConfig) -> dict[str, Any]:
+    """The values of `SamplingOptions` in the config; None leaves a value to the model."""
+    return {**given_sampling(cfg.sampler), "overlap": cfg.overlap}
+
+
 def make_template(cfg: DictConfig, model: Im2Wav, job: Job) -> Request:
     """The request that all inputs of a job share."""
-    sampling = model.sampling({**given_sampling(cfg.sampler), "overlap": cfg.overlap, **job.sampling})
+    sampling = model.sampling({**sampling_options(cfg), **job.sampling})
     options = {name: cfg[name] for name in ("seconds", "continue_from", "inpaint", "inpaint_interval")}
     options |= {"negative": cfg.negative.image, "negative_text": cfg.negative.text, **job.options}
     seed = options.pop("seed", cfg.seed)
@@ -233,8 +238,7 @@ def generate_files(cfg: DictConfig, build: Build, jobs: Sequence[Job]) -> list[d
     Raises:
         ValueError: options out of range, or more than `max_failed` of the inputs cannot be read.
     """
-    given = given_sampling(cfg.sampler)
-    SamplingOptions().updated({**given, "overlap": cfg.overlap})  # rejects wrong values before anything is loaded
+    SamplingOptions().updated(sampling_options(cfg))  # rejects wrong values before anything is loaded
     audio, with_photos = ("wav", True) if cfg.format == "mp4" else (cfg.format, cfg.mux is True)
     videos = ("video", "photo") if with_photos else ("video",) if cfg.mux else ()
     loudness = None if cfg.loudness is None else (cfg.loudness, cfg.peak_limit)
